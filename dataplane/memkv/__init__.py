@@ -1,0 +1,1 @@
+"""MemKV: distributed flash memory for the KV cache of LLM inference."""

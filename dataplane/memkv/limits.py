@@ -1,0 +1,52 @@
+"""Every limit has a name, a unit and a reason. Relations between them are asserted at import."""
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+# --- keys and blocks -------------------------------------------------------------------------
+USER_KEY_BYTES_MAX = 512  # engines' keys are hashes or short paths; longer ones are a caller's bug
+TENANT_SALT_BYTES_MAX = 64  # BLAKE2b takes keys of at most 64 bytes
+TENANT_NAME_BYTES_MAX = 253  # a Kubernetes namespace or DNS name fits
+BLOCK_ID_BYTES = 32
+TENANT_TAG_BYTES = 16
+ROOT_BYTES = 16
+CHUNK_BYTES = 256 * KIB  # one checksum each: a range of a block checks little more than it reads
+CHUNKS_PER_BLOCK_MAX = 64  # 64 sums of 8 bytes fit the 4 KiB record header
+BLOCK_BYTES_MAX = CHUNK_BYTES * CHUNKS_PER_BLOCK_MAX  # 16 MiB
+SLOTS_DEFAULT = 4096
+SLOTS_MAX = 65536  # a slot is 16 bits in the index
+
+# --- wire ------------------------------------------------------------------------------------
+FRAME_HEADER_BYTES = 64
+ITEMS_PER_FRAME_MAX = 1024  # one EXISTS of a 512k-token prompt in blocks of 512 tokens
+RANGES_PER_ITEM_MAX = 256  # layers of the deepest models
+FRAME_BODY_BYTES_MAX = 1 * MIB  # largest body: GET_RANGES of many items; bounds memory per session
+HANDSHAKE_TIMEOUT_MS = 5_000  # a connection that says nothing is closed
+SEND_STALL_MS = 10_000  # a client that stops reading holds a pool thread no longer than this
+LANES_PER_SESSION_MAX = 8  # 2 bulk + 1 express by default; more do not help one TCP client
+SESSIONS_MAX = 4096  # control connections a worker keeps; a session is about 20 KiB of memory
+SMALL_PAYLOAD_BYTES_MAX = 64 * KIB  # goes over the express lane so that bulk never delays it
+
+# --- store -----------------------------------------------------------------------------------
+SECTOR_BYTES = 4 * KIB  # O_DIRECT alignment and the size of a record header
+SEGMENT_BYTES_MAX = 256 * MIB
+SEGMENTS_PER_STORE_MIN = 64  # segment = min(256 MiB, capacity / 64)
+SPARE_SEGMENTS = 2  # one being opened, one for re-appends while reclaim runs
+REAPPEND_FRACTION_MAX = 0.30  # of host writes: bounds write amplification at 1.3
+PINNED_FRACTION_MAX = 0.25  # of a tenant's quota: pins must never stop eviction
+DEVICE_QUEUE_DEPTH = 32  # fio's bandwidth is flat above 16 on the drives tried
+
+# --- deadlines -------------------------------------------------------------------------------
+DEADLINE_MS_DEFAULT = 2_000
+FENCE_BUDGET_MS = 250  # after a deadline, for closing a lane and taking its buffer back
+MAP_BOOTSTRAP_TIMEOUT_MS = 2_000  # a model's start never waits longer for the first map
+BREAKER_FAILURES = 3  # consecutive failures of a worker before calls stop trying it
+RECONNECT_BACKOFF_MS_MIN = 100
+RECONNECT_BACKOFF_MS_MAX = 2_000  # re-attach stays under 5 s after a node is back
+
+assert BLOCK_BYTES_MAX == 16 * MIB
+assert CHUNK_BYTES % SECTOR_BYTES == 0
+assert SEGMENT_BYTES_MAX % SECTOR_BYTES == 0
+assert ITEMS_PER_FRAME_MAX * 48 <= FRAME_BODY_BYTES_MAX
+assert SMALL_PAYLOAD_BYTES_MAX <= CHUNK_BYTES

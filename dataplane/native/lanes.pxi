@@ -1,0 +1,1 @@
+# lanes: see src/lanes.h

@@ -1,0 +1,1 @@
+# sums: see src/sums.h

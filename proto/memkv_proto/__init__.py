@@ -1,0 +1,1 @@
+"""Protocol definitions of MemKV: .proto sources and their checked-in stubs."""
