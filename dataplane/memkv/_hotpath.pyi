@@ -1,0 +1,153 @@
+"""Types of the native module; `memkv.testing.hotpath_oracle` is its pure-Python twin.
+
+`Buffer` arguments are any contiguous object with the buffer protocol; writable where bytes arrive.
+Functions marked "no GIL" release it for their whole length and hold the buffer until they return.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+from typing_extensions import Buffer
+
+# --- sums.pxi --------------------------------------------------------------------------------
+def xxh3_64(data: Buffer) -> int: ...
+def chunk_sums(data: Buffer) -> bytes:
+    """Return 8 little-endian bytes (xxh3_64) for each 256 KiB chunk. No GIL."""
+
+def block_root(block_id: bytes, tenant_tag: bytes, length: int, sums: bytes) -> bytes:
+    """Return the 16-byte xxh3_128 root that binds sums, id, tenant and length."""
+
+def block_ids(keys: Sequence[str | bytes], salt: bytes) -> bytes:
+    """Return 32 bytes a key: keyed BLAKE2b-256 of the length-prefixed key.
+
+    Raises ValueError naming the index of the first key that is empty or over 512 bytes.
+    """
+
+def slots_of(block_ids: bytes, slots: int) -> bytes:
+    """Return a little-endian u16 slot for each 32-byte id."""
+
+def group_by_owner(slots: bytes, owners: bytes) -> list[tuple[int, bytes]]:
+    """Group key positions by owner: [(owner index, u32 positions little-endian)], owners ascending.
+
+    `owners` is the map's u16 table, one entry a slot. Positions stay in the caller's order.
+    """
+
+def gather(records: bytes, width: int, positions: bytes) -> bytes:
+    """Return records[p] of `width` bytes for each u32 position p."""
+
+def fill_pattern(target: Buffer, seed: int) -> None:
+    """Fill with the content pattern of `seed` (u64): what demo, bench and tests store. No GIL."""
+
+def check_pattern(data: Buffer, seed: int) -> int:
+    """Return -1 when the bytes equal the pattern, else the offset of the first wrong byte. No GIL."""
+
+def copy_memory(target: Buffer, source: Buffer) -> None:
+    """memcpy of equal lengths. No GIL."""
+
+def copy_and_sum(target: Buffer, source: Buffer) -> bytes:
+    """memcpy of equal lengths and chunk_sums of what was copied, chunk by chunk while hot. No GIL."""
+
+def address_of(buffer: Buffer) -> int: ...
+def memory_at(address: int, size_bytes: int) -> memoryview:
+    """View foreign memory, writable. The caller keeps it alive and mapped."""
+
+# --- index.pxi -------------------------------------------------------------------------------
+@final
+class BlockIndex:
+    """Fixed table of blocks: at most 64 bytes a block, sized when made, never rehashed.
+
+    An entry is named by a handle (u32) that stays valid until `remove`. Not thread-safe beyond the
+    GIL: every method is one atomic step.
+    """
+
+    def __init__(self, capacity: int, *, tag_bits: int = 128) -> None:
+        """`capacity` in blocks. `tag_bits` below 128 is for tests that want colliding tags."""
+    capacity: int
+    memory_bytes: int
+    def __len__(self) -> int: ...
+    def find(self, tenant: int, block_id: bytes) -> int:
+        """Return the handle, or -1. Does not look at expiry."""
+    def insert(
+        self, tenant: int, block_id: bytes, slot: int, sector: int, sectors: int, expiry_s: int,
+        depth: int, stamp: int,
+    ) -> int:
+        """Add an entry and return its handle; -1 when the table is full, -2 when present."""
+    def insert_records(self, tenant_of: bytes, records: Buffer, count: int) -> int: ...
+    def remove(self, handle: int) -> None: ...
+    def remove_if_at(self, tenant: int, block_id: bytes, sector: int) -> bool:
+        """Remove the entry only if it still points at `sector` (another put may have replaced it)."""
+    def location(self, handle: int) -> tuple[int, int]:
+        """Return (first sector on the device, sectors with header)."""
+    def relocate(self, handle: int, sector: int) -> None: ...
+    def expiry_s(self, handle: int) -> int: ...
+    def stamp(self, handle: int) -> int: ...
+    def slot(self, handle: int) -> int: ...
+    def tenant(self, handle: int) -> int: ...
+    def depth(self, handle: int) -> int: ...
+    def buffer(self, handle: int) -> int:
+        """Return the DRAM buffer number that holds this block, or -1."""
+    def set_buffer(self, handle: int, buffer: int) -> None: ...
+    def flags(self, handle: int) -> int: ...
+    def set_flags(self, handle: int, flags: int) -> None: ...
+    def touch(self, handle: int, stamp: int) -> None: ...
+    def find_many(self, tenant: int, block_ids: bytes, now_s: int) -> bytes:
+        """Return an i32 handle (or -1: absent or expired) for each id."""
+    def exists_many(self, tenant: int, block_ids: bytes, now_s: int) -> bytes:
+        """Return an i32 of 1 or 0 for each id, as the wire wants it."""
+    def touch_many(self, handles: bytes, stamp: int) -> None:
+        """Stamp handles so that the first (the head of a prefix) is the youngest: tails go first."""
+    def handles_of_slot(self, slot: int) -> bytes:
+        """Return u32 handles of one slot, by a scan of the table."""
+    def remove_sectors(self, first: int, end: int) -> int:
+        """Remove every entry that points into [first, end); return how many. A scan."""
+
+# --- ring.pxi --------------------------------------------------------------------------------
+@final
+class IoRing:
+    """One thread's queue to one file or device: io_uring, or pread/pwrite where that is refused.
+
+    Buffers given to `read` and `write` are held (and must not change) until their token returns
+    from `wait`.
+    """
+
+    def __init__(self, fd: int, depth: int, *, use_io_uring: bool = True) -> None: ...
+    engine: str
+    """"io_uring" or "pread"."""
+    fallback_reason: str
+    """Why io_uring was not used: likely cause and fix; empty when it is."""
+    in_flight: int
+    def register_arena(self, arena: Buffer) -> bool:
+        """Register memory once so that I/O inside it skips page pinning; False when refused."""
+    def read(self, token: int, offset: int, buffers: Sequence[Buffer]) -> None: ...
+    def write(self, token: int, offset: int, buffers: Sequence[Buffer]) -> None: ...
+    def flush(self, token: int) -> None:
+        """fdatasync. Covers writes whose tokens returned before this call, no others."""
+    def discard(self, token: int, offset: int, length: int) -> None: ...
+    def wait(self, min_complete: int, timeout_ms: int) -> list[tuple[int, int]]:
+        """Submit what is queued; return [(token, bytes or -errno)]. No GIL while waiting."""
+    def close(self) -> None:
+        """Wait for what is in flight, then free the ring."""
+
+# --- lanes.pxi -------------------------------------------------------------------------------
+class StreamTimeout(Exception): ...
+class StreamClosed(Exception): ...
+
+@final
+class Stream:
+    """One connected byte stream (plain socket; TLS by the same interface). Owns the fd."""
+
+    def __init__(self, fd: int) -> None: ...
+    fd: int
+    def receive(self, target: Buffer, deadline_ns: int) -> None:
+        """Fill `target`. No GIL. Raises StreamTimeout or StreamClosed; then close the stream."""
+    def receive_and_sum(self, target: Buffer, deadline_ns: int) -> bytes:
+        """Fill `target` and return its chunk sums, computed while the bytes are hot. No GIL."""
+    def receive_some(self, target: Buffer, deadline_ns: int) -> int:
+        """Receive at least one byte, at most len(target); 0 means the peer closed. No GIL."""
+    def discard(self, length: int, deadline_ns: int) -> None:
+        """Read and drop `length` bytes. No GIL."""
+    def send(self, buffers: Sequence[Buffer], deadline_ns: int) -> None:
+        """Send all buffers in order. No GIL. Buffers must not change until it returns."""
+    def shutdown(self) -> None:
+        """Wake any thread inside this stream with StreamClosed; safe from any thread."""
+    def close(self) -> None: ...
