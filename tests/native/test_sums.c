@@ -1,0 +1,3 @@
+#include "sums.h"
+
+int main(void) { return 0; }
