@@ -1,0 +1,1 @@
+"""The only files of MemKV that open devices and files of stored blocks."""

@@ -1,0 +1,64 @@
+"""What the store sees of its drive: a `Device` with a size, and one `DeviceQueue` for each thread.
+
+Offsets and lengths are multiples of `limits.SECTOR_BYTES`, and buffers are aligned to it: O_DIRECT
+takes nothing else. The real one is `file_device.FileDevice`; crash tests bring their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # a name for types only; not needed at run time
+    from typing_extensions import Buffer
+
+
+class DeviceQueue(Protocol):
+    """One thread's queue of reads and writes. Not thread-safe; a thread opens its own.
+
+    Buffers are held, and must not change (write) or be read (read), until their token returns from
+    `wait`. Operations in flight together are not ordered. Results are bytes, or -errno; a short
+    count is reported as it is.
+    """
+
+    @property
+    def in_flight(self) -> int:
+        """Operations given whose tokens have not yet returned from `wait`; at most the depth."""
+
+    def register_arena(self, arena: Buffer) -> bool:
+        """Register memory to make I/O inside it cheaper; False when refused, which is harmless."""
+
+    def read(self, token: int, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Queue a read into writable buffers. Raises ValueError when the depth is used up."""
+
+    def write(self, token: int, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Queue a write. Raises ValueError when the depth is used up."""
+
+    def flush(self, token: int) -> None:
+        """Make durable every write whose token returned before this call, and no others."""
+
+    def discard(self, token: int, offset: int, length: int) -> None:
+        """Tell the device that the range is unused; a refusal (-EOPNOTSUPP) is harmless."""
+
+    def wait(self, min_complete: int, timeout_ms: int) -> list[tuple[int, int]]:
+        """Start what is queued and return (token, result) of what is done.
+
+        Waits for `min_complete` results (0: none) at most `timeout_ms`; may return fewer.
+        """
+
+    def close(self) -> None:
+        """Wait for what is in flight, then free the queue. Its results are dropped."""
+
+
+class Device(Protocol):
+    """A drive or file of fixed size. Thread-safe."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Usable size; a multiple of `limits.SECTOR_BYTES`."""
+
+    def open_queue(self, depth: int) -> DeviceQueue:
+        """Return a queue of at most `depth` operations for the calling thread."""
+
+    def close(self) -> None:
+        """Release the device. Every queue must be closed before."""
