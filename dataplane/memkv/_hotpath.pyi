@@ -1,7 +1,9 @@
 """Types of the native module; `memkv.testing.hotpath_oracle` is its pure-Python twin.
 
 `Buffer` arguments are any contiguous object with the buffer protocol; writable where bytes arrive.
-Functions marked "no GIL" release it for their whole length and hold the buffer until they return.
+Functions marked "no GIL" release it for their whole length and hold the buffer until they return;
+up to 64 KiB or 4096 keys they keep it, since beside a busy Python thread taking it back can cost a
+switch interval (5 ms), a thousand times the work.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,12 @@ from typing import final
 from typing_extensions import Buffer
 
 # --- sums.pxi --------------------------------------------------------------------------------
-def xxh3_64(data: Buffer) -> int: ...
+sums_engine: str
+"""Which loops this machine runs: "avx2" or "baseline"."""
+
+def xxh3_64(data: Buffer) -> int:
+    """Return xxh3_64 with seed 0. No GIL."""
+
 def chunk_sums(data: Buffer) -> bytes:
     """Return 8 little-endian bytes (xxh3_64) for each 256 KiB chunk. No GIL."""
 
@@ -20,34 +27,38 @@ def block_root(block_id: bytes, tenant_tag: bytes, length: int, sums: bytes) -> 
 def block_ids(keys: Sequence[str | bytes], salt: bytes) -> bytes:
     """Return 32 bytes a key: keyed BLAKE2b-256 of the length-prefixed key.
 
-    Raises ValueError naming the index of the first key that is empty or over 512 bytes.
+    A str counts as its UTF-8 bytes; an empty salt means an unkeyed hash. No GIL. Raises ValueError
+    naming the index of the first key that is empty, over 512 bytes or not encodable.
     """
 
 def slots_of(block_ids: bytes, slots: int) -> bytes:
-    """Return a little-endian u16 slot for each 32-byte id."""
+    """Return a little-endian u16 slot (xxh3_64 of the id, mod `slots`) for each 32-byte id."""
 
 def group_by_owner(slots: bytes, owners: bytes) -> list[tuple[int, bytes]]:
     """Group key positions by owner: [(owner index, u32 positions little-endian)], owners ascending.
 
-    `owners` is the map's u16 table, one entry a slot. Positions stay in the caller's order.
+    `owners` is the map's u16 table, one entry a slot. Positions stay in the caller's order. Raises
+    ValueError naming the first position whose slot is not in the table.
     """
 
 def gather(records: bytes, width: int, positions: bytes) -> bytes:
-    """Return records[p] of `width` bytes for each u32 position p."""
+    """Return records[p] of `width` bytes for each u32 position p; ValueError when there is none."""
 
-def fill_pattern(target: Buffer, seed: int) -> None:
-    """Fill with the content pattern of `seed` (u64): what demo, bench and tests store. No GIL."""
+def fill_pattern(target: Buffer, seed: int, offset: int = 0) -> None:
+    """Fill with the content pattern of `seed` (u64), from byte `offset` of it on. No GIL."""
 
-def check_pattern(data: Buffer, seed: int) -> int:
-    """Return -1 when the bytes equal the pattern, else the offset of the first wrong byte. No GIL."""
+def check_pattern(data: Buffer, seed: int, offset: int = 0) -> int:
+    """Return -1 when the bytes equal the pattern, else the index of the first wrong byte. No GIL."""
 
 def copy_memory(target: Buffer, source: Buffer) -> None:
-    """memcpy of equal lengths. No GIL."""
+    """memcpy of equal lengths that do not overlap. No GIL."""
 
 def copy_and_sum(target: Buffer, source: Buffer) -> bytes:
-    """memcpy of equal lengths and chunk_sums of what was copied, chunk by chunk while hot. No GIL."""
+    """copy_memory, then chunk_sums of what lies in `target`, chunk by chunk while hot. No GIL."""
 
-def address_of(buffer: Buffer) -> int: ...
+def address_of(buffer: Buffer) -> int:
+    """Return where the bytes lie. The caller keeps `buffer` alive and unmoved while it matters."""
+
 def memory_at(address: int, size_bytes: int) -> memoryview:
     """View foreign memory, writable. The caller keeps it alive and mapped."""
 
