@@ -48,7 +48,7 @@ def fill_pattern(target: Buffer, seed: int, offset: int = 0) -> None:
     """Fill with the content pattern of `seed` (u64), from byte `offset` of it on. No GIL."""
 
 def check_pattern(data: Buffer, seed: int, offset: int = 0) -> int:
-    """Return -1 when the bytes equal the pattern, else the index of the first wrong byte. No GIL."""
+    """Return -1 when the bytes equal the pattern, else the first wrong byte's index. No GIL."""
 
 def copy_memory(target: Buffer, source: Buffer) -> None:
     """memcpy of equal lengths that do not overlap. No GIL."""
@@ -65,32 +65,57 @@ def memory_at(address: int, size_bytes: int) -> memoryview:
 # --- index.pxi -------------------------------------------------------------------------------
 @final
 class BlockIndex:
-    """Fixed table of blocks: at most 64 bytes a block, sized when made, never rehashed.
+    """Fixed table of blocks: 56 bytes a block, sized when made, never rehashed.
 
-    An entry is named by a handle (u32) that stays valid until `remove`. Not thread-safe beyond the
-    GIL: every method is one atomic step.
+    An entry is named by a handle (u32) that stays valid until the entry is removed; then another
+    block may get the number. Methods that take a handle raise ValueError when it names no entry.
+    Numbers that do not fit their field raise OverflowError or ValueError. Not thread-safe beyond
+    the GIL: every method is one atomic step.
+
+    Stamps are a logical clock of 32 bits, so an order of stamps is one modulo 2**32.
     """
 
-    def __init__(self, capacity: int, *, tag_bits: int = 128) -> None:
-        """`capacity` in blocks. `tag_bits` below 128 is for tests that want colliding tags."""
-    capacity: int
-    memory_bytes: int
+    def __init__(
+        self, capacity: int, *, tag_bits: int = 128, check_tenant: bool = True,
+        hash_key: bytes = ...,
+    ) -> None:
+        """`capacity` in blocks, all of whose memory is mapped now and touched as it is used.
+
+        Ids are told apart by their first `tag_bits` bits; whoever reads a record checks the whole
+        id. `tag_bits` below 128 and `check_tenant=False` are for tests that want colliding entries.
+        `hash_key` (16 random bytes) keeps tenants, who choose their ids, from choosing buckets.
+        """
+
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes mapped for the whole table, touched or not."""
+    @property
+    def handles_end(self) -> int:
+        """One more than the largest handle ever given since the last `clear`."""
     def __len__(self) -> int: ...
+    def clear(self) -> None:
+        """Remove every entry and give the memory back to the system until it is used again."""
     def find(self, tenant: int, block_id: bytes) -> int:
         """Return the handle, or -1. Does not look at expiry."""
     def insert(
         self, tenant: int, block_id: bytes, slot: int, sector: int, sectors: int, expiry_s: int,
         depth: int, stamp: int,
     ) -> int:
-        """Add an entry and return its handle; -1 when the table is full, -2 when present."""
-    def insert_records(self, tenant_of: bytes, records: Buffer, count: int) -> int: ...
+        """Add an entry (no buffer, flags 0); return its handle, -1 when full, -2 when present.
+
+        `sector` has 40 bits, `sectors` and `slot` 16, `expiry_s` 32 (0: never); `depth` above 65535
+        is kept as 65535 and `stamp` modulo 2**32.
+        """
     def remove(self, handle: int) -> None: ...
     def remove_if_at(self, tenant: int, block_id: bytes, sector: int) -> bool:
-        """Remove the entry only if it still points at `sector` (another put may have replaced it)."""
+        """Remove the entry only if it still points at `sector`: another put may own it now."""
     def location(self, handle: int) -> tuple[int, int]:
         """Return (first sector on the device, sectors with header)."""
     def relocate(self, handle: int, sector: int) -> None: ...
     def expiry_s(self, handle: int) -> int: ...
+    def set_expiry_s(self, handle: int, expiry_s: int) -> None: ...
     def stamp(self, handle: int) -> int: ...
     def slot(self, handle: int) -> int: ...
     def tenant(self, handle: int) -> int: ...
@@ -102,15 +127,22 @@ class BlockIndex:
     def set_flags(self, handle: int, flags: int) -> None: ...
     def touch(self, handle: int, stamp: int) -> None: ...
     def find_many(self, tenant: int, block_ids: bytes, now_s: int) -> bytes:
-        """Return an i32 handle (or -1: absent or expired) for each id."""
+        """Return an i32 handle (or -1: absent, or expired at `now_s`) for each id."""
     def exists_many(self, tenant: int, block_ids: bytes, now_s: int) -> bytes:
         """Return an i32 of 1 or 0 for each id, as the wire wants it."""
     def touch_many(self, handles: bytes, stamp: int) -> None:
-        """Stamp handles so that the first (the head of a prefix) is the youngest: tails go first."""
-    def handles_of_slot(self, slot: int) -> bytes:
-        """Return u32 handles of one slot, by a scan of the table."""
+        """Stamp 32-bit handles, the first (the head of a prefix) youngest: tails go first.
+
+        Handle i gets `stamp + count - 1 - i`, so the clock moves on by their count. Handles that
+        name no entry are skipped, so the answer of `find_many` can be passed as it is.
+        """
+    def handles_of_slot(self, slot: int, first: int = 0, end: int = 0xFFFFFFFF) -> bytes:
+        """Return the u32 handles of one slot in [first, end), ascending.
+
+        A scan: 2 ms a million entries. Long tables are scanned in parts up to `handles_end`.
+        """
     def remove_sectors(self, first: int, end: int) -> int:
-        """Remove every entry that points into [first, end); return how many. A scan."""
+        """Remove every entry whose first sector is in [first, end); return how many. A scan."""
 
 # --- ring.pxi --------------------------------------------------------------------------------
 @final

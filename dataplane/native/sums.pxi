@@ -11,7 +11,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.unicode cimport PyUnicode_Check
 from libc.stddef cimport size_t
 from libc.stdint cimport (
-    int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t,
+    int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t,
 )
 from libc.string cimport memcpy
 
@@ -107,11 +107,14 @@ def block_root(bytes block_id not None, bytes tenant_tag not None, uint64_t leng
     cdef Py_ssize_t count = count_of(sums, 8, "sums")
     if PyBytes_GET_SIZE(block_id) != 32 or PyBytes_GET_SIZE(tenant_tag) != 16:
         raise ValueError(
-            f"block_id has {len(block_id)} bytes and tenant_tag {len(tenant_tag)}; 32 and 16 wanted")
+            f"block_id has {len(block_id)} bytes, tenant_tag {len(tenant_tag)}; 32 and 16 wanted")
     result = new_bytes(16)
     if mkv_block_root(
-        <const uint8_t *>PyBytes_AS_STRING(block_id), <const uint8_t *>PyBytes_AS_STRING(tenant_tag),
-        length, <const uint64_t *>PyBytes_AS_STRING(sums), count,
+        <const uint8_t *>PyBytes_AS_STRING(block_id),
+        <const uint8_t *>PyBytes_AS_STRING(tenant_tag),
+        length,
+        <const uint64_t *>PyBytes_AS_STRING(sums),
+        count,
         <uint8_t *>PyBytes_AS_STRING(result),
     ) != 0:
         raise ValueError(f"{count} sums; a block has at most {MKV_CHUNKS_PER_BLOCK_MAX}")

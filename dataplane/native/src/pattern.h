@@ -2,7 +2,7 @@
  * seed and i, so any byte can be checked without keeping the block.
  *
  * For one seed all words differ, and at one position the words of two seeds always differ (both
- * steps are bijections): a block that is foreign, shifted or mixed shows in its first wrong word. */
+ * steps are bijections): a block that is foreign, shifted or mixed shows at once. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

@@ -29,7 +29,8 @@ int mkv_block_root(const uint8_t id[MKV_BLOCK_ID_BYTES], const uint8_t tag[MKV_T
                    uint8_t out[MKV_ROOT_BYTES])
 {
     /* 568 bytes at most: gathering them and hashing once is faster than a streaming state. */
-    unsigned char bound[MKV_BLOCK_ID_BYTES + MKV_TENANT_TAG_BYTES + 8 + 8 * MKV_CHUNKS_PER_BLOCK_MAX];
+    unsigned char bound[MKV_BLOCK_ID_BYTES + MKV_TENANT_TAG_BYTES + 8 +
+                        8 * MKV_CHUNKS_PER_BLOCK_MAX];
     unsigned char *at = bound;
     if (count > MKV_CHUNKS_PER_BLOCK_MAX)
         return -1;
