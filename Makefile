@@ -1,0 +1,56 @@
+# Two commands for a newcomer, each installs what it needs: `make demo` and `make test`.
+# `make help` lists the rest. .venv and build/ are made here; cold builds live in MEMKV_CACHE.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+LANE := deploy/dev/lane.sh
+export MEMKV_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/memkv
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help demo test test-sanitize test-crash bench bench-peers setup lock clean \
+    lint types layers unit
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup ## run a pool on this machine, replay real requests, kill a node, show the figures
+	@$(BIN)/memkv demo $(DEMO_ARGS)
+
+test: lint types layers unit ## lint, types, layers and tests
+	@echo "make test: all lanes passed"
+
+lint: setup ## ruff over the whole tree
+	@$(LANE) lint $(BIN)/ruff check .
+
+types: setup ## mypy --strict
+	@$(LANE) types $(BIN)/mypy
+
+layers: setup ## import contracts (.importlinter)
+	@$(LANE) layers $(BIN)/lint-imports
+
+unit: setup ## pytest; PYTEST_ARGS chooses
+	@$(LANE) unit $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-sanitize: setup ## native tests under AddressSanitizer, UBSan and ThreadSanitizer
+	@deploy/dev/sanitize.sh
+
+test-crash: setup ## long crash simulation; MEMKV_CRASH_SEEDS=FIRST:COUNT chooses the seeds
+	@$(LANE) crash deploy/dev/crash.sh
+
+bench: setup ## measure a pool on this machine; BENCH_ARGS go to `memkv bench`
+	@$(BIN)/memkv bench $(BENCH_ARGS)
+
+bench-peers: ## measure beside Mooncake Store and Redis (installs them)
+	@deploy/dev/setup.sh peers
+	@$(BIN)/python benchmarks/peers.py $(BENCH_ARGS)
+
+setup: ## install what is missing and build .venv (the other targets do it by themselves)
+	@deploy/dev/setup.sh
+
+lock: ## pin the dependencies of pyproject.toml anew (needs uv)
+	@deploy/dev/lock.sh
+
+clean: ## remove .venv and everything built in this tree
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Writes the pinned versions that every machine installs, with uv and without it alike.
+# Run it after a change of the dependencies in pyproject.toml: `make lock`. Needs uv.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+compile() {
+    uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+        --no-emit-index-url pyproject.toml "$@"
+}
+
+compile --group dev --output-file deploy/dev/requirements.txt
+compile --extra bench --extra plot --constraints deploy/dev/requirements.txt \
+    --output-file deploy/dev/requirements-peers.txt
