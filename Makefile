@@ -9,7 +9,7 @@ export MEMKV_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/memkv
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help demo test test-sanitize test-crash bench bench-peers setup lock clean \
-    lint types layers unit
+    lint types layers unit proto
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +23,8 @@ test: lint types layers unit ## lint, types, layers and tests
 lint: setup ## ruff over the whole tree
 	@$(LANE) lint $(BIN)/ruff check .
 
-types: setup ## mypy --strict
-	@$(LANE) types $(BIN)/mypy
+types: setup ## mypy --strict, product and tests
+	@$(LANE) types bash -c '$(BIN)/mypy && $(BIN)/mypy tests benchmarks'
 
 layers: setup ## import contracts (.importlinter)
 	@$(LANE) layers $(BIN)/lint-imports
@@ -44,6 +44,9 @@ bench: setup ## measure a pool on this machine; BENCH_ARGS go to `memkv bench`
 bench-peers: ## measure beside Mooncake Store and Redis (installs them)
 	@deploy/dev/setup.sh peers
 	@$(BIN)/python benchmarks/peers.py $(BENCH_ARGS)
+
+proto: setup ## write the gRPC stubs anew
+	@$(BIN)/python proto/generate.py
 
 setup: ## install what is missing and build .venv (the other targets do it by themselves)
 	@deploy/dev/setup.sh
