@@ -26,6 +26,14 @@ HANDSHAKE_TIMEOUT_MS = 5_000  # a connection that says nothing is closed
 SEND_STALL_MS = 10_000  # a client that stops reading holds a pool thread no longer than this
 LANES_PER_SESSION_MAX = 8  # 2 bulk + 1 express by default; more do not help one TCP client
 SESSIONS_MAX = 4096  # control connections a worker keeps; a session is about 20 KiB of memory
+POOL_NAME_BYTES_MAX = 320  # "namespace/name" of Kubernetes is at most 63 + 1 + 253
+TICKET_BYTES_MAX = 4 * KIB  # names, salt and a signature take under 2 KiB
+TICKET_SUBJECT_BYTES_MAX = 512  # "system:serviceaccount:<namespace>:<name>" is at most 339
+HOST_NAME_BYTES_MAX = 255  # DNS; its length is one byte of a hint record
+ERROR_TEXT_BYTES_MAX = 512  # a sentence of cause and one of fix
+STATISTICS_BYTES_MAX = 64 * KIB  # STAT's JSON is under 2 KiB; room for later fields
+REQUEST_DEADLINE_MS_MAX = 60_000  # a node cuts longer deadlines: no request holds a thread longer
+CREDIT_BYTES_PER_SESSION = 2 * GIB  # payload asked for and not yet answered: 128 largest blocks
 SMALL_PAYLOAD_BYTES_MAX = 64 * KIB  # goes over the express lane so that bulk never delays it
 
 # --- store -----------------------------------------------------------------------------------
