@@ -45,6 +45,20 @@ REAPPEND_FRACTION_MAX = 0.30  # of host writes: bounds write amplification at 1.
 PINNED_FRACTION_MAX = 0.25  # of a tenant's quota: pins must never stop eviction
 DEVICE_QUEUE_DEPTH = 32  # fio's bandwidth is flat above 16 on the drives tried
 
+# --- shard map -------------------------------------------------------------------------------
+WORKERS_MAX = 4096  # a u16 index could name more; this bounds a map at about 0.6 MiB
+PREVIOUS_OWNERS_MAX = 3  # extra reads a miss on a moving slot may cost
+LOAD_CAP = 1.10  # a worker's slots over its fair share; lower moves more slots when workers change
+MAP_BYTES_MAX = 4 * MIB  # gRPC's default message limit; bounds what a lying server can make us hold
+MAX_MOVING_SLOTS_PERCENT_DEFAULT = 20  # bounds the copy traffic of a changed pool
+MOVE_TIMEOUT_S = 3_600  # previous owners retire after this even if their blocks were not copied
+MASS_LOSS_PERCENT = 30  # more workers gone at once are a broken network, not broken workers
+WORKER_LOSS_GRACE_MS = 3_000  # six polls; a restart of a worker process takes about one second
+BOOKMARK_INTERVAL_MS = 20_000  # a watch that says nothing for three of these is dead
+BOOKMARKS_MISSED_MAX = 3
+FACTS_POLL_INTERVAL_MS = 500
+WATCHERS_MAX = 16_384  # streams of one metadata process, at about 10 KiB each
+
 # --- deadlines -------------------------------------------------------------------------------
 DEADLINE_MS_DEFAULT = 2_000
 FENCE_BUDGET_MS = 250  # after a deadline, for closing a lane and taking its buffer back
@@ -58,3 +72,5 @@ assert CHUNK_BYTES % SECTOR_BYTES == 0
 assert SEGMENT_BYTES_MAX % SECTOR_BYTES == 0
 assert ITEMS_PER_FRAME_MAX * 48 <= FRAME_BODY_BYTES_MAX
 assert SMALL_PAYLOAD_BYTES_MAX <= CHUNK_BYTES
+assert WORKERS_MAX < 0xFFFF  # the largest u16 means unassigned
+assert WORKER_LOSS_GRACE_MS >= 3 * FACTS_POLL_INTERVAL_MS  # one lost poll never moves a slot

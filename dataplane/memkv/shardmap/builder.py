@@ -1,0 +1,95 @@
+"""From workers and weights to an owner for each slot: weighted rendezvous hashing, then a cap.
+
+Every slot ranks all workers by score(worker, slot) = -weight / ln((h + 1) / 2^64), where h is
+xxh3_64 of the worker's UUID and the slot (u32, little-endian). A joining or leaving worker changes
+only the slots it wins or held. Plain rendezvous leaves some workers 20% over their share; the
+bounded-load pass hands slots out strongest preference first and skips workers at their cap, so the
+slots that spill over are those that cared least.
+"""
+
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memkv import limits
+from memkv._hotpath import xxh3_64
+from memkv.errors import CallerError
+from memkv.shardmap.map import UUID_BYTES
+
+_SPACE = float(1 << 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker that may own slots."""
+
+    uuid: bytes
+    weight: float = 1.0
+
+
+def score(uuid: bytes, weight: float, slot: int) -> float:
+    """Return how strongly a slot wants a worker; larger wins, ties go to the smaller UUID."""
+    hashed = xxh3_64(uuid + slot.to_bytes(4, "little"))
+    # hashed + 1 may round to 2^64 as a float: ln 1 = 0, the strongest score there is.
+    logarithm = math.log((hashed + 1) / _SPACE)
+    return math.inf if logarithm == 0.0 else -weight / logarithm
+
+
+def load_caps(weights: Sequence[float], slots: int, cap: float) -> list[int]:
+    """Return the most slots each worker may own. Their sum is at least `slots`.
+
+    Rounded up, so a single slot always has a home however many workers share few slots.
+    """
+    total = math.fsum(weights)
+    return [math.ceil(cap * slots * weight / total) for weight in weights]
+
+
+def build_owners(
+    candidates: Sequence[Candidate], slots: int, *, cap: float = limits.LOAD_CAP
+) -> "array[int]":
+    """Return for each slot an index into `candidates`.
+
+    Pure: the same candidates in any order give the same worker to each slot. CallerError when there
+    are no candidates, two have one UUID, a weight is not above 0 or the cap is below 1.
+    """
+    _check(candidates, slots, cap)
+    order = sorted(range(len(candidates)), key=lambda i: candidates[i].uuid)
+    weights = [candidates[i].weight for i in order]
+    room = load_caps(weights, slots, cap)
+    # scores[w][s]; kept as arrays of doubles, 8 bytes a pair
+    scores = [
+        array("d", (score(candidates[i].uuid, candidates[i].weight, slot) for slot in range(slots)))
+        for i in order
+    ]
+    best = [max(range(len(order)), key=lambda w: (scores[w][s], -w)) for s in range(slots)]
+    by_strength = sorted(range(slots), key=lambda s: (-scores[best[s]][s], s))
+    owners = array("H", bytes(2 * slots))
+    for slot in by_strength:
+        winner = best[slot]
+        if room[winner] == 0:
+            winner = _next_with_room(scores, room, slot)
+        room[winner] -= 1
+        owners[slot] = order[winner]
+    return owners
+
+
+def _next_with_room(scores: "list[array[float]]", room: list[int], slot: int) -> int:
+    open_workers = [w for w in range(len(room)) if room[w] > 0]
+    return max(open_workers, key=lambda w: (scores[w][slot], -w))
+
+
+def _check(candidates: Sequence[Candidate], slots: int, cap: float) -> None:
+    if not candidates or len(candidates) > limits.WORKERS_MAX:
+        raise CallerError(f"cannot spread slots over {len(candidates)} workers")
+    if not 1 <= slots <= limits.SLOTS_MAX:
+        raise CallerError(f"{slots} slots; 1 to {limits.SLOTS_MAX} are possible")
+    if not cap >= 1.0:
+        raise CallerError(f"a load cap of {cap} leaves slots without a home")
+    if len({candidate.uuid for candidate in candidates}) != len(candidates):
+        raise CallerError("two workers have the same UUID")
+    for candidate in candidates:
+        if len(candidate.uuid) != UUID_BYTES:
+            raise CallerError(f"a worker UUID of {len(candidate.uuid)} bytes")
+        if not (math.isfinite(candidate.weight) and candidate.weight > 0):
+            raise CallerError(f"weight {candidate.weight} of worker {candidate.uuid.hex()}")
