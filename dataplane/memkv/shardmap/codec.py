@@ -1,7 +1,6 @@
 """Shard maps to and from memkv.v1.ShardMap. What decodes is valid and carries its own digest."""
 
 from google.protobuf.message import DecodeError
-from memkv_proto import metadata_pb2 as pb
 
 from memkv import limits
 from memkv.shardmap.map import (
@@ -13,6 +12,7 @@ from memkv.shardmap.map import (
     Worker,
     WorkerState,
 )
+from memkv_proto import metadata_pb2 as pb
 
 
 def version_to_proto(version: MapVersion) -> pb.MapVersion:

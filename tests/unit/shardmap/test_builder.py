@@ -4,11 +4,14 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from memkv.errors import CallerError
 from memkv.shardmap import Candidate, build_owners
 from memkv.shardmap.builder import load_caps, score
@@ -23,8 +26,8 @@ pools = st.lists(
 slot_counts = st.integers(min_value=1, max_value=300)
 
 
-def by_uuid(candidates: list[Candidate], owners: object) -> list[bytes]:
-    return [candidates[index].uuid for index in owners]  # type: ignore[attr-defined]
+def by_uuid(candidates: list[Candidate], owners: Iterable[int]) -> list[bytes]:
+    return [candidates[index].uuid for index in owners]
 
 
 @given(pools, slot_counts)
@@ -95,10 +98,10 @@ def test_score_grows_with_weight_and_survives_the_largest_hash() -> None:
 
 
 @pytest.mark.parametrize("case", json.loads(GOLDEN.read_text())["cases"], ids=lambda c: c["name"])
-def test_golden_tables(case: dict[str, object]) -> None:
+def test_golden_tables(case: dict[str, Any]) -> None:
     """Frozen: another table here means that every pool's slots move when MemKV is upgraded."""
-    candidates = [Candidate(bytes.fromhex(c["uuid"]), c["weight"]) for c in case["workers"]]  # type: ignore[attr-defined]
-    owners = build_owners(candidates, case["slots"])  # type: ignore[arg-type]
+    candidates = [Candidate(bytes.fromhex(c["uuid"]), c["weight"]) for c in case["workers"]]
+    owners = build_owners(candidates, case["slots"])
     assert list(owners) == case["owners"]
 
 

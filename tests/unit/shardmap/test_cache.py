@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from memkv import limits
 from memkv.shardmap import (
     UNASSIGNED,

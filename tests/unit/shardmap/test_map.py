@@ -1,8 +1,10 @@
 """A map is one value with one digest, and every broken invariant is named."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+
 from memkv.errors import CallerError
 from memkv.shardmap import (
     MapInvalid,
@@ -21,7 +23,7 @@ from memkv_proto import metadata_pb2 as pb
 LINEAGE = bytes(range(16))
 
 
-def worker(number: int, **changes: object) -> Worker:
+def worker(number: int, **changes: Any) -> Worker:
     base = Worker(
         uuid=bytes([number]) * 16,
         incarnation=number,
@@ -29,11 +31,11 @@ def worker(number: int, **changes: object) -> Worker:
         host="127.0.0.1",
         port=7070 + number,
     )
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **changes)
 
 
-def make_map(**changes: object) -> ShardMap:
-    base = {
+def make_map(**changes: Any) -> ShardMap:
+    base: dict[str, Any] = {
         "version": MapVersion(LINEAGE, 1, 5),
         "slots": 4,
         "workers": (worker(1), worker(2), worker(3)),
@@ -42,7 +44,7 @@ def make_map(**changes: object) -> ShardMap:
         "fenced": {2: 5},
         "tenant_generations": {b"t" * 16: 1},
     }
-    return ShardMap(**{**base, **changes})  # type: ignore[arg-type]
+    return ShardMap(**{**base, **changes})
 
 
 def test_map_answers_who_owns_and_whom_to_ask_next() -> None:
@@ -67,7 +69,7 @@ def test_lost_previous_owner_is_not_asked() -> None:
     assert shard_map.previous_owners(1) == ()
 
 
-BROKEN: list[tuple[str, dict[str, object], str]] = [
+BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("short-lineage", {"version": MapVersion(b"x", 1, 5)}, "lineage"),
     ("term-over-wire", {"version": MapVersion(LINEAGE, 1 << 32, 5)}, "term"),
     ("epoch-zero", {"version": MapVersion(LINEAGE, 1, 0), "moving": {}, "fenced": {}}, "epoch"),
@@ -106,7 +108,7 @@ BROKEN: list[tuple[str, dict[str, object], str]] = [
 @pytest.mark.parametrize(
     ("changes", "named"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN]
 )
-def test_broken_invariant_is_named(changes: dict[str, object], named: str) -> None:
+def test_broken_invariant_is_named(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(MapInvalid, match=named):
         make_map(**changes).validate()
 
@@ -119,7 +121,7 @@ def test_map_emptied_on_purpose_is_valid() -> None:
     assert empty.owner(0) is None
 
 
-CHANGES: list[dict[str, object]] = [
+CHANGES: list[dict[str, Any]] = [
     {"version": MapVersion(LINEAGE, 1, 6)},
     {"version": MapVersion(LINEAGE, 2, 5)},
     {"version": MapVersion(bytes(16), 1, 5)},
@@ -147,7 +149,7 @@ def test_digest_covers_every_field() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, *CHANGES])
-def test_encoding_round_trips(changes: dict[str, object]) -> None:
+def test_encoding_round_trips(changes: dict[str, Any]) -> None:
     shard_map = make_map(**changes)
     decoded = decode_map(encode_map(shard_map))
     assert decoded == shard_map
@@ -174,7 +176,7 @@ def test_what_is_no_map_is_refused() -> None:
             decode_map(data)
 
 
-def message_with(**changes: object) -> bytes:
+def message_with(**changes: Any) -> bytes:
     message = map_to_proto(make_map())
     for name, value in changes.items():
         setattr(message, name, value)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
+
 from memkv._hotpath import slots_of
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "shardmap.json"
