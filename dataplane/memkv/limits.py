@@ -67,6 +67,9 @@ BREAKER_FAILURES = 3  # consecutive failures of a worker before calls stop tryin
 RECONNECT_BACKOFF_MS_MIN = 100
 RECONNECT_BACKOFF_MS_MAX = 2_000  # re-attach stays under 5 s after a node is back
 
+# --- traces ----------------------------------------------------------------------------------
+TRACE_LINE_BYTES_MAX = 1 * MIB  # a request of 100,000 blocks; a file without newlines is refused
+
 assert BLOCK_BYTES_MAX == 16 * MIB
 assert CHUNK_BYTES % SECTOR_BYTES == 0
 assert SEGMENT_BYTES_MAX % SECTOR_BYTES == 0
