@@ -44,6 +44,8 @@ SPARE_SEGMENTS = 2  # one being opened, one for re-appends while reclaim runs
 REAPPEND_FRACTION_MAX = 0.30  # of host writes: bounds write amplification at 1.3
 PINNED_FRACTION_MAX = 0.25  # of a tenant's quota: pins must never stop eviction
 DEVICE_QUEUE_DEPTH = 32  # fio's bandwidth is flat above 16 on the drives tried
+DEVICE_LOCK_WAIT_MS = 5_000  # a killed process leaves the lock when its last I/O has ended
+DEVICE_LOCK_POLL_MS = 10  # between looks at a lock whose holder is gone
 
 # --- shard map -------------------------------------------------------------------------------
 WORKERS_MAX = 4096  # a u16 index could name more; this bounds a map at about 0.6 MiB

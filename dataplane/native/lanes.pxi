@@ -1,1 +1,3 @@
-# lanes: see src/lanes.h
+# lanes: byte streams (src/stream.h) and payload lanes (src/lane.h).
+
+include "stream.pxi"

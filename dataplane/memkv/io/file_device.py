@@ -1,0 +1,219 @@
+"""A preallocated file or a raw block device as a `Device`.
+
+The owner lock is `flock` on the same open file that carries the I/O. The kernel drops it only when
+the last operation in flight has let go of that file, so that the successor of a killed process
+cannot open the device while its predecessor's writes may still land.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, Final
+
+from memkv import limits
+from memkv._hotpath import IoRing
+from memkv.errors import CallerError, ConfigError
+
+if TYPE_CHECKING:
+    from memkv.io.device import DeviceQueue
+
+_CAUSES: Final[dict[int, str]] = {
+    errno.ENOENT: "there is no such file; create it first, or check the path",
+    errno.EACCES: "permission denied; run as its owner or change its mode",
+    errno.EPERM: "not permitted; check the immutable flag and the container's device rules",
+    errno.EROFS: "the file system is read-only; remount it read-write",
+    errno.EISDIR: "this is a directory; name a file in it",
+    errno.ENOTDIR: "a part of the path is not a directory; check the path",
+    errno.EMFILE: "no file descriptors are left; raise ulimit -n",
+    errno.EBUSY: "the device is mounted or used by another part of the system; unmount it "
+    "(see lsblk and dmsetup)",
+    errno.ENXIO: "no device is behind this name; check that the drive is present (lsblk)",
+}
+
+
+class FileDevice:
+    """Exclusively owned storage of fixed size. Thread-safe; each thread opens its own queue."""
+
+    def __init__(self, fd: int, path: str, size_bytes: int) -> None:
+        """Take over `fd`, which must hold the owner lock. Use `create` or `open`."""
+        self._fd = fd
+        self._path = path
+        self._size_bytes = size_bytes
+
+    @classmethod
+    def create(cls, path: str, size_bytes: int, *, direct: bool = True) -> FileDevice:
+        """Make a new file with all its space allocated, and own it.
+
+        Raises ConfigError when it exists, or the space or the rights are missing; then nothing is
+        left behind.
+        """
+        if size_bytes < limits.SECTOR_BYTES or size_bytes % limits.SECTOR_BYTES:
+            raise CallerError(
+                f"size {size_bytes} of {path} is not a positive multiple of {limits.SECTOR_BYTES}"
+            )
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError as error:
+            raise ConfigError(
+                f"{path} exists already; open it, or remove it if its blocks are not wanted"
+            ) from error
+        except OSError as error:
+            raise _refusal("create", path, error) from error
+        try:
+            _allocate(fd, path, size_bytes)
+            return cls.open(path, direct=direct, lock_wait_ms=0)
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        *,
+        direct: bool = True,
+        lock_wait_ms: int = limits.DEVICE_LOCK_WAIT_MS,
+    ) -> FileDevice:
+        """Own an existing file or block device.
+
+        `lock_wait_ms` bounds the wait for a killed predecessor's last I/O; a holder that is alive
+        is refused at once. `direct=False` goes through the page cache, for file systems without
+        O_DIRECT. Raises ConfigError with the cause and the fix.
+        """
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
+        try:
+            kind = os.stat(path).st_mode
+            if stat.S_ISBLK(kind):
+                flags |= os.O_EXCL  # refuses a device that is mounted or part of an array
+            elif not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+                raise ConfigError(f"{path} is neither a regular file nor a block device")
+            fd = os.open(path, flags)
+        except OSError as error:
+            if error.errno == errno.EINVAL and direct:
+                raise ConfigError(
+                    f"cannot open {path}: its file system refuses O_DIRECT; put the file on ext4 "
+                    "or xfs, name a block device, or allow buffered I/O (direct=False)"
+                ) from error
+            raise _refusal("open", path, error) from error
+        try:
+            _lock(fd, path, lock_wait_ms)
+            size_bytes = os.lseek(fd, 0, os.SEEK_END) // limits.SECTOR_BYTES * limits.SECTOR_BYTES
+            if size_bytes == 0:
+                raise ConfigError(
+                    f"{path} is too small: it must hold at least {limits.SECTOR_BYTES} bytes; "
+                    "remove it and create it anew, or name another device"
+                )
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, path, size_bytes)
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    @property
+    def size_bytes(self) -> int:
+        """Whole sectors of the file or device, in bytes."""
+        return self._size_bytes
+
+    def open_queue(self, depth: int, *, use_io_uring: bool = True) -> DeviceQueue:
+        """Return a queue of at most `depth` operations for one thread.
+
+        Without io_uring (see `IoRing.fallback_reason`) it works by pread and pwrite.
+        """
+        if self._fd < 0:
+            raise CallerError(f"{self._path} is closed")
+        return IoRing(self._fd, depth, use_io_uring=use_io_uring)
+
+    def close(self) -> None:
+        """Release the lock and the file. Every queue must be closed before."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        # A closed ring lets go of the file a moment later; its I/O is done, so unlock by hand.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
+
+
+def _refusal(verb: str, path: str, error: OSError) -> ConfigError:
+    cause = _CAUSES.get(error.errno or 0, error.strerror or "unknown error")
+    return ConfigError(f"cannot {verb} {path}: {cause}")
+
+
+def _allocate(fd: int, path: str, size_bytes: int) -> None:
+    """Reserve the space now, so that a write can never find the file system full."""
+    try:
+        os.posix_fallocate(fd, 0, size_bytes)
+        os.fsync(fd)
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            there = os.statvfs(os.path.dirname(path) or ".")
+            free_bytes = there.f_bavail * there.f_frsize
+            raise ConfigError(
+                f"no space for {path}: {size_bytes} bytes are wanted and {free_bytes} are free; "
+                "lower the capacity or free space there"
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise ConfigError(
+                f"{path} would be larger than its file system or ulimit -f allows; lower the "
+                "capacity"
+            ) from error
+        raise _refusal("allocate", path, error) from error
+
+
+def _lock(fd: int, path: str, wait_ms: int) -> None:
+    deadline_ns = time.monotonic_ns() + wait_ms * 1_000_000
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            holder = _holder_of(fd)
+            if holder is not None and _is_alive(holder):
+                raise ConfigError(
+                    f"{path} is in use by process {holder}; stop it, or give each worker a file "
+                    "or device of its own"
+                ) from error
+            if time.monotonic_ns() >= deadline_ns:
+                who = f"process {holder}, which is gone" if holder else "a process not seen here"
+                raise ConfigError(
+                    f"{path} is locked by {who} (another container, or I/O that never ended); "
+                    f"find it with: fuser -v {path}"
+                ) from error
+            time.sleep(limits.DEVICE_LOCK_POLL_MS / 1000)
+
+
+def _holder_of(fd: int) -> int | None:
+    """Return the pid that took the flock on this file, or None when it cannot be seen from here."""
+    status = os.fstat(fd)
+    name = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            for line in locks:
+                fields = line.split()
+                if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == name:
+                    return int(fields[4]) if int(fields[4]) > 0 else None
+    except OSError:
+        return None
+    return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in ("Z", "X")

@@ -1,0 +1,84 @@
+/* One connected byte stream: a plain socket here, TLS by the same steps in stream_tls.c.
+ *
+ * A stream owns its fd, which is non-blocking; every wait is a poll() with what is left of the
+ * deadline (CLOCK_MONOTONIC, ns), and past the deadline nothing more is read or sent. One thread at
+ * a time, except mkv_stream_shutdown, which any thread may call while the stream is not freed.
+ * After an error the position in the byte stream is unknown: free the stream. */
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+struct mkv_stream;
+
+/* What a kind of stream can do. A step never blocks: it returns bytes moved (> 0), 0 when the peer
+ * has closed (receive only), -EAGAIN with the poll `events` to wait for, or another -errno. */
+struct mkv_stream_steps {
+    ssize_t (*receive)(struct mkv_stream *stream, void *target, size_t len, short *events);
+    ssize_t (*send)(struct mkv_stream *stream, const struct iovec *parts, unsigned count,
+                    short *events);
+    void (*free)(struct mkv_stream *stream); /* what `implementation` holds; the fd is closed by
+                                                the caller */
+};
+
+struct mkv_stream {
+    const struct mkv_stream_steps *steps;
+    void *implementation;
+    int fd;
+    int shut; /* atomic: mkv_stream_shutdown was called */
+};
+
+/* Errors beside other -errno values. */
+enum {
+    MKV_STREAM_TIMEOUT = -110,  /* -ETIMEDOUT: the deadline passed */
+    MKV_STREAM_CLOSED = -32,    /* -EPIPE: the peer closed the connection */
+    MKV_STREAM_SHUT = -108,     /* -ESHUTDOWN: mkv_stream_shutdown was called here */
+    MKV_STREAM_ANSWERED = -114, /* -EALREADY: see mkv_stream_send_watching */
+};
+
+/* Bytes received ahead of need, between `start` and `end`. The owner provides `bytes`. */
+struct mkv_inbox {
+    uint8_t *bytes;
+    size_t capacity, start, end;
+};
+
+uint64_t mkv_monotonic_ns(void);
+
+/* Take over `fd` (set non-blocking). Returns NULL and sets errno; the fd is then still the
+ * caller's. */
+struct mkv_stream *mkv_stream_plain(int fd);
+
+/* Close the fd and free. */
+void mkv_stream_free(struct mkv_stream *stream);
+
+/* Wake whoever is inside this stream with MKV_STREAM_SHUT; every later call fails at once. */
+void mkv_stream_shutdown(struct mkv_stream *stream);
+
+/* Fill `target`. Returns 0 or a negative error. */
+int mkv_stream_receive(struct mkv_stream *stream, void *target, size_t len, uint64_t deadline_ns);
+
+/* As receive, and write the chunk sums of the bytes while they are hot (mkv_chunk_count(len)). */
+int mkv_stream_receive_and_sum(struct mkv_stream *stream, void *target, size_t len, uint64_t *sums,
+                               uint64_t deadline_ns);
+
+/* Receive 1..len bytes. Returns how many, 0 when the peer has closed, or a negative error. */
+ssize_t mkv_stream_receive_some(struct mkv_stream *stream, void *target, size_t len,
+                                uint64_t deadline_ns);
+
+/* Read and drop. Returns 0 or a negative error. */
+int mkv_stream_discard(struct mkv_stream *stream, uint64_t len, uint64_t deadline_ns);
+
+/* Send all parts in order; `parts` is used up (modified). Returns 0 or a negative error. */
+int mkv_stream_send(struct mkv_stream *stream, struct iovec *parts, unsigned count,
+                    uint64_t deadline_ns);
+
+/* As send, but returns MKV_STREAM_ANSWERED as soon as the peer answers before everything could be
+ * sent (it refuses what it did not read): both would otherwise wait for each other for ever. What
+ * came is in `inbox`, which must have room. */
+int mkv_stream_send_watching(struct mkv_stream *stream, struct iovec *parts, unsigned count,
+                             struct mkv_inbox *inbox, uint64_t deadline_ns);
+
+/* Whether an idle stream is still good: 1, or 0 when the peer has closed or sent what nobody asked
+ * for. Never blocks. */
+int mkv_stream_is_idle(struct mkv_stream *stream);
