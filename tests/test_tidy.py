@@ -15,7 +15,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("operator", "dataplane", "proto", "charts", "deploy", "tests", "benchmarks", "docs")
+PRODUCT = ("operator", "dataplane", "proto", "charts", "deploy")
+FOLDERS = (*PRODUCT, ".ci", "tests", "benchmarks", "docs")
 LINES_PER_FILE_MAX = 500
 LINES_PER_FUNCTION_MAX = 60
 COLUMNS_MAX = 100
@@ -23,8 +24,9 @@ COLUMNS_MAX = 100
 PYTHON = frozenset({".py"})
 NATIVE = frozenset({".c", ".h", ".pyx", ".pxi", ".pxd"})
 CODE = PYTHON | NATIVE | {".pyi"}
-TEXT = CODE | {".sh", ".md", ".toml", ".yaml", ".yml", ".proto", ".tpl", ".txt", ".cmake", ".ini"}
-GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$")
+TEXT = CODE | {".sh", ".md", ".toml", ".yaml", ".yml", ".proto", ".tpl", ".txt", ".cmake", ""}
+# Generated stubs, build folders, the licence text, git's own file in a linked checkout.
+NOT_OURS = re.compile(r"_pb2(_grpc)?\.pyi?$|(^|/)(__pycache__|node_modules)/|^(\.git|LICENSE)$")
 
 # path, or path::function for the length of one function -> why it may break the rule
 LONG_FILES: dict[str, str] = {}
@@ -40,6 +42,7 @@ BANNED = {
     "/ro" + "ot/": "a path of one machine",
     "--index" + "-url": "registries are the user's configuration",
     "pypi" + ".org": "registries are the user's configuration",
+    "helper" + " agent": "the text is about MemKV, not about how it was written",
 }
 
 
@@ -78,7 +81,7 @@ def sources(root: Path, suffixes: frozenset[str]) -> Iterator[Source]:
     below = (path for folder in FOLDERS for path in sorted((root / folder).rglob("*")))
     for path in [*top, *below]:
         name = path.relative_to(root).as_posix()
-        if path.suffix in suffixes and path.is_file() and not GENERATED.search(name):
+        if path.suffix in suffixes and path.is_file() and not NOT_OURS.search(name):
             yield Source(name, path.read_text(encoding="utf-8"))
 
 
@@ -99,7 +102,7 @@ def too_wide(source: Source) -> Iterator[Finding]:
 
 def too_long(source: Source) -> Iterator[Finding]:
     count = len(source.lines)
-    if count > LINES_PER_FILE_MAX:
+    if count > LINES_PER_FILE_MAX and source.path not in LONG_FILES:
         yield Finding(source.path, 0, f"{count} lines (at most {LINES_PER_FILE_MAX}): split it")
 
 
@@ -136,9 +139,14 @@ def cython_functions(source: Source) -> Iterator[tuple[str, int, int]]:
         last = number
 
 
-def long_functions(source: Source) -> Iterator[Finding]:
+def functions(source: Source) -> Iterator[tuple[str, int, int]]:
+    """Name, first line and number of lines of each function."""
     reader = {".py": python_functions, ".c": c_functions, ".h": c_functions}
-    for name, start, count in reader.get(source.suffix, cython_functions)(source):
+    return reader.get(source.suffix, cython_functions)(source)
+
+
+def long_functions(source: Source) -> Iterator[Finding]:
+    for name, start, count in functions(source):
         if count > LINES_PER_FUNCTION_MAX and f"{source.path}::{name}" not in LONG_FUNCTIONS:
             limit = LINES_PER_FUNCTION_MAX
             yield Finding(source.path, start, f"{name} has {count} lines (at most {limit})")
@@ -241,7 +249,7 @@ RULES: dict[str, tuple[Callable[[Source], Iterator[Finding]], frozenset[str]]] =
 @pytest.mark.parametrize("name", RULES)
 def test_source_text(name: str) -> None:
     rule, suffixes = RULES[name]
-    found = [line for line in findings(rule, suffixes) if line.split(":")[0] not in LONG_FILES]
+    found = findings(rule, suffixes)
     assert not found, "\n" + "\n".join(found)
 
 
@@ -251,7 +259,7 @@ def test_exceptions_are_still_needed() -> None:
     for entry in LONG_FUNCTIONS:
         path, name = entry.split("::")
         source = Source(path, (ROOT / path).read_text())
-        lengths = [count for found, _, count in python_functions(source) if found == name]
+        lengths = [count for found, _, count in functions(source) if found == name]
         assert max(lengths, default=0) > LINES_PER_FUNCTION_MAX, entry
 
 

@@ -14,6 +14,9 @@ PEERS=deploy/dev/requirements-peers.txt
 VENV=.venv
 PYTHON_MIN='(3, 11)'
 
+# make puts .venv first on PATH; what makes .venv anew must not come from it.
+PATH=${PATH//"$PWD/$VENV/bin:"/}
+
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -124,11 +127,21 @@ make_venv() {
     fi
 }
 
+# PYTHON=... asks for another interpreter than the one .venv was made with: start over.
+drop_other_python() {
+    [ -n "${PYTHON:-}" ] && [ -x "$VENV/bin/python" ] || return 0
+    local version='import sys; print(sys.version)'
+    if [ "$("$PYTHON" -c "$version" 2>&1)" != "$("$VENV/bin/python" -c "$version" 2>&1)" ]; then
+        rm -rf "$VENV"
+    fi
+}
+
 environment_key() { printf '%s %s\n' "$PWD" "$(sum_of "$REQUIREMENTS" deploy/dev/setup.sh)"; }
 native_key() { printf '%s %s\n' "$(environment_key)" "$(native_sources | xargs cat pyproject.toml |
     sum_of)"; }
 
 setup_environment() {
+    drop_other_python
     is_done environment "$(environment_key)" && return
     local python packages
     python=$(find_python)

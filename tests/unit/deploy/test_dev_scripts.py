@@ -1,0 +1,85 @@
+"""The scripts behind the Makefile: results of lanes, and what a machine is told it lacks."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+DEV = Path(__file__).resolve().parents[3] / "deploy" / "dev"
+
+
+def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [DEV / script, *arguments],
+        env={**os.environ, "MEMKV_LANES": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "record"),
+    [
+        pytest.param("echo fine", 0, "passed 1 0 0 ", id="no counts"),
+        pytest.param("echo oh; exit 3", 1, "failed 0 1 0 exit status 3", id="failure"),
+        pytest.param("echo no device; exit 77", 0, "skipped 0 0 1 no device", id="cannot run"),
+        pytest.param(
+            "echo '= 2 failed, 5 passed, 1 skipped, 1 error in 0.30s ='; exit 1",
+            1,
+            "failed 5 3 1 exit status 1",
+            id="pytest",
+        ),
+        pytest.param(
+            "echo '=== 1234 passed in 75.00s (0:01:15) ==='", 0, "passed 1234 0 0 ", id="long run"
+        ),
+        pytest.param(
+            "echo '100% tests passed, 0 tests failed out of 4'", 0, "passed 4 0 0 ", id="ctest"
+        ),
+        pytest.param("echo '100% tests passed out of 4'", 0, "passed 4 0 0 ", id="newer ctest"),
+        pytest.param(
+            "echo '25% tests passed, 3 tests failed out of 4'; exit 8",
+            1,
+            "failed 1 3 0 exit status 8",
+            id="failing ctest",
+        ),
+    ],
+)
+def test_a_lane_records_its_result(tmp_path: Path, command: str, status: int, record: str) -> None:
+    lanes = tmp_path / "lanes"
+    result = run("lane.sh", "name", "bash", "-c", command, MEMKV_LANES=str(lanes))
+    assert result.returncode == status
+    name, outcome, seconds, *rest = lanes.read_text().removesuffix("\n").split("\t")
+    assert (name, " ".join([outcome, *rest])) == ("name", record)
+    assert float(seconds) >= 0
+    assert f"-- name: {outcome} in " in result.stdout
+
+
+def command(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_missing_headers_are_named_by_their_package(tmp_path: Path) -> None:
+    command(tmp_path, "cc", '! grep -qE "liburing|blake2"')
+    result = run("setup.sh", "missing", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert result.returncode == 0, result.stderr
+    assert {"liburing-dev", "libb2-dev"} <= set(result.stdout.split())
+    assert "libssl-dev" not in result.stdout
+
+
+def test_a_python_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
+    """Version managers put commands on PATH for interpreters that are not active."""
+    for name in ("python3", "python3.14", "python3.13", "python3.12", "python3.11", "uv"):
+        command(tmp_path, name, "echo 'command not found' >&2; exit 127")
+    result = run("setup.sh", "missing", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert result.returncode == 0, result.stderr
+    assert {"python3", "python3-dev", "python3-venv"} <= set(result.stdout.split())
+
+
+def test_a_wrong_argument_is_named() -> None:
+    result = run("setup.sh", "fly")
+    assert result.returncode == 1
+    assert "unknown argument 'fly'" in result.stderr
