@@ -9,7 +9,7 @@ export MEMKV_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/memkv
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help demo test test-sanitize test-crash bench bench-peers setup lock clean \
-    lint types layers unit proto
+    lint types layers unit proto format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: lint types layers unit ## lint, types, layers and tests
 
 lint: setup ## ruff over the whole tree
 	@$(LANE) lint $(BIN)/ruff check .
+
+format: setup ## rewrite Python in the house format
+	@$(BIN)/ruff format .
 
 types: setup ## mypy --strict, product and tests
 	@$(LANE) types bash -c '$(BIN)/mypy && $(BIN)/mypy tests benchmarks'
