@@ -60,6 +60,8 @@ BOOKMARK_INTERVAL_MS = 20_000  # a watch that says nothing for three of these is
 BOOKMARKS_MISSED_MAX = 3
 FACTS_POLL_INTERVAL_MS = 500
 WATCHERS_MAX = 16_384  # streams of one metadata process, at about 10 KiB each
+OWNER_TRAIL_MAX = 8  # past owners remembered for a slot; one that fell out drops what it had
+GO_AWAY_SPREAD_MS = 500  # watchers of a stopping server leave within this, not all at once
 
 # --- deadlines -------------------------------------------------------------------------------
 DEADLINE_MS_DEFAULT = 2_000

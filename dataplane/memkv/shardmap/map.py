@@ -21,7 +21,6 @@ from memkv.errors import CallerError, ProtocolError
 UUID_BYTES = 16
 UNASSIGNED = 0xFFFF
 SLOT_HASH = "xxh3-64-v1"
-HOST_BYTES_MAX = 255  # a hint record counts it in one byte
 
 _CANONICAL_MAGIC = b"memkv-map-1\0"
 
@@ -238,8 +237,8 @@ def _check_workers(workers: tuple[Worker, ...]) -> None:
         name = worker.uuid.hex()
         _require(len(worker.uuid) == UUID_BYTES, f"worker uuid of {len(worker.uuid)} bytes")
         _require(1 <= worker.port <= 0xFFFF, f"worker {name} on port {worker.port}")
-        host_bytes = len(worker.host.encode("utf-8"))
-        _require(1 <= host_bytes <= HOST_BYTES_MAX, f"worker {name} has a host of {host_bytes} B")
+        host_ok = 1 <= len(worker.host) <= limits.HOST_NAME_BYTES_MAX and worker.host.isascii()
+        _require(host_ok, f"worker {name} has host {worker.host[:80]!r}")  # hints carry ASCII
         _require(0 <= worker.incarnation < 1 << 64, f"worker {name}'s incarnation")
         weight_ok = math.isfinite(worker.weight) and worker.weight > 0
         _require(weight_ok, f"worker {name} has weight {worker.weight}")

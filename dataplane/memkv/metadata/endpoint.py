@@ -1,0 +1,150 @@
+"""Addresses, TLS and channel options that both ends of the metadata and admin services agree on."""
+
+import ipaddress
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from memkv import limits
+from memkv.errors import CallerError, ConfigError
+
+ChannelOptions = Sequence[tuple[str, str | int]]
+
+# A client pings after 20 s of silence; a server that allows pings only every 300 s (the default)
+# would close such a connection with "too_many_pings". The two are tested as a pair.
+CLIENT_KEEPALIVE_MS = 20_000
+SERVER_PING_INTERVAL_MS_MIN = 10_000
+KEEPALIVE_TIMEOUT_MS = 10_000
+CONNECTION_AGE_MS_MAX = 30 * 60_000  # spreads clients again after servers were replaced
+CONNECTION_AGE_GRACE_MS = 30_000
+UNARY_TIMEOUT_S = 5
+
+_SERVICE = "memkv.v1.MetadataService"
+_UNARY = [{"service": _SERVICE, "method": name} for name in ("GetShardMap", "GetTicket")]
+SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": _UNARY,
+                "timeout": f"{UNARY_TIMEOUT_S}s",
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ],
+    }
+)
+
+SERVER_OPTIONS: ChannelOptions = (
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", SERVER_PING_INTERVAL_MS_MIN),
+    ("grpc.http2.min_ping_interval_without_data_ms", SERVER_PING_INTERVAL_MS_MIN),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.max_connection_age_ms", CONNECTION_AGE_MS_MAX),
+    ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_MS),
+    ("grpc.max_receive_message_length", limits.MAP_BYTES_MAX),
+    ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share its clients
+)
+CLIENT_OPTIONS: ChannelOptions = (
+    ("grpc.service_config", SERVICE_CONFIG),
+    ("grpc.keepalive_time_ms", CLIENT_KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MIN),
+    ("grpc.min_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MAX),
+    ("grpc.max_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MAX),
+    ("grpc.max_receive_message_length", limits.MAP_BYTES_MAX),
+    # Shared subchannels would make a fresh channel wait out an older one's backoff.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+assert CLIENT_KEEPALIVE_MS >= SERVER_PING_INTERVAL_MS_MIN
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of one side of mutual TLS."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+    def read(self) -> tuple[bytes, bytes, bytes]:
+        """Return (certificate, key, authority). ConfigError naming the missing file."""
+        try:
+            return (
+                self.certificate.read_bytes(),
+                self.key.read_bytes(),
+                self.authority.read_bytes(),
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the TLS file {error.filename}: {error.strerror}; check the path and "
+                "its permissions"
+            ) from error
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """Return (host, port) of "host:port" or "[v6]:port". CallerError for anything else."""
+    host, colon, port = endpoint.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 0xFFFF:
+        raise CallerError(f"{endpoint!r} is not HOST:PORT")
+    return host, int(port)
+
+
+def join_endpoint(host: str, port: int) -> str:
+    """Return "host:port", with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches the address. Names other than localhost count as
+    reachable: what they resolve to may change."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_exposure(what: str, host: str, tls: TlsFiles | None, *, insecure: bool) -> None:
+    """Raise ConfigError when a service would be open to the network without TLS."""
+    if tls is None and not insecure and not is_loopback(host):
+        raise ConfigError(
+            f"{what} would listen on {host} without TLS, open to everyone who reaches it: bind it "
+            "to 127.0.0.1, give it certificates, or say --insecure if the network is trusted"
+        )
+
+
+def open_channel(endpoint: str, tls: TlsFiles | None) -> grpc.Channel:
+    """Return a new channel; it connects when it is used. The caller closes it."""
+    if tls is None:
+        return grpc.insecure_channel(endpoint, options=CLIENT_OPTIONS)
+    return grpc.secure_channel(endpoint, channel_credentials(tls), options=CLIENT_OPTIONS)
+
+
+def channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
+    """Return credentials of a client that proves itself."""
+    certificate, key, authority = tls.read()
+    return grpc.ssl_channel_credentials(authority, key, certificate)
+
+
+def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    """Return credentials of a server that wants its clients to prove themselves."""
+    certificate, key, authority = tls.read()
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], root_certificates=authority, require_client_auth=True
+    )

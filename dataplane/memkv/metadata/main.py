@@ -1,0 +1,307 @@
+"""`memkv metadata`: publishes a pool's map from polls of its nodes, or follows who does.
+
+One event loop. The publisher's state is on disk before anyone sees the map made from it; where that
+fails, the map waits and the write is tried again.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from prometheus_client import CollectorRegistry
+
+from memkv import limits
+from memkv.clock import Clock, SystemClock
+from memkv.errors import ConfigError, ProtocolError
+from memkv.metadata.endpoint import CLIENT_OPTIONS, TlsFiles, channel_credentials, check_exposure
+from memkv.metadata.facts import reports_of
+from memkv.metadata.files import PublisherLock, read_state, write_durably, write_state
+from memkv.metadata.http import Page, PlainHttpServer, metrics_page, probe_page
+from memkv.metadata.metrics import MetadataCollector, MetadataFigures
+from memkv.metadata.publisher import Outcome, Publisher, PublisherConfig, PublisherState, Reason
+from memkv.metadata.roster import LossPolicy
+from memkv.metadata.server import MetadataServer, ServerConfig
+from memkv.metadata.tickets import AnonymousIssuer
+from memkv.metadata.watch import MapWatcher, WatchConfig
+from memkv.shardmap import ShardMap
+from memkv_proto import node_admin_pb2, node_admin_pb2_grpc
+
+log = logging.getLogger("memkv.metadata")
+
+POLL_TIMEOUT_S = 1.0  # a node that needs longer for a few hundred bytes is not well
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataConfig:
+    """What one metadata process does. Either `state_file` and `nodes`, or `follow`."""
+
+    server: ServerConfig
+    nodes: tuple[str, ...] = ()
+    """Admin endpoints, HOST:PORT, of the pool's nodes."""
+    state_file: Path | None = None
+    follow: tuple[str, ...] = ()
+    """Metadata endpoints to take the map from; then nothing is published here."""
+    slots: int = limits.SLOTS_DEFAULT
+    moving_slots_percent_max: int = limits.MAX_MOVING_SLOTS_PERCENT_DEFAULT
+    move_timeout_s: int = limits.MOVE_TIMEOUT_S
+    first_map_wait_ms: int = 10_000
+    poll_interval_ms: int = limits.FACTS_POLL_INTERVAL_MS
+    loss: LossPolicy = field(default_factory=LossPolicy)
+    admin_tls: TlsFiles | None = None
+    http_host: str = "127.0.0.1"
+    http_port: int | None = None
+    """Plain HTTP for /metrics, /healthz and /readyz; 0: any free port; None: none."""
+    ready_file: Path | None = None
+    """Gets the endpoints in use as JSON once the process listens."""
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot work, before anything listens."""
+        if self.follow and (self.nodes or self.state_file):
+            raise ConfigError("a replica follows and publishes nothing: drop --follow or --publish")
+        if not self.follow and (not self.nodes or self.state_file is None):
+            raise ConfigError("publishing needs the admin endpoints of nodes and a state file")
+        if self.http_port is not None:
+            # Figures only, and kubelet must reach them, so no TLS is asked for.
+            insecure = self.server.insecure or self.server.tls is not None
+            check_exposure("/metrics", self.http_host, None, insecure=insecure)
+
+
+class MetadataProcess:
+    """Everything of one metadata process, on one event loop."""
+
+    def __init__(self, config: MetadataConfig, clock: Clock | None = None) -> None:
+        config.check()
+        self._config = config
+        self._clock = clock or SystemClock()
+        self.server = MetadataServer(config.server, AnonymousIssuer(self._clock), self._clock)
+        self._publisher: Publisher | None = None
+        self._lock: PublisherLock | None = None
+        self._watcher: MapWatcher | None = None
+        self._http: PlainHttpServer | None = None
+        self._unstored: PublisherState | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._polls = self._poll_failures = 0
+        self._outcome = Outcome(None, ())
+        self._logged: tuple[Reason, ...] = ()
+
+    async def start(self) -> None:
+        """Listen, and begin to publish or to follow."""
+        if self._config.follow:
+            await self.server.start()
+            self._follow(asyncio.get_running_loop())
+        else:
+            self._prepare_publisher()
+            await self.server.start()
+            self._tasks = [asyncio.create_task(self._poll(node)) for node in self._config.nodes]
+            self._tasks.append(asyncio.create_task(self._publish()))
+        if self._config.http_port is not None:
+            self._http = PlainHttpServer(
+                self._config.http_host, self._config.http_port, self._routes()
+            )
+        if self._config.ready_file is not None:
+            document = {
+                "endpoint": self.server.endpoint,
+                "pool": self._config.server.pool,
+                "http_port": self._http.port if self._http is not None else None,
+            }
+            write_durably(self._config.ready_file, json.dumps(document).encode())
+        log.info("serving pool %s at %s", self._config.server.pool, self.server.endpoint)
+
+    async def stop(self) -> None:
+        """Stop everything in order: watchers are told first."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._watcher is not None:
+            await asyncio.to_thread(self._watcher.stop)
+        await self.server.stop(grace_s=1)
+        if self._http is not None:
+            await asyncio.to_thread(self._http.stop)
+        if self._lock is not None:
+            self._lock.release()
+
+    async def failed(self) -> None:
+        """Return never, or raise what ended a task of this process: a bug."""
+        if self._tasks:
+            await asyncio.gather(*self._tasks)
+        await asyncio.Event().wait()
+
+    # --- publishing --------------------------------------------------------------------------
+
+    def _prepare_publisher(self) -> None:
+        path = self._config.state_file
+        assert path is not None
+        self._lock = PublisherLock(path)
+        publisher_config = PublisherConfig(
+            nodes=len(self._config.nodes),
+            slots=self._config.slots,
+            moving_slots_percent_max=self._config.moving_slots_percent_max,
+            move_timeout_s=self._config.move_timeout_s,
+            first_map_wait_ms=self._config.first_map_wait_ms,
+            loss=self._config.loss,
+        )
+        self._publisher = Publisher(publisher_config, read_state(path), self._now_ms())
+
+    async def _poll(self, node: str) -> None:
+        """Ask one node for its facts again and again."""
+        publisher, tls = self._publisher, self._config.admin_tls
+        assert publisher is not None
+        options = list(CLIENT_OPTIONS)
+        channel = (
+            grpc.aio.insecure_channel(node, options=options)
+            if tls is None
+            else grpc.aio.secure_channel(node, channel_credentials(tls), options=options)
+        )
+        healthy = True
+        async with channel:
+            stub = node_admin_pb2_grpc.NodeAdminStub(channel)
+            while True:
+                self._polls += 1
+                try:
+                    answer = await stub.GetFacts(
+                        node_admin_pb2.GetFactsRequest(), timeout=POLL_TIMEOUT_S
+                    )
+                    reports = reports_of(answer, self._config.server.pool)
+                    publisher.answered(node, reports, self._now_ms())
+                    problem = ""
+                except (grpc.aio.AioRpcError, ProtocolError) as error:
+                    self._poll_failures += 1
+                    publisher.failed(node)
+                    problem = _describe(error)
+                if healthy != (not problem):
+                    healthy = not problem
+                    log.log(
+                        logging.INFO if healthy else logging.WARNING,
+                        "node %s %s",
+                        node,
+                        "answers" if healthy else f"does not answer: {problem}",
+                    )
+                await asyncio.sleep(self._config.poll_interval_ms / 1000)
+
+    async def _publish(self) -> None:
+        """Make, store and show maps."""
+        publisher, path = self._publisher, self._config.state_file
+        assert publisher is not None
+        assert path is not None
+        while True:
+            self._outcome = publisher.step(self._now_ms(), self._clock.wall_s())
+            self._log(self._outcome)
+            self._unstored = self._outcome.state or self._unstored
+            if self._unstored is not None:
+                stored = self._unstored
+                try:
+                    await asyncio.to_thread(write_state, path, stored)
+                except OSError as error:
+                    log.error(
+                        "cannot store the map in %s (%s), so it is not published: free space or "
+                        "make the folder writable; trying again",
+                        path,
+                        error.strerror,
+                    )
+                else:
+                    self._unstored = None
+                    await self.server.publish(stored.shard_map)
+            await asyncio.sleep(min(0.2, self._config.poll_interval_ms / 2000))
+
+    def _log(self, outcome: Outcome) -> None:
+        if outcome.state is not None:
+            shard_map = outcome.state.shard_map
+            log.info(
+                "map %s (%s): %d workers, %d slots moving, %d waiting",
+                shard_map.version,
+                ", ".join(reason.value for reason in outcome.reasons),
+                len(shard_map.workers),
+                len(shard_map.moving),
+                outcome.slots_waiting,
+            )
+        elif outcome.reasons and outcome.reasons != self._logged:
+            log.warning("map unchanged: %s", ", ".join(r.value for r in outcome.reasons))
+        self._logged = outcome.reasons
+
+    # --- following ---------------------------------------------------------------------------
+
+    def _follow(self, loop: asyncio.AbstractEventLoop) -> None:
+        def on_map(shard_map: ShardMap) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop closed while a map came in
+                asyncio.run_coroutine_threadsafe(self.server.publish(shard_map), loop)
+
+        config = self._config
+        self._watcher = MapWatcher(
+            WatchConfig(
+                config.follow,
+                config.server.pool,
+                f"replica-{config.server.host}:{config.server.port}",
+                config.admin_tls,
+                config.server.insecure,
+            ),
+            self._clock,
+            on_map,
+        )
+        self._watcher.start()
+
+    # --- figures -----------------------------------------------------------------------------
+
+    def figures(self) -> MetadataFigures:
+        """Return what the metrics show."""
+        census = self._publisher.census if self._publisher is not None else None
+        return MetadataFigures(
+            self.server.statistics(),
+            self.server.feed.latest,
+            census is not None and census.frozen,
+            self._outcome.slots_waiting,
+            self._polls,
+            self._poll_failures,
+        )
+
+    def _routes(self) -> dict[str, Callable[[], Page]]:
+        registry = CollectorRegistry()
+        registry.register(MetadataCollector(self.figures))
+        return {
+            "/metrics": lambda: metrics_page(registry),
+            "/healthz": lambda: probe_page(True, "ok"),
+            "/readyz": lambda: probe_page(
+                self.server.ready, "ok" if self.server.ready else "no map yet"
+            ),
+        }
+
+    def _now_ms(self) -> int:
+        return self._clock.monotonic_ns() // 1_000_000
+
+
+def _describe(error: grpc.aio.AioRpcError | ProtocolError) -> str:
+    if isinstance(error, ProtocolError):
+        return str(error)
+    return f"{error.code().name}: {error.details()}"
+
+
+def run_metadata(config: MetadataConfig, clock: Clock | None = None) -> None:
+    """Run until SIGTERM or SIGINT. ConfigError when it cannot start."""
+    asyncio.run(_run(config, clock))
+
+
+async def _run(config: MetadataConfig, clock: Clock | None) -> None:
+    stopping = asyncio.Event()
+    if threading.current_thread() is threading.main_thread():
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+    process = MetadataProcess(config, clock)
+    await process.start()
+    waiting = [asyncio.create_task(stopping.wait()), asyncio.create_task(process.failed())]
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await process.stop()

@@ -1,0 +1,320 @@
+"""The static publisher: from polls of configured nodes to the next map. A pure state machine.
+
+Exactly one publisher works on a state file (its driver holds a lock). The driver stores every
+result of `step` durably before it shows the map to anyone; so after a crash the file holds the last
+published map or one newer, and taking over raises the term: versions never go back and never name
+two maps.
+
+Invariants, checked after each step: the map validates; epoch grew; lineage and slots stayed; no
+lost worker is an owner or a previous owner; no more slots move than allowed.
+"""
+
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from memkv import limits
+from memkv.errors import CallerError, InternalBug
+from memkv.metadata.ownership import (
+    OpenMove,
+    Ownership,
+    Progress,
+    Tenure,
+    reassign,
+    retire,
+)
+from memkv.metadata.roster import (
+    Census,
+    LossPolicy,
+    Sightings,
+    WorkerReport,
+    next_workers,
+    take_census,
+)
+from memkv.shardmap import (
+    Candidate,
+    MapVersion,
+    Move,
+    ShardMap,
+    Worker,
+    WorkerState,
+    build_owners,
+    pack_owners,
+    unpack_owners,
+)
+
+
+class Reason(Enum):
+    """Why there is a new map, or why there is none."""
+
+    FIRST_MAP = "first map"
+    TAKEN_OVER = "another publisher took over"
+    WORKERS_CHANGED = "workers changed"
+    SLOTS_MOVED = "slots changed owners"
+    MOVES_ENDED = "moves ended"
+    TENANT_DROPPED = "a tenant was dropped"
+    WAITING_FOR_WORKERS = "waiting for the first workers"
+    MASS_LOSS_SUSPECTED = "MassLossSuspected"
+    NO_LIVE_WORKERS = "no worker answers"
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherConfig:
+    """What a pool's owner decides."""
+
+    nodes: int
+    """How many nodes are configured; the first map waits for all of them, up to a time."""
+    slots: int = limits.SLOTS_DEFAULT
+    moving_slots_percent_max: int = limits.MAX_MOVING_SLOTS_PERCENT_DEFAULT
+    move_timeout_s: int = limits.MOVE_TIMEOUT_S
+    first_map_wait_ms: int = 10_000
+    loss: LossPolicy = field(default_factory=LossPolicy)
+
+    @property
+    def moving_slots_max(self) -> int:
+        """Slots that may move at once; at least one, or nothing would ever move."""
+        return max(1, self.slots * self.moving_slots_percent_max // 100)
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherState:
+    """Everything that must outlive a publisher."""
+
+    shard_map: ShardMap
+    trails: Mapping[int, tuple[Tenure, ...]] = field(default_factory=dict)
+    epoch_times_s: Mapping[int, int] = field(default_factory=dict)
+    """When the maps that started open moves were made, wall clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Result of a step."""
+
+    state: PublisherState | None
+    """To be stored, then published; None: the map in use stays."""
+    reasons: tuple[Reason, ...]
+    slots_waiting: int = 0
+    """Slots that should move and wait for others to finish."""
+
+
+class Publisher:
+    """Decides on maps. The driver feeds polls and calls `step` now and then."""
+
+    def __init__(
+        self,
+        config: PublisherConfig,
+        state: PublisherState | None,
+        now_ms: int,
+        *,
+        make_lineage: Callable[[], bytes] = lambda: secrets.token_bytes(16),
+    ) -> None:
+        """Start from the stored state, or with a new lineage where there is none."""
+        if state is not None and state.shard_map.slots != config.slots:
+            raise CallerError(
+                f"the pool has {state.shard_map.slots} slots, the configuration says "
+                f"{config.slots}: the number is fixed when a pool is made; set it back"
+            )
+        self.state = state
+        self.census = Census(frozenset(), frozenset(), frozenset(), False)
+        self._config = config
+        self._make_lineage = make_lineage
+        self._started_ms = now_ms
+        self._taken_over = state is None
+        self._sightings = Sightings()
+        self._nodes_answered: set[str] = set()
+        self._built: tuple[tuple[Candidate, ...], tuple[bytes, ...]] | None = None
+        self._dropped_tenants: dict[bytes, int] = {}
+        for worker in state.shard_map.workers if state is not None else ():
+            self._sightings.expect(worker.uuid, now_ms)
+
+    def answered(self, node: str, reports: Collection[WorkerReport], now_ms: int) -> None:
+        """Note what a poll of `node` (its configured endpoint) returned."""
+        self._sightings.answered(node, reports, now_ms)
+        if reports and all(report.ready for report in reports):
+            self._nodes_answered.add(node)
+
+    def failed(self, node: str) -> None:
+        """Note that a poll of `node` failed."""
+        self._sightings.failed(node)
+
+    def drop_tenant(self, tenant_tag: bytes) -> None:
+        """Make all blocks of a tenant misses, with the next map."""
+        self._dropped_tenants[tenant_tag] = self._dropped_tenants.get(tenant_tag, 0) + 1
+
+    def step(self, now_ms: int, wall_s: int) -> Outcome:
+        """Return the next state, if anything changed. The publisher goes on as if it is stored."""
+        if self.state is None:
+            outcome = self._first_map(now_ms)
+        else:
+            outcome = self._next_map(self.state, now_ms, wall_s)
+        if outcome.state is not None:
+            check_invariants(self.state, outcome.state, self._config)
+            self.state = outcome.state
+        return outcome
+
+    def _first_map(self, now_ms: int) -> Outcome:
+        waited_ms = now_ms - self._started_ms
+        complete = len(self._nodes_answered) >= self._config.nodes
+        if not complete and waited_ms < self._config.first_map_wait_ms:
+            return Outcome(None, (Reason.WAITING_FOR_WORKERS,))
+        self.census = take_census({}, self._sightings.by_uuid, self._config.loss, now_ms)
+        workers = next_workers((), self._sightings.by_uuid, self.census)
+        if not any(worker.state == WorkerState.ACTIVE for worker in workers):
+            return Outcome(None, (Reason.WAITING_FOR_WORKERS,))
+        ownership = Ownership(self._targets(workers))
+        version = MapVersion(self._make_lineage(), 1, 1)
+        shard_map = _make_map(version, workers, ownership, self._tenant_generations({}))
+        return Outcome(PublisherState(shard_map), (Reason.FIRST_MAP,))
+
+    def _next_map(self, state: PublisherState, now_ms: int, wall_s: int) -> Outcome:
+        old = state.shard_map
+        states = {worker.uuid: worker.state for worker in old.workers}
+        self.census = take_census(states, self._sightings.by_uuid, self._config.loss, now_ms)
+        workers = next_workers(old.workers, self._sightings.by_uuid, self.census)
+        reasons: list[Reason] = []
+        if self.census.frozen:
+            reasons.append(Reason.MASS_LOSS_SUSPECTED)
+        if not any(worker.state == WorkerState.ACTIVE for worker in workers):
+            # Whatever the map says is better than nothing: its workers may come back.
+            kept = {worker.uuid: worker.state for worker in old.workers}
+            workers = tuple(replace(w, state=kept.get(w.uuid, w.state)) for w in workers)
+            reasons.append(Reason.NO_LIVE_WORKERS)
+        epoch = old.version.epoch + 1
+        before = ownership_of(state)
+        after, waiting = before, 0
+        if not reasons:
+            progress = self._progress(state, workers, wall_s)
+            after = retire(before, progress, epoch)
+            after, waiting = reassign(
+                after, self._targets(workers), progress, epoch, self._config.moving_slots_max
+            )
+        return self._outcome(state, workers, before, after, reasons, waiting, wall_s)
+
+    def _outcome(
+        self,
+        state: PublisherState,
+        workers: tuple[Worker, ...],
+        before: Ownership,
+        after: Ownership,
+        reasons: list[Reason],
+        waiting: int,
+        wall_s: int,
+    ) -> Outcome:
+        old = state.shard_map
+        generations = self._tenant_generations(old.tenant_generations)
+        changes = [
+            (not self._taken_over, Reason.TAKEN_OVER),
+            (workers != old.workers, Reason.WORKERS_CHANGED),
+            (after.owners != before.owners, Reason.SLOTS_MOVED),
+            ((after.moves, after.fenced) != (before.moves, before.fenced), Reason.MOVES_ENDED),
+            (generations != dict(old.tenant_generations), Reason.TENANT_DROPPED),
+        ]
+        changed = [reason for holds, reason in changes if holds]
+        if not changed:
+            return Outcome(None, tuple(reasons), waiting)
+        version = MapVersion(
+            old.version.lineage,
+            old.version.term + (0 if self._taken_over else 1),
+            old.version.epoch + 1,
+        )
+        self._taken_over = True
+        shard_map = _make_map(version, workers, after, generations)
+        open_epochs = {move.since_epoch for move in after.moves.values()}
+        times = {e: state.epoch_times_s.get(e, wall_s) for e in sorted(open_epochs)}
+        return Outcome(
+            PublisherState(shard_map, after.trails, times), (*reasons, *changed), waiting
+        )
+
+    def _targets(self, workers: Sequence[Worker]) -> tuple[bytes, ...]:
+        candidates = tuple(
+            Candidate(worker.uuid, worker.weight)
+            for worker in workers
+            if worker.state == WorkerState.ACTIVE
+        )
+        if self._built is None or self._built[0] != candidates:
+            owners = build_owners(candidates, self._config.slots)
+            self._built = candidates, tuple(candidates[index].uuid for index in owners)
+        return self._built[1]
+
+    def _progress(self, state: PublisherState, workers: Sequence[Worker], wall_s: int) -> Progress:
+        lineage = state.shard_map.version.lineage
+        reports = {
+            uuid: sighting.report
+            for uuid, sighting in self._sightings.by_uuid.items()
+            if sighting.report is not None and sighting.report.lineage == lineage
+        }
+        timeout_s = self._config.move_timeout_s
+        return Progress(
+            lost={w.uuid for w in workers if w.state == WorkerState.LOST},
+            draining={w.uuid for w in workers if w.state == WorkerState.DRAINING},
+            applied_epoch={uuid: report.applied_epoch for uuid, report in reports.items()},
+            finished={uuid: report.finished for uuid, report in reports.items()},
+            expired_epochs={
+                epoch for epoch, at_s in state.epoch_times_s.items() if wall_s - at_s >= timeout_s
+            },
+        )
+
+    def _tenant_generations(self, before: Mapping[bytes, int]) -> dict[bytes, int]:
+        after = dict(before)
+        for tag, times in self._dropped_tenants.items():
+            after[tag] = after.get(tag, 0) + times
+        self._dropped_tenants.clear()
+        return after
+
+
+def ownership_of(state: PublisherState) -> Ownership:
+    """Return ownership by UUID, as the map and the trails say."""
+    shard_map = state.shard_map
+    uuids = [worker.uuid for worker in shard_map.workers]
+    moves = {
+        slot: OpenMove(tuple(uuids[i] for i in move.previous), move.since_epoch)
+        for slot, move in shard_map.moving.items()
+    }
+    owners = tuple(uuids[index] for index in unpack_owners(shard_map.owners))
+    return Ownership(owners, moves, dict(shard_map.fenced), dict(state.trails))
+
+
+def _make_map(
+    version: MapVersion,
+    workers: tuple[Worker, ...],
+    ownership: Ownership,
+    tenant_generations: Mapping[bytes, int],
+) -> ShardMap:
+    index_of = {worker.uuid: index for index, worker in enumerate(workers)}
+    moving = {
+        slot: Move(tuple(index_of[uuid] for uuid in move.previous), move.since_epoch)
+        for slot, move in ownership.moves.items()
+    }
+    return ShardMap(
+        version,
+        len(ownership.owners),
+        workers,
+        pack_owners(index_of[uuid] for uuid in ownership.owners),
+        moving,
+        ownership.fenced,
+        tenant_generations,
+    )
+
+
+def check_invariants(
+    before: PublisherState | None, after: PublisherState, config: PublisherConfig
+) -> None:
+    """Raise InternalBug or MapInvalid when a step broke a promise of this module."""
+    new = after.shard_map
+    new.validate()
+    for slot, move in new.moving.items():
+        if len(new.previous_owners(slot)) != len(move.previous):
+            raise InternalBug(f"slot {slot} has a lost previous owner")
+        if move.since_epoch not in after.epoch_times_s:
+            raise InternalBug(f"nobody knows when slot {slot} began to move")
+    allowed = config.moving_slots_max
+    if before is not None:
+        old = before.shard_map
+        allowed = max(allowed, len(old.moving))
+        if new.slots != old.slots or not new.version.newer_than(old.version):
+            raise InternalBug(f"map {new.version} after {old.version}")
+        if new.version.epoch != old.version.epoch + 1:
+            raise InternalBug(f"epoch {new.version.epoch} after {old.version.epoch}")
+    if len(new.moving) > allowed:
+        raise InternalBug(f"{len(new.moving)} slots move at once, {allowed} may")
