@@ -177,8 +177,8 @@ def test_trail_keeps_of_each_worker_what_matters() -> None:
 
 def test_trail_tells_who_owned_since() -> None:
     trail = (Tenure(A, False), *settled(B, A, C))
-    assert owners_since(A, trail) == {B}
-    assert owners_since(C, trail) == {A, B}
+    assert owners_since(A, trail) == frozenset({B})
+    assert owners_since(C, trail) == frozenset({A, B})
     assert owners_since(D, trail) == frozenset()
     assert owners_since(D, (Tenure(D, False),)) is None
     full = settled(*(bytes([n]) * 16 for n in range(10, 10 + limits.OWNER_TRAIL_MAX)))
