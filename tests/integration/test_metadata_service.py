@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grpc
@@ -212,7 +212,8 @@ def test_watch_that_cannot_work_says_why(
     server = start()
     with open_channel(server.endpoint, None) as channel:
         request = pb.WatchShardMapRequest(**{"pool": POOL, **fields})
-        events = pb_grpc.MetadataServiceStub(channel).WatchShardMap(request, timeout=WAIT_S)
+        stub = pb_grpc.MetadataServiceStub(channel)
+        events: Any = stub.WatchShardMap(request, timeout=WAIT_S)
         with pytest.raises(grpc.RpcError) as failure:
             next(events)
     assert isinstance(failure.value, grpc.Call)
@@ -401,12 +402,16 @@ def test_silent_stream_is_broken_and_opened_again(watch: Watch) -> None:
     hanging, opened = threading.Event(), []
 
     class Hanging(pb_grpc.MetadataServiceServicer):
+        def GetShardMap(self, request: Any, context: Any) -> Any:  # noqa: N802  gRPC's
+            raise NotImplementedError
+
+        def GetTicket(self, request: Any, context: Any) -> Any:  # noqa: N802  gRPC's
+            raise NotImplementedError
+
         def WatchShardMap(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802  gRPC's
             opened.append(request)
             yield pb.WatchShardMapResponse(bookmark=pb.Bookmark(interval_ms=10))
             hanging.wait(WAIT_S)
-
-    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(4) as threads:
         server = grpc.server(threads)

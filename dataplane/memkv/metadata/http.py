@@ -78,7 +78,7 @@ class _Server(ThreadingHTTPServer):
 
     def process_request_thread(self, request: object, client_address: object) -> None:
         try:
-            super().process_request_thread(request, client_address)  # type: ignore[arg-type]  # as above
+            super().process_request_thread(request, client_address)  # type: ignore[arg-type]  # same
         finally:
             self._slots.release()
 

@@ -274,7 +274,8 @@ class MetadataServer:
         self._servicer = MetadataServicer(
             config, self.feed, issuer, clock, source or random.Random()
         )
-        self._health: HealthService = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs lack the asyncio half
+        aio = health.aio  # type: ignore[attr-defined]  # its stubs lack the asyncio half
+        self._health: HealthService = aio.HealthServicer()
         self._server = grpc.aio.server(options=list(SERVER_OPTIONS))
         self._ready = False
         self.port = 0
