@@ -1,0 +1,53 @@
+"""What a store is told when it is opened."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from memkv.limits import BLOCK_BYTES_MAX, MIB, SLOTS_DEFAULT
+from memkv.store.checks import ALL_CHECKS, Checks
+from memkv.store.eviction import EvictionPolicy, LruTailsFirst
+
+INDEX_BYTES_PER_BLOCK = 64  # 56 in the native table, and room for what Python keeps of few blocks
+INDEX_MEMORY_FRACTION_MAX = 0.25  # the rest of memory holds blocks
+RECORD_BYTES_MIN = 8192  # a header and one sector: more blocks than this do not fit the drive
+
+
+class Randomness(Protocol):
+    """Source of nonces and identifiers; `random.SystemRandom` outside tests."""
+
+    def getrandbits(self, k: int, /) -> int:
+        """Return `k` random bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantQuota:
+    """A tenant with flash of its own: a queue of segments nobody else can shrink below this."""
+
+    name: str
+    flash_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """Sizes and policies of one store. `memory_bytes` bounds blocks in DRAM and index together."""
+
+    memory_bytes: int = 256 * MIB
+    block_bytes_max: int = BLOCK_BYTES_MAX
+    index_blocks_max: int | None = None
+    """None: as many as fit the drive, within a quarter of memory."""
+    segment_bytes: int | None = None
+    """Only for formatting; None: min(256 MiB, capacity / 64)."""
+    worker_uuid: bytes | None = None
+    """16 bytes the drive must carry; None: take what it carries (a new one when formatting)."""
+    slots: int = SLOTS_DEFAULT
+    quotas: tuple[TenantQuota, ...] = ()
+    policy: EvictionPolicy = field(default_factory=LruTailsFirst)
+    checks: Checks = ALL_CHECKS
+    index_tag_bits: int = 128
+    index_check_tenant: bool = True
+    threads: bool = True
+    """False: nothing runs unless the caller pumps; for deterministic tests."""
+    on_evict: Callable[[bytes, bytes], None] | None = None
+    """Told (tenant tag, block id) of every block evicted from flash, under the store's lock."""
+    queue_depth: int = 32

@@ -1,0 +1,383 @@
+"""The store without threads or I/O: every method is called under one lock and never waits.
+
+`poll` returns the operations to start, and each takes its result by `complete`. The driver
+(`engine.py`) brings both to a device; readers bring their own queue and use `lookup` and `finish`.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from memkv._hotpath import BlockIndex, slots_of
+from memkv.checksum import SUM_BYTES, chunk_count
+from memkv.clock import Clock
+from memkv.limits import BLOCK_ID_BYTES, ROOT_BYTES, SECTOR_BYTES
+from memkv.status import Status
+from memkv.store.arena import UNNAMED, Arena, Extent
+from memkv.store.config import Randomness, StoreConfig
+from memkv.store.layout import RecordHeader, Superblock, record_sectors
+from memkv.store.log import Log
+from memkv.store.pins import Pins
+from memkv.store.puts import Put, PutState
+from memkv.store.reclaim import FREE_SEGMENTS_WANTED, Reclaim
+from memkv.store.records import Place
+from memkv.store.requests import IoRequest, PutRequest
+from memkv.store.segments import Segment, SegmentTable, State
+from memkv.store.statistics import (
+    Counters,
+    StoreStatistics,
+    TenantStatistics,
+    counters_as_dict,
+)
+from memkv.store.tenants import Tenants, TenantState
+from memkv.store.tombstones import Tombstones
+from memkv.tenant import Tenant
+
+GENERATION_OPEN_SHIFT = 40  # upper bits: how often the store was opened; lower: puts since
+PENDING_SECTOR = 0  # in the index: written nowhere yet; the superblock lies there
+
+
+class Found(NamedTuple):
+    """Where a block is: an extent with a reference for the caller, or a place on flash."""
+
+    handle: int
+    extent: Extent | None
+    segment: Segment | None
+    sector: int
+    sectors: int
+
+
+class StoreCore:
+    """State of one open store."""
+
+    def __init__(
+        self, config: StoreConfig, superblock: Superblock, index: BlockIndex, arena_bytes: int,
+        clock: Clock, random: Randomness,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.superblock = superblock
+        self.index = index
+        self.random = random
+        self.clock = clock
+        self.counters = Counters()
+        self.access_clock = 1
+        self.table = SegmentTable(superblock.segment_count, superblock.segment_bytes)
+        self.arena = Arena(arena_bytes, lambda handle: index.set_buffer(handle, -1))
+        self.reserve = self.arena.allocate(record_sectors(self.block_bytes_max))
+        self.tenants = Tenants(
+            config.quotas, self.usable_bytes(), index.capacity
+        )
+        queues = len(self.tenants.queue_guarantees)
+        self.log = Log(
+            self.table, queues, superblock.device_uuid, self.counters, lambda: self.access_clock
+        )
+        self.pins = Pins()
+        self.tombstones = Tombstones(self)
+        self.reclaim = Reclaim(self)
+        self.undurable: dict[int, Put] = {}
+        self._generation = superblock.incarnation << GENERATION_OPEN_SHIFT
+        self._last_prefix = b""
+
+    # --- small facts -------------------------------------------------------------------------
+
+    @property
+    def block_bytes_max(self) -> int:
+        """Longest block that fits a segment beside its header and footer."""
+        room = self.superblock.segment_bytes - 4 * SECTOR_BYTES
+        return min(self.config.block_bytes_max, room)
+
+    def usable_bytes(self) -> int:
+        """Return the bytes of segments that can hold blocks: all but the spare ones."""
+        count = self.superblock.segment_count - FREE_SEGMENTS_WANTED
+        return count * self.superblock.segment_bytes
+
+    def now_ns(self) -> int:
+        """Return monotonic time."""
+        return self.clock.monotonic_ns()
+
+    def next_generation(self) -> int:
+        """Return a number larger than that of every put and delete accepted before."""
+        self._generation += 1
+        return self._generation
+
+    def queue_bytes(self, queue: int) -> int:
+        """Return the flash a queue occupies, in whole segments."""
+        count = sum(
+            s.queue == queue and s.state not in (State.BLANK, State.FREE, State.ERASING)
+            for s in self.table.all
+        )
+        return count * self.table.segment_bytes
+
+    # --- the driver --------------------------------------------------------------------------
+
+    def poll(self, room: int) -> list[IoRequest]:
+        """Return at most `room` operations to start now."""
+        now_ns = self.now_ns()
+        self.log.note_pause(now_ns)
+        self.reclaim.step()
+        return self.log.poll(room, now_ns)
+
+    def idle(self) -> bool:
+        """Say whether there is nothing to do until somebody calls."""
+        return self.log.idle() and not self.reclaim.active
+
+    # --- put ---------------------------------------------------------------------------------
+
+    def check_put(self, request: PutRequest) -> Status:
+        """Return OK, or why this can never be stored."""
+        if len(request.block_id) != BLOCK_ID_BYTES or len(request.root) != ROOT_BYTES:
+            return Status.INVALID
+        if request.length < 1:
+            return Status.INVALID
+        if request.length > self.block_bytes_max:
+            return Status.TOO_LARGE
+        if len(request.sums) != SUM_BYTES * chunk_count(request.length):
+            return Status.INVALID
+        return Status.OK
+
+    def begin_put(self, tenant: Tenant, request: PutRequest) -> Put | Status:
+        """Return a put to fill, PRESENT at once for a known block, or BUSY or NO_SPACE."""
+        owner = self.tenants.get(tenant.tag, tenant.name)
+        handle = self.valid_handle(owner, request.block_id)
+        if handle >= 0:
+            self.counters.puts_present += 1
+            self.index.touch(handle, self.access_clock)
+            waiting = self.undurable.get(handle)
+            if not request.durable or waiting is None:
+                return Status.OK
+            self.want_durable(waiting)
+            put = Put(self, owner, request, waiting.extent)
+            put.state, put.alias = PutState.PRESENT, waiting
+            return put
+        if self.log.paused(self.now_ns()) or not self._room_in_index(owner):
+            self.counters.puts_refused += 1
+            return Status.NO_SPACE
+        extent = self.arena.allocate(record_sectors(request.length))
+        if extent is None:
+            return Status.BUSY
+        return Put(self, owner, request, extent)
+
+    def _room_in_index(self, owner: TenantState) -> bool:
+        free = self.index.capacity - len(self.index)
+        return free > 0 and self.tenants.admits(owner, free)
+
+    def commit(self, put: Put) -> Status:
+        """Make a filled put visible and queue its write."""
+        assert put.state is PutState.FILLING
+        request, owner = put.request, put.tenant
+        handle = self.valid_handle(owner, request.block_id)
+        if handle >= 0:  # somebody else's put of this key was complete first
+            put.state = PutState.PRESENT
+            put.alias = self.undurable.get(handle)
+            if request.durable:
+                self.want_durable(put)
+            self.arena.release(put.extent)
+            self.counters.puts_present += 1
+            return Status.OK
+        expiry_s = self.clock.wall_s() + request.ttl_s if request.ttl_s else 0
+        if request.prefix_id != self._last_prefix:
+            self._last_prefix = request.prefix_id
+            self.access_clock += 1
+        slot = struct.unpack("<H", slots_of(request.block_id, self.config.slots))[0]
+        handle = self.index.insert(
+            owner.number, request.block_id, slot, PENDING_SECTOR, put.sectors, expiry_s,
+            request.depth, self.access_clock,
+        )  # fmt: skip
+        if handle < 0:
+            put.state = PutState.ABORTED
+            self.arena.release(put.extent)
+            self.counters.puts_refused += 1
+            return Status.NO_SPACE
+        put.prepare(self.next_generation(), expiry_s)
+        put.state = PutState.QUEUED
+        put.handle = handle
+        self.undurable[handle] = put
+        self.index.set_buffer(handle, put.extent.start)
+        self.arena.name(put.extent, handle)
+        self.tenants.add_block(owner, put.sectors * SECTOR_BYTES)
+        self.tombstones.forget(owner.tag, request.block_id)
+        self.counters.puts += 1
+        self.counters.put_bytes += put.sectors * SECTOR_BYTES
+        self.log.add(put)
+        return Status.OK
+
+    def want_durable(self, put: Put) -> None:
+        """Ask for the flush that makes a committed put durable."""
+        put = put.alias or put
+        if put.state in (PutState.QUEUED, PutState.WRITTEN):
+            put.request = put.request._replace(durable=True)
+            if put.state is PutState.WRITTEN:
+                self.log.flush_wanted = True
+
+    def abort(self, put: Put) -> None:
+        """Give up a put that was not committed; harmless afterwards."""
+        if put.state is PutState.FILLING:
+            put.state = PutState.ABORTED
+            self.arena.release(put.extent)
+
+    # --- entries -----------------------------------------------------------------------------
+
+    def valid_handle(self, owner: TenantState, block_id: bytes) -> int:
+        """Return the handle of a block that has not expired, dropping one that has."""
+        handle = self.index.find(owner.number, block_id)
+        if handle >= 0:
+            expiry_s = self.index.expiry_s(handle)
+            if expiry_s and expiry_s <= self.clock.wall_s():
+                self.counters.expired += 1
+                self.remove_entry(handle)
+                return -1
+        return handle
+
+    def live_handle(self, tenant: int, block_id: bytes, sector: int) -> int:
+        """Return the handle of a block if its record is the one at `sector`, else -1."""
+        handle = self.index.find(tenant, block_id)
+        if handle >= 0 and self.index.location(handle)[0] != sector:
+            return -1
+        return handle
+
+    def remove_entry(self, handle: int) -> None:
+        """Forget a block: index, buffer, pin, counters; a write that has not begun is cancelled."""
+        buffer = self.index.buffer(handle)
+        if buffer >= 0:
+            self.arena.drop(buffer)
+        put = self.undurable.pop(handle, None)
+        if put is not None and put.state is PutState.QUEUED and put.segment is None:
+            put.cancelled = True
+        self.pins.unpin(handle)
+        owner = self.tenants.all[self.index.tenant(handle)]
+        self.tenants.remove_block(owner, self.index.location(handle)[1] * SECTOR_BYTES)
+        self.index.remove(handle)
+
+    def forget_segment(self, segment: Segment) -> None:
+        """Drop every block of a segment whose list cannot be read."""
+        first, end = segment.base_sector, segment.base_sector + self.table.sectors
+        for handle in range(self.index.handles_end):
+            try:
+                sector = self.index.location(handle)[0]
+            except ValueError:
+                continue
+            if first <= sector < end:
+                self.remove_entry(handle)
+
+    # --- memory of reclaim -------------------------------------------------------------------
+
+    def take_reserve(self) -> Extent | None:
+        """Lend the one extent kept for reclaim, which must go on when puts have filled memory."""
+        extent, self.reserve = self.reserve, None
+        return extent
+
+    def give_back(self, extent: Extent) -> None:
+        """Release a copy's extent, into the reserve if that was lent."""
+        sectors = record_sectors(self.block_bytes_max)
+        alone = extent.references == 1 and extent.handle == UNNAMED
+        if self.reserve is None and alone and extent.sectors == sectors:
+            self.reserve = extent
+        else:
+            self.arena.release(extent)
+
+    # --- lookup ------------------------------------------------------------------------------
+
+    def touch(self, owner: TenantState, block_ids: bytes) -> None:
+        """Stamp a batch so that its head is the youngest."""
+        handles = self.index.find_many(owner.number, block_ids, self.clock.wall_s())
+        self.index.touch_many(handles, self.access_clock)
+        self.access_clock += len(handles) // 4
+
+    def lookup(self, owner: TenantState, block_id: bytes) -> Found | None:
+        """Find one block for reading. In DRAM the caller gets a reference to its extent."""
+        handle = self.valid_handle(owner, block_id)
+        if handle < 0:
+            return None
+        buffer = self.index.buffer(handle)
+        sector, sectors = self.index.location(handle)
+        if buffer < 0:
+            return Found(handle, None, self.table.at_sector(sector), sector, sectors)
+        extent = self.arena.get(buffer)
+        header = extent.header
+        assert header is not None
+        checks = self.config.checks
+        if (checks.block_id and header.block_id != block_id) or (
+            checks.tenant and header.tenant_tag != owner.tag
+        ):
+            self.counters.collisions += 1
+            return None
+        self.arena.hold(extent)
+        return Found(handle, extent, None, sector, sectors)
+
+    def place(self, segment: Segment, sector: int) -> Place:
+        """Return what a record read at `sector` must say of itself."""
+        return Place(sector * SECTOR_BYTES, segment.sequence, segment.nonce)
+
+    def promote(
+        self, owner: TenantState, block_id: bytes, sector: int, extent: Extent,
+        header: RecordHeader,
+    ) -> None:  # fmt: skip
+        """Keep what was read in DRAM, unless the block moved, went or is there already."""
+        extent.header = header
+        handle = self.live_handle(owner.number, block_id, sector)
+        if handle >= 0 and self.index.buffer(handle) < 0:
+            self.index.set_buffer(handle, extent.start)
+            self.arena.name(extent, handle)
+
+    def drop_buffer(self, extent: Extent) -> None:
+        """Forget a copy in DRAM that failed its sums; a block that is nowhere else goes with it."""
+        if extent.handle == UNNAMED:
+            return
+        handle = extent.handle
+        if self.index.location(handle)[0] == PENDING_SECTOR:
+            self.remove_entry(handle)
+        else:
+            self.index.set_buffer(handle, -1)
+            self.arena.drop(extent.start)
+
+    def drop_corrupt(self, owner: TenantState, block_id: bytes, sector: int) -> None:
+        """Forget a block whose record failed its checks, if the index still points there."""
+        handle = self.live_handle(owner.number, block_id, sector)
+        if handle >= 0:
+            self.remove_entry(handle)
+
+    # --- delete and pin ----------------------------------------------------------------------
+
+    def delete(self, owner: TenantState, ids: Sequence[bytes]) -> None:
+        """Make blocks invisible now; their tombstones are the caller's to write."""
+        for block_id in ids:
+            handle = self.index.find(owner.number, block_id)
+            if handle >= 0:
+                self.remove_entry(handle)
+        self.counters.deletes += len(ids)
+
+    def pin(self, owner: TenantState, block_id: bytes, ttl_s: int) -> Status:
+        """Pin for `ttl_s`, or unpin with 0. MISS when absent, QUOTA over the limit."""
+        handle = self.valid_handle(owner, block_id)
+        if handle < 0:
+            return Status.MISS
+        if ttl_s == 0:
+            self.pins.unpin(handle)
+            return Status.OK
+        size_bytes = self.index.location(handle)[1] * SECTOR_BYTES
+        return self.pins.pin(handle, owner, size_bytes, self.now_ns(), ttl_s)
+
+    # --- statistics --------------------------------------------------------------------------
+
+    def statistics(self) -> StoreStatistics:
+        """Return a moment of the store."""
+        tenants = tuple(
+            TenantStatistics(t.name, t.tag, t.blocks, t.bytes, t.pinned_bytes, t.quota_bytes)
+            for t in self.tenants.all
+        )
+        states = {state.value: count for state, count in self.table.count_by_state.items() if count}
+        return StoreStatistics(
+            blocks=len(self.index),
+            index_capacity=self.index.capacity,
+            index_bytes=self.index.memory_bytes,
+            memory_bytes=self.arena.sectors * SECTOR_BYTES,
+            memory_free_bytes=self.arena.sectors_free * SECTOR_BYTES,
+            memory_clean_bytes=self.arena.sectors_clean * SECTOR_BYTES,
+            segments=states,
+            segment_bytes=self.table.segment_bytes,
+            capacity_bytes=self.superblock.capacity_bytes,
+            queued_puts=sum(map(len, self.log.pending)),
+            tombstones=len(self.tombstones),
+            tenants=tenants,
+            counters=counters_as_dict(self.counters),
+        )

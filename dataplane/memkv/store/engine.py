@@ -1,0 +1,170 @@
+"""The engine: brings the core's requests to a device queue, in a writer thread or step by step.
+
+One lock, never held over I/O. With `threads=False` nothing runs by itself: whoever waits drives the
+core, one operation after another, so that a test decides every order.
+"""
+
+import threading
+from collections.abc import Callable, Generator
+
+from memkv.errors import InternalBug
+from memkv.io.device import Device, DeviceQueue
+from memkv.limits import DEVICE_QUEUE_DEPTH
+from memkv.store.arena import Extent
+from memkv.store.core import StoreCore
+from memkv.store.requests import IoKind, IoRequest
+
+IO_WAIT_MS = 1  # while I/O is under way, new puts are noticed after so long at the latest
+IDLE_WAIT_S = 0.1  # without I/O; callers notify, this only bounds what a missed notice costs
+
+
+def submit(queue: DeviceQueue, token: int, request: IoRequest) -> None:
+    """Hand one request to a queue."""
+    if request.kind is IoKind.READ:
+        queue.read(token, request.offset, request.buffers)
+    elif request.kind is IoKind.WRITE:
+        queue.write(token, request.offset, request.buffers)
+    else:
+        queue.flush(token)
+
+
+def drive(steps: Generator[list[IoRequest], None, None], queue: DeviceQueue, depth: int) -> None:
+    """Run a generator of request lists; each list is complete before the next is asked for."""
+    for requests in steps:
+        flying: dict[int, IoRequest] = {}
+        started = 0
+        while started < len(requests) or flying:
+            while started < len(requests) and len(flying) < depth:
+                flying[started] = requests[started]
+                submit(queue, started, requests[started])
+                started += 1
+            for token, result in queue.wait(1, 1000):
+                flying.pop(token).complete(result)
+
+
+class Engine:
+    """Lock, conditions and the writer of one store."""
+
+    def __init__(self, device: Device, depth: int = DEVICE_QUEUE_DEPTH) -> None:
+        self.device = device
+        self.depth = depth
+        self.queue = device.open_queue(depth)
+        self.lock = threading.RLock()
+        self._work = threading.Condition(self.lock)
+        self._done = threading.Condition(self.lock)
+        self._waiters = 0
+        self._flying: dict[int, IoRequest] = {}
+        self._token = 0
+        self._core: StoreCore | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = False
+        self.failure: BaseException | None = None
+
+    def start(self, core: StoreCore, threads: bool) -> None:
+        """Take over a recovered core."""
+        self._core = core
+        self.queue.register_arena(core.arena.memory)
+        if threads:
+            self._thread = threading.Thread(target=self._run, name="memkv-store", daemon=True)
+            self._thread.start()
+
+    def wake(self) -> None:
+        """Tell the writer that there is work. The lock is held."""
+        self._work.notify()
+
+    def progress(self) -> None:
+        """Tell waiting callers that something was finished or released. The lock is held."""
+        if self._waiters:
+            self._done.notify_all()
+
+    def release(self, extent: Extent) -> None:
+        """Give back a reference to an extent."""
+        with self.lock:
+            assert self._core is not None
+            self._core.arena.release(extent)
+            self.progress()
+
+    def wait(self, ready: Callable[[], bool], deadline_ns: int) -> bool:
+        """Wait with the lock held until `ready()` or the deadline; return `ready()`."""
+        core = self._core
+        assert core is not None
+        if self._thread is None:
+            while not ready() and self.pump_once():
+                pass
+            return ready()
+        self.wake()
+        self._waiters += 1
+        try:
+            while not ready():
+                left_ns = deadline_ns - core.now_ns()
+                if left_ns <= 0 or self._stop or self.failure is not None:
+                    return ready()
+                self._done.wait(left_ns / 1e9)
+        finally:
+            self._waiters -= 1
+        return True
+
+    def pump_once(self) -> bool:
+        """Start what can start and take what is done; False when nothing moved."""
+        started = self._start_requests()
+        if not started and not self._flying:
+            return False
+        self._collect(IO_WAIT_MS)
+        return True
+
+    def pump(self) -> None:
+        """Run until nothing is left to do (only without threads)."""
+        while self.pump_once():
+            pass
+
+    def _start_requests(self) -> int:
+        assert self._core is not None
+        with self.lock:
+            requests = self._core.poll(self.depth - len(self._flying))
+            for request in requests:
+                self._token += 1
+                self._flying[self._token] = request
+        for token in range(self._token - len(requests) + 1, self._token + 1):
+            submit(self.queue, token, self._flying[token])
+        return len(requests)
+
+    def _collect(self, timeout_ms: int) -> None:
+        results = self.queue.wait(1, timeout_ms)
+        if not results:
+            return
+        with self.lock:
+            for token, result in results:
+                self._flying.pop(token).complete(result)
+            self.progress()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                started = self._start_requests()
+                if self._flying:
+                    self._collect(IO_WAIT_MS)
+                elif not started:
+                    with self.lock:
+                        if self._stop:
+                            return
+                        self._work.wait(IDLE_WAIT_S)
+        except BaseException as error:  # callers must not wait for a writer that is gone
+            with self.lock:
+                self.failure = error
+                self._done.notify_all()
+            raise
+
+    def stop(self) -> None:
+        """End the writer after what is in flight, and close its queue."""
+        with self.lock:
+            self._stop = True
+            self._work.notify_all()
+            self._done.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self.queue.close()
+
+    def check(self) -> None:
+        """Raise InternalBug when the writer died."""
+        if self.failure is not None:
+            raise InternalBug(f"the store's writer stopped: {self.failure!r}") from self.failure

@@ -1,0 +1,60 @@
+"""Pins: blocks that reclaim always keeps, for a time, within a quarter of their tenant's quota."""
+
+from memkv.limits import PINNED_FRACTION_MAX
+from memkv.status import Status
+from memkv.store.tenants import TenantState
+
+
+class Pin:
+    """One pinned block."""
+
+    __slots__ = ("expires_ns", "size_bytes", "tenant")
+
+    def __init__(self, tenant: TenantState, size_bytes: int, expires_ns: int) -> None:
+        self.tenant = tenant
+        self.size_bytes = size_bytes
+        self.expires_ns = expires_ns
+
+
+class Pins:
+    """Pinned blocks by index handle. Lives as long as the process: engines renew pins."""
+
+    def __init__(self) -> None:
+        self._pins: dict[int, Pin] = {}
+
+    def __len__(self) -> int:
+        return len(self._pins)
+
+    def pin(
+        self, handle: int, tenant: TenantState, size_bytes: int, now_ns: int, ttl_s: int
+    ) -> Status:
+        """Pin or renew. QUOTA when the tenant's pins would pass their limit."""
+        expires_ns = now_ns + ttl_s * 1_000_000_000
+        known = self._pins.get(handle)
+        if known is not None:
+            known.expires_ns = expires_ns
+            return Status.OK
+        limit = int(tenant.quota_bytes * PINNED_FRACTION_MAX)
+        if tenant.pinned_bytes + size_bytes > limit:
+            self.expire(now_ns)
+            if tenant.pinned_bytes + size_bytes > limit:
+                return Status.QUOTA
+        tenant.pinned_bytes += size_bytes
+        self._pins[handle] = Pin(tenant, size_bytes, expires_ns)
+        return Status.OK
+
+    def unpin(self, handle: int) -> None:
+        """Forget a pin; harmless where there is none."""
+        pin = self._pins.pop(handle, None)
+        if pin is not None:
+            pin.tenant.pinned_bytes -= pin.size_bytes
+
+    def expire(self, now_ns: int) -> None:
+        """Forget pins whose time is over."""
+        for handle in [h for h, pin in self._pins.items() if pin.expires_ns <= now_ns]:
+            self.unpin(handle)
+
+    def is_pinned(self, handle: int, now_ns: int) -> bool:
+        """Say whether reclaim must keep the block."""
+        pin = self._pins.get(handle)
+        return pin is not None and pin.expires_ns > now_ns

@@ -1,0 +1,361 @@
+"""Reading: one reader for each thread, with a device queue of its own.
+
+A reader looks blocks up under the store's lock, reads flash without it, and judges what came. An
+extent that is being read belongs to the store until its completion arrives, however long after the
+deadline that is.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from memkv.io.device import DeviceQueue
+from memkv.limits import BLOCK_ID_BYTES, SECTOR_BYTES
+from memkv.status import Status
+from memkv.store.arena import Extent
+from memkv.store.core import Found, StoreCore
+from memkv.store.engine import Engine
+from memkv.store.layout import RecordHeader, record_sectors
+from memkv.store.records import Flaw, Place, judge, payload_ok
+from memkv.store.segments import Segment
+from memkv.store.tenants import TenantState
+from memkv.tenant import Tenant
+
+WINDOW_ITEMS = 16  # looked up together: bounds what a slow consumer of results holds in DRAM
+ATTEMPTS_MAX = 2  # transient errors of a bus go away when the record is read again
+
+Source = Literal["dram", "flash"]
+
+
+class ReadResult:
+    """One block's answer. With OK, `payload` is valid until `release` is called (once or more)."""
+
+    __slots__ = ("_engine", "_extent", "header", "length", "payload", "source", "status")
+
+    def __init__(self, status: Status, length: int = 0) -> None:
+        self.status = status
+        self.length = length
+        """Of the block, with OK and BUFFER_TOO_SMALL."""
+        self.header: RecordHeader | None = None
+        """length, root, sums, depth, prefix_id and the rest; with OK."""
+        self.payload: memoryview = memoryview(b"")
+        self.source: Source = "dram"
+        self._extent: Extent | None = None
+        self._engine: Engine | None = None
+
+    def hold(self, engine: Engine, extent: Extent, header: RecordHeader, source: Source) -> None:
+        """Take over the caller's reference to the extent."""
+        self._engine, self._extent = engine, extent
+        self.header, self.source, self.length = header, source, header.length
+        self.payload = extent.payload(header.length)
+
+    def release(self) -> None:
+        """Give the buffer back; `payload` must not be used any more."""
+        extent, self._extent = self._extent, None
+        if extent is not None and self._engine is not None:
+            self.payload = memoryview(b"")
+            self._engine.release(extent)
+
+
+class _Flight:
+    """One read under way."""
+
+    __slots__ = (
+        "attempts", "block_id", "extent", "owner", "place", "position", "segment", "wanted",
+    )  # fmt: skip
+
+    def __init__(
+        self, position: int, owner: TenantState, block_id: bytes, segment: Segment, place: Place,
+        extent: Extent,
+    ) -> None:  # fmt: skip
+        self.position = position
+        self.owner = owner
+        self.block_id = block_id
+        self.segment = segment
+        self.place = place
+        self.extent = extent
+        self.attempts = 1
+        self.wanted = True
+
+
+class _Batch:
+    """One call of `read`."""
+
+    __slots__ = ("deadline_ns", "flights", "ids", "max_lengths", "owner", "todo", "verify")
+
+    def __init__(
+        self, owner: TenantState, ids: bytes, max_lengths: Sequence[int] | None,
+        deadline_ns: int, verify: bool,
+    ) -> None:  # fmt: skip
+        self.owner = owner
+        self.ids = ids
+        self.max_lengths = max_lengths
+        self.deadline_ns = deadline_ns
+        self.verify = verify
+        self.todo = list(range(len(ids) // BLOCK_ID_BYTES - 1, -1, -1))  # taken from the end
+        self.flights: set[int] = set()
+
+    def block_id(self, position: int) -> bytes:
+        return self.ids[position * BLOCK_ID_BYTES : (position + 1) * BLOCK_ID_BYTES]
+
+    def too_small(self, position: int, length: int) -> bool:
+        return self.max_lengths is not None and length > self.max_lengths[position]
+
+
+Answer = tuple[int, ReadResult]
+
+
+class StoreReader:
+    """Reads for one thread. Close it before the store."""
+
+    def __init__(self, engine: Engine, core: StoreCore, queue: DeviceQueue) -> None:
+        self._engine = engine
+        self._core = core
+        self._queue = queue
+        self._flights: dict[int, _Flight] = {}
+        self._token = 0
+        self._arrived: list[tuple[int, int]] = []  # came back while reads were started
+        queue.register_arena(core.arena.memory)
+
+    def read(
+        self, tenant: Tenant, ids: bytes, max_lengths: Sequence[int] | None, deadline_ns: int,
+        verify: bool = False,
+    ) -> Iterator[Answer]:  # fmt: skip
+        """Yield (position, result) for each id, in the order in which they become known.
+
+        Never waits past the deadline: what is not there by then is TIMEOUT. A result with OK holds
+        its buffer until released; an iterator that is dropped leaves nothing behind. `verify` sums
+        every payload before it is answered.
+        """
+        self._reap(0)
+        with self._engine.lock:
+            owner = self._core.tenants.find(tenant.tag)
+            if owner is not None:
+                self._core.touch(owner, ids)
+        if owner is None:
+            for position in range(len(ids) // BLOCK_ID_BYTES):
+                yield position, self._miss()
+            return
+        batch = _Batch(owner, ids, max_lengths, deadline_ns, verify)
+        try:
+            while batch.todo or batch.flights:
+                if self._core.now_ns() >= deadline_ns:
+                    yield from self._give_up(batch)
+                    return
+                yield from self._plan(batch)
+                yield from self._collect(batch)
+        finally:
+            for token in batch.flights:
+                self._flights[token].wanted = False
+
+    def close(self) -> None:
+        """Wait for reads in flight and give their buffers back."""
+        while self._flights:
+            self._reap(1000)
+        self._queue.close()
+
+    # --- planning ----------------------------------------------------------------------------
+
+    def _plan(self, batch: _Batch) -> Iterator[Answer]:
+        """Look up the next items; start reads for those on flash."""
+        ready: list[tuple[int, Extent | None]] = []
+        started = False
+        with self._engine.lock:
+            while batch.todo and len(ready) < WINDOW_ITEMS and self._room():
+                position = batch.todo[-1]
+                found = self._core.lookup(batch.owner, batch.block_id(position))
+                if found is None or found.extent is not None:
+                    ready.append((position, None if found is None else found.extent))
+                elif self._fly(batch, position, found):
+                    started = True
+                elif batch.flights or ready:
+                    break
+                elif not self._wait_for_memory(batch, found):
+                    batch.todo.pop()
+                    yield position, ReadResult(Status.BUSY)
+                    return
+                else:
+                    continue
+                batch.todo.pop()
+        if started:
+            self._arrived += self._queue.wait(0, 0)
+        try:
+            while ready:
+                position, extent = ready.pop(0)
+                if extent is None:
+                    yield position, self._miss()
+                else:
+                    answer = self._from_dram(batch, position, extent)
+                    if answer is not None:
+                        yield position, answer
+        finally:
+            for _, extent in ready:
+                if extent is not None:
+                    self._engine.release(extent)
+
+    def _room(self) -> bool:
+        return len(self._flights) < self._engine.depth
+
+    def _wait_for_memory(self, batch: _Batch, found: Found) -> bool:
+        core = self._core
+
+        def ready() -> bool:
+            return core.arena.sectors_free + core.arena.sectors_clean >= found.sectors
+
+        before = core.arena.sectors_free + core.arena.sectors_clean
+        if before >= found.sectors:
+            return False  # there is room, but in pieces: waiting would not end
+        return self._engine.wait(ready, batch.deadline_ns)
+
+    def _fly(self, batch: _Batch, position: int, found: Found) -> bool:
+        assert found.segment is not None
+        extent = self._core.arena.allocate(found.sectors)
+        if extent is None:
+            return False
+        found.segment.readers += 1
+        place = self._core.place(found.segment, found.sector)
+        flight = _Flight(
+            position, batch.owner, batch.block_id(position), found.segment, place, extent
+        )
+        self._token += 1
+        self._flights[self._token] = flight
+        batch.flights.add(self._token)
+        self._queue.read(self._token, place.device_offset, [extent.view])
+        return True
+
+    def _from_dram(self, batch: _Batch, position: int, extent: Extent) -> ReadResult | None:
+        """Answer from DRAM; None puts the item back because the copy in DRAM failed its sums."""
+        header = extent.header
+        assert header is not None
+        if batch.verify and not payload_ok(extent.view, header):
+            with self._engine.lock:
+                self._core.counters.corrupt += 1
+                self._core.drop_buffer(extent)
+                self._engine.release(extent)
+            batch.todo.append(position)
+            return None
+        self._core.counters.hits_dram += 1
+        return self._answer(batch, position, extent, header, "dram")
+
+    def _answer(
+        self, batch: _Batch, position: int, extent: Extent, header: RecordHeader, source: Source
+    ) -> ReadResult:
+        if batch.too_small(position, header.length):
+            self._engine.release(extent)
+            return ReadResult(Status.BUFFER_TOO_SMALL, header.length)
+        result = ReadResult(Status.OK)
+        result.hold(self._engine, extent, header, source)
+        return result
+
+    def _miss(self) -> ReadResult:
+        self._core.counters.misses += 1
+        return ReadResult(Status.MISS)
+
+    # --- completions -------------------------------------------------------------------------
+
+    def _collect(self, batch: _Batch) -> Iterator[Answer]:
+        """Take completions; wait for one when there is nothing else to do."""
+        if not batch.flights:
+            return
+        left_ms = max(0, (batch.deadline_ns - self._core.now_ns()) // 1_000_000)
+        wait = 0 if batch.todo and self._room() else 1
+        wait = 0 if self._arrived else wait
+        results, self._arrived = self._arrived, []
+        results += self._queue.wait(wait, min(left_ms + 1, 60_000) if wait else 0)
+        answers: list[Answer] = []
+        try:
+            for token, result in results:
+                answers += self._landed(batch, token, result)
+            while answers:
+                yield answers.pop(0)
+        finally:
+            for _, answer in answers:
+                answer.release()
+
+    def _landed(self, batch: _Batch, token: int, result: int) -> list[Answer]:
+        flight = self._flights[token]
+        if not flight.wanted:
+            self._end(token, flight)
+            return []
+        whole = result == len(flight.extent.view)
+        found = self._judge(flight, batch.verify) if whole else None
+        if isinstance(found, RecordHeader):
+            return [(flight.position, self._hit(batch, token, flight, found))]
+        if found is Flaw.OTHER_BLOCK:
+            with self._engine.lock:
+                self._core.counters.collisions += 1
+            batch.flights.discard(token)
+            self._end(token, flight)
+            return [(flight.position, self._miss())]
+        if flight.attempts < ATTEMPTS_MAX:
+            flight.attempts += 1
+            self._core.counters.rereads += 1
+            self._queue.read(token, flight.place.device_offset, [flight.extent.view])
+            return []
+        with self._engine.lock:
+            self._core.counters.corrupt += whole
+            self._core.counters.read_errors += not whole
+            sector = flight.place.device_offset // SECTOR_BYTES
+            self._core.drop_corrupt(flight.owner, flight.block_id, sector)
+        batch.flights.discard(token)
+        self._end(token, flight)
+        return [(flight.position, ReadResult(Status.CORRUPT))]
+
+    def _judge(self, flight: _Flight, verify: bool) -> RecordHeader | Flaw:
+        found = judge(
+            flight.extent.view, flight.place, self._core.config.checks,
+            block_id=flight.block_id, tenant_tag=flight.owner.tag, payload=verify,
+        )  # fmt: skip
+        if isinstance(found, RecordHeader) and record_sectors(found.length) > flight.extent.sectors:
+            return Flaw.LENGTH
+        return found
+
+    def _hit(
+        self, batch: _Batch, token: int, flight: _Flight, header: RecordHeader
+    ) -> ReadResult:
+        batch.flights.discard(token)
+        del self._flights[token]
+        core = self._core
+        with self._engine.lock:
+            flight.segment.readers -= 1
+            expired = header.expiry_s and header.expiry_s <= core.clock.wall_s()
+            sector = flight.place.device_offset // SECTOR_BYTES
+            if expired:
+                core.drop_corrupt(flight.owner, flight.block_id, sector)
+                core.counters.expired += 1
+            else:
+                core.promote(flight.owner, flight.block_id, sector, flight.extent, header)
+                core.counters.hits_flash += 1
+            if core.reclaim.active:
+                self._engine.wake()
+        if expired:
+            self._engine.release(flight.extent)
+            return self._miss()
+        return self._answer(batch, flight.position, flight.extent, header, "flash")
+
+    def _end(self, token: int, flight: _Flight) -> None:
+        """Give everything of a finished flight back."""
+        del self._flights[token]
+        with self._engine.lock:
+            flight.segment.readers -= 1
+            if self._core.reclaim.active:
+                self._engine.wake()
+            self._engine.release(flight.extent)
+
+    def _give_up(self, batch: _Batch) -> Iterator[Answer]:
+        """Answer TIMEOUT for the rest; what flies is taken back when it lands."""
+        positions = [self._flights[token].position for token in batch.flights] + batch.todo[::-1]
+        for token in batch.flights:
+            self._flights[token].wanted = False
+        batch.flights.clear()
+        batch.todo.clear()
+        self._core.counters.timeouts += len(positions)
+        for position in positions:
+            yield position, ReadResult(Status.TIMEOUT)
+
+    def _reap(self, timeout_ms: int) -> None:
+        """Take back what earlier calls left in flight."""
+        if self._flights:
+            results, self._arrived = self._arrived, []
+            results += self._queue.wait(1 if timeout_ms and not results else 0, timeout_ms)
+            for token, _ in results:
+                self._end(token, self._flights[token])

@@ -1,0 +1,352 @@
+"""Reclaim: turn the oldest segment of the queue that is most over its guarantee into a free one.
+
+    IDLE -> LISTING -> SORTING -> COPYING -> FLUSHING -> DRAINING -> ERASING -> IDLE
+
+One segment at a time, and it becomes FREE only after its new header was flushed. Safety, in three
+steps. (1) Wanted blocks and tombstones are durable elsewhere before the header is overwritten.
+(2) Within a queue segments are erased oldest first, so when a tombstone's segment is erased no
+older record of its key is left in that queue; where an older segment of another queue (a changed
+quota) or a retired one still holds records of that tenant, the tombstone is written again.
+(3) Reads in flight hold their segment: it is drained before it is erased.
+"""
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from memkv._hotpath import xxh3_64
+from memkv.limits import REAPPEND_FRACTION_MAX, SECTOR_BYTES, SPARE_SEGMENTS
+from memkv.store.copies import BlockCopy
+from memkv.store.eviction import Candidate
+from memkv.store.layout import (
+    ENTRY,
+    Entry,
+    Kind,
+    SegmentHeader,
+    aligned_buffer,
+    decode_trailer,
+    encode_segment_header,
+    record_sectors,
+)
+from memkv.store.requests import IoKind, IoRequest
+from memkv.store.segments import Segment, State
+from memkv.store.tenants import TenantState
+
+if TYPE_CHECKING:
+    from memkv.store.core import StoreCore
+
+ENTRIES_PER_STEP_MAX = 512  # work under the lock in one go: under a millisecond
+COPIES_IN_FLIGHT_MAX = 4
+FREE_SEGMENTS_WANTED = SPARE_SEGMENTS + 1
+INDEX_FULL_FRACTION = 0.98  # reclaim starts here even when segments are free
+RETRIES_MAX = 3  # of one segment, then it is retired
+
+
+class Phase(Enum):
+    """What the reclaim is doing."""
+
+    IDLE = "idle"
+    LISTING = "listing"
+    SORTING = "sorting"
+    COPYING = "copying"
+    FLUSHING = "flushing"
+    DRAINING = "draining"
+    ERASING = "erasing"
+
+
+class Wanted:
+    """A live block of the victim."""
+
+    __slots__ = ("entry", "pinned", "sector", "tenant")
+
+    def __init__(self, entry: Entry, tenant: TenantState, sector: int, pinned: bool) -> None:
+        self.entry = entry
+        self.tenant = tenant
+        self.sector = sector
+        self.pinned = pinned
+
+
+class Reclaim:
+    """The state machine. `step` is called before each poll; it never waits."""
+
+    def __init__(self, core: "StoreCore") -> None:
+        self._core = core
+        self._log = core.log
+        self._table = core.table
+        self._phase = Phase.IDLE
+        self._segment: Segment | None = None
+        self._entries: list[Entry] = []
+        self._next = 0
+        self._wanted: list[Wanted] = []
+        self._candidates: list[Candidate] = []
+        self._kept: list[Wanted] = []
+        self._carried: dict[int, list[tuple[bytes, int]]] = {}
+        self._carry_lost = False
+        self.copies_in_flight = 0
+        self._copied = 0
+        self._credit_bytes = 0.0
+        self._put_bytes_seen = 0
+        self._retries = 0
+
+    @property
+    def active(self) -> bool:
+        """Say whether a segment is being turned over."""
+        return self._phase is not Phase.IDLE
+
+    def step(self) -> None:
+        """Go as far as possible without waiting for I/O."""
+        while self._advance():
+            pass
+
+    def _advance(self) -> bool:
+        if self._phase is Phase.IDLE:
+            return self._start()
+        if self._phase is Phase.SORTING:
+            return self._sort()
+        if self._phase is Phase.COPYING:
+            return self._copy()
+        if self._phase is Phase.DRAINING:
+            return self._drain()
+        return False
+
+    # --- choice ------------------------------------------------------------------------------
+
+    def _start(self) -> bool:
+        core, table = self._core, self._table
+        crowded = len(core.index) >= core.index.capacity * INDEX_FULL_FRACTION
+        if len(table.free) >= FREE_SEGMENTS_WANTED and not crowded:
+            return False
+        if core.log.paused(core.now_ns()):
+            return False
+        if table.blank and len(table.free) < FREE_SEGMENTS_WANTED:
+            self._erase(table.blank.popleft())
+            return True
+        victim = self._victim()
+        if victim is None:
+            return False
+        if victim is not self._segment:
+            self._retries = 0
+        self._segment = victim
+        table.move(victim, State.RECLAIMING)
+        self._list(victim)
+        return True
+
+    def _victim(self) -> Segment | None:
+        if not self._table.free:
+            # No room to carry anything away: only the oldest of all needs nothing carried.
+            return self._table.globally_oldest()
+        over: list[tuple[int, Segment]] = []
+        for queue, guarantee in enumerate(self._core.tenants.queue_guarantees):
+            segment = self._table.oldest(queue)
+            if segment is not None:
+                over.append((self._core.queue_bytes(queue) - guarantee, segment))
+        return max(over, key=lambda pair: pair[0])[1] if over else None
+
+    # --- the list of its records -------------------------------------------------------------
+
+    def _list(self, segment: Segment) -> None:
+        if segment.entries is not None:
+            self._listed(bytes(segment.entries))
+            return
+        self._phase = Phase.LISTING
+        size = self._table.sectors - segment.footer_sector
+        buffer = aligned_buffer(size * SECTOR_BYTES)
+        offset = segment.offset + segment.footer_sector * SECTOR_BYTES
+        self._log.request(
+            IoRequest(IoKind.READ, offset, [buffer], lambda ok, _e: self._footer_read(buffer, ok))
+        )
+
+    def _footer_read(self, buffer: memoryview, ok: bool) -> None:
+        segment = self._segment
+        assert segment is not None
+        trailer = decode_trailer(buffer[-SECTOR_BYTES:]) if ok else None
+        if trailer is not None and trailer.sequence == segment.sequence:
+            entries = bytes(buffer[: trailer.entry_count * ENTRY.size])
+            if xxh3_64(entries) == trailer.footer_sum:
+                self._listed(entries)
+                return
+        self._core.counters.read_errors += 1
+        self._give_up(State.RETIRED)
+
+    def _listed(self, entries: bytes) -> None:
+        self._entries = [Entry(*fields) for fields in ENTRY.iter_unpack(entries)]
+        self._next = 0
+        self._wanted, self._candidates, self._kept = [], [], []
+        self._carried = {}
+        self._carry_lost = False
+        self._copied = 0
+        self._phase = Phase.SORTING
+
+    # --- what to keep ------------------------------------------------------------------------
+
+    def _sort(self) -> bool:
+        segment, core = self._segment, self._core
+        assert segment is not None
+        now_ns = core.now_ns()
+        end = min(len(self._entries), self._next + ENTRIES_PER_STEP_MAX)
+        for position in range(self._next, end):
+            entry = self._entries[position]
+            tenant = core.tenants.get(entry.tenant_tag)
+            if entry.kind == Kind.TOMBSTONES:
+                if self._table.older_holds(segment, tenant.number):
+                    carried = self._carried.setdefault(tenant.number, [])
+                    carried.append((entry.block_id, entry.generation))
+                continue
+            handle = core.index.find(tenant.number, entry.block_id)
+            sector = segment.base_sector + entry.sector
+            if handle < 0 or core.index.location(handle)[0] != sector:
+                continue
+            pinned = core.pins.is_pinned(handle, now_ns)
+            self._wanted.append(Wanted(entry, tenant, sector, pinned))
+            if not pinned:
+                self._candidates.append(
+                    Candidate(
+                        len(self._wanted) - 1, core.index.stamp(handle), entry.depth,
+                        record_sectors(entry.length) * SECTOR_BYTES,
+                    )
+                )  # fmt: skip
+        self._next = end
+        if end == len(self._entries):
+            self._choose(segment)
+            self._carry()
+        return True
+
+    def _carry(self) -> None:
+        for number, tombstones in self._carried.items():
+            self._core.counters.tombstones_carried += len(tombstones)
+            self._core.tombstones.carry(self._core.tenants.all[number], tombstones)
+        self._carried = {}
+
+    def carry_failed(self) -> None:
+        """A tombstone could not be written again: the segment must not be erased now."""
+        self._carry_lost = True
+
+    def _choose(self, segment: Segment) -> None:
+        core = self._core
+        new_bytes = core.counters.put_bytes - self._put_bytes_seen
+        self._put_bytes_seen = core.counters.put_bytes
+        self._credit_bytes += new_bytes * REAPPEND_FRACTION_MAX
+        # A segment's worth is all one reclaim can use; more would only save up for a burst.
+        self._credit_bytes = min(self._credit_bytes, float(self._table.segment_bytes))
+        kept = core.config.policy.keep(
+            self._candidates, segment.horizon, int(self._credit_bytes)
+        )
+        self._credit_bytes -= sum(candidate.size_bytes for candidate in kept)
+        positions = {candidate.position for candidate in kept}
+        for position, wanted in enumerate(self._wanted):
+            if wanted.pinned:
+                self._kept.append(wanted)
+            elif position not in positions:
+                self.evict(wanted)
+        self._kept += [self._wanted[candidate.position] for candidate in kept]
+        self._kept.reverse()  # taken from the end
+        self._entries, self._wanted, self._candidates = [], [], []
+        self._phase = Phase.COPYING
+
+    def evict(self, wanted: Wanted) -> None:
+        """Drop a block of the victim unless a newer put owns the key."""
+        core = self._core
+        handle = core.live_handle(wanted.tenant.number, wanted.entry.block_id, wanted.sector)
+        if handle < 0:
+            return
+        core.remove_entry(handle)
+        core.counters.evicted_blocks += 1
+        core.counters.evicted_bytes += record_sectors(wanted.entry.length) * SECTOR_BYTES
+        if core.config.on_evict is not None:
+            core.config.on_evict(wanted.tenant.tag, wanted.entry.block_id)
+
+    # --- copies ------------------------------------------------------------------------------
+
+    def _copy(self) -> bool:
+        while self._kept and self.copies_in_flight < COPIES_IN_FLIGHT_MAX:
+            wanted = self._kept[-1]
+            copy = BlockCopy.begin(self._core, self, wanted)
+            if copy is None and self.copies_in_flight:
+                return False  # memory comes back when a copy ends
+            self._kept.pop()
+            if copy is None:
+                self.evict(wanted)
+        if self._kept or self.copies_in_flight or self._core.tombstones.carrying:
+            return False
+        if self._carry_lost:
+            self._retry()
+        elif self._copied:
+            self._phase = Phase.FLUSHING
+            self._log.barrier(self._flushed)
+        else:
+            self._phase = Phase.DRAINING
+        return True
+
+    def copied(self) -> None:
+        """A copy was written; it must be flushed before its source is erased."""
+        self._copied += 1
+
+    def _flushed(self, ok: bool) -> None:
+        if ok:
+            self._phase = Phase.DRAINING
+        else:
+            self._retry()
+
+    def _retry(self) -> None:
+        """The copies are lost and the source is whole: put it back, a few times."""
+        self._retries += 1
+        segment = self._segment
+        assert segment is not None
+        if self._retries >= RETRIES_MAX:
+            self._give_up(State.RETIRED)
+        else:
+            self._give_up(State.FAULTY if segment.entries is not None else State.SEALED)
+
+    def _give_up(self, state: State) -> None:
+        segment = self._segment
+        assert segment is not None
+        self._table.move(segment, state)
+        if state is State.RETIRED:
+            self._core.forget_segment(segment)
+        self._phase = Phase.IDLE
+
+    # --- erase -------------------------------------------------------------------------------
+
+    def _drain(self) -> bool:
+        segment = self._segment
+        assert segment is not None
+        if segment.readers or segment.writes:
+            return False
+        self._core.counters.segments_reclaimed += 1
+        self._erase(segment)
+        return True
+
+    def _erase(self, segment: Segment) -> None:
+        core = self._core
+        self._segment = segment
+        self._phase = Phase.ERASING
+        self._table.move(segment, State.ERASING)
+        sequence, nonce = self._table.next_sequence(), core.random.getrandbits(64)
+        page = encode_segment_header(
+            SegmentHeader(self._log.device_uuid, segment.number, sequence, nonce)
+        )
+        self._log.request(
+            IoRequest(
+                IoKind.WRITE, segment.offset, [page],
+                lambda ok, _error: self._header_written(segment, sequence, nonce, ok),
+            )
+        )  # fmt: skip
+
+    def _header_written(self, segment: Segment, sequence: int, nonce: int, ok: bool) -> None:
+        if ok:
+            self._log.barrier(lambda flushed: self._erased(segment, sequence, nonce, flushed))
+        else:
+            self._core.counters.write_errors += 1
+            self._erased(segment, sequence, nonce, False)
+
+    def _erased(self, segment: Segment, sequence: int, nonce: int, ok: bool) -> None:
+        self._phase = Phase.IDLE
+        if not ok:
+            # Old or new header, nobody knows: the old identity and its tenants stay on the books.
+            self._table.move(segment, State.RETIRED)
+            return
+        segment.sequence, segment.nonce = sequence, nonce
+        segment.entries = None
+        segment.entry_count = 0
+        segment.tenants = set()
+        self._table.move(segment, State.FREE)
+        self._table.free.append(segment)

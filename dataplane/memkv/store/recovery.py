@@ -1,0 +1,272 @@
+"""Recovery: from what lies on flash to an index, in one pass from the newest segment to the oldest.
+
+Newest first makes the rules simple. The first record met of a key is its last; older ones lose. A
+tombstone always lies later in the log than every record it kills, so it is met before them; it
+kills by generation, because a carried tombstone may lie later than a newer put. A key whose last
+record has expired stays dead.
+"""
+
+import struct
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+from memkv._hotpath import slots_of, xxh3_64
+from memkv.limits import SECTOR_BYTES
+from memkv.store.core import StoreCore
+from memkv.store.layout import (
+    ENTRY,
+    Kind,
+    SegmentHeader,
+    Trailer,
+    aligned_buffer,
+    decode_segment_header,
+    decode_trailer,
+    footer_sectors,
+    record_sectors,
+)
+from memkv.store.recovery_table import SegmentAction, SegmentFacts, segment_action
+from memkv.store.requests import IoKind, IoRequest
+from memkv.store.scan import Scanner
+from memkv.store.segments import Everyone, Segment, State
+from memkv.store.tenants import SHARED_QUEUE
+
+SEGMENTS_AT_ONCE = 256  # headers and trailers read together: 2 MiB of buffers
+FOOTERS_AT_ONCE = 16
+STAMP_RECOVERED = 0
+HORIZON_RECOVERED = 1
+
+Steps = Generator[list[IoRequest], None, None]
+
+
+@dataclass(slots=True)
+class RecoveryReport:
+    """What an open found."""
+
+    formatted: bool = False
+    incarnation: int = 0
+    segments: dict[str, int] = field(default_factory=dict)
+    """By what was done: erase, scan, load, unreadable."""
+    blocks: int = 0
+    tombstones: int = 0
+    superseded: int = 0
+    """Records with a newer one, a tombstone, or past their expiry."""
+    torn: int = 0
+    """Records of scans whose payload was not whole."""
+    over_capacity: int = 0
+    """Blocks left out because the index is too small."""
+    duration_ms: int = 0
+
+
+class _Found:
+    """One segment with its header, trailer and footer as read."""
+
+    __slots__ = ("entries", "header", "pages", "segment", "trailer", "unreadable")
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.pages = aligned_buffer(2 * SECTOR_BYTES)
+        self.header: SegmentHeader | None = None
+        self.trailer: Trailer | None = None
+        self.entries: bytes | None = None
+        self.unreadable = False
+
+
+class Recovery:
+    """Fills a core's table and index. `steps` yields I/O and ends when all is known."""
+
+    def __init__(self, core: StoreCore) -> None:
+        self._core = core
+        self._checks = core.config.checks
+        self._now_s = core.clock.wall_s()
+        self._dead: dict[tuple[bytes, bytes], int] = {}
+        self.report = RecoveryReport(incarnation=core.superblock.incarnation)
+
+    def steps(self) -> Steps:
+        """Read the drive."""
+        table = self._core.table
+        found: list[_Found] = []
+        for first in range(0, len(table.all), SEGMENTS_AT_ONCE):
+            part = [_Found(segment) for segment in table.all[first : first + SEGMENTS_AT_ONCE]]
+            yield from self._read_ends(part)
+            found += part
+        live = [f for f in found if self._identify(f)]
+        live.sort(key=lambda f: f.segment.sequence, reverse=True)
+        scanner: Scanner | None = None
+        for first in range(0, len(live), FOOTERS_AT_ONCE):
+            part = live[first : first + FOOTERS_AT_ONCE]
+            yield from self._read_footers(part)
+            for f in part:
+                facts = SegmentFacts(
+                    True, True, f.trailer is not None, self._matches(f), f.entries is not None
+                )
+                action = segment_action(facts)
+                self._count(action.value)
+                if action is SegmentAction.SCAN:
+                    scanner = scanner or Scanner(
+                        table.segment_bytes, self._core.block_bytes_max, self._checks
+                    )
+                    yield from scanner.scan(f.segment)
+                    self._scanned(f.segment, scanner)
+                else:
+                    self._loaded(f)
+        self._core.access_clock = HORIZON_RECOVERED + 1
+        self.report.torn = scanner.torn if scanner else 0
+
+    def _count(self, action: str) -> None:
+        self.report.segments[action] = self.report.segments.get(action, 0) + 1
+
+    # --- headers, trailers, footers ----------------------------------------------------------
+
+    def _read_ends(self, part: list[_Found]) -> Steps:
+        requests = []
+        last = self._core.table.segment_bytes - SECTOR_BYTES
+        for f in part:
+            first_page, last_page = f.pages[:SECTOR_BYTES], f.pages[SECTOR_BYTES:]
+            requests.append(
+                IoRequest(IoKind.READ, f.segment.offset, [first_page], self._reader(f, True))
+            )
+            requests.append(
+                IoRequest(IoKind.READ, f.segment.offset + last, [last_page], self._reader(f, False))
+            )
+        yield requests
+        check_sum = self._checks.header_sum
+        for f in part:
+            f.header = decode_segment_header(f.pages[:SECTOR_BYTES], check_sum)
+            f.trailer = decode_trailer(f.pages[SECTOR_BYTES:], check_sum)
+            f.pages = f.pages[:0]
+
+    def _reader(self, f: _Found, essential: bool) -> Callable[[bool, int], None]:
+        def done(ok: bool, _error: int) -> None:
+            if not ok:
+                f.unreadable = f.unreadable or essential
+
+        return done
+
+    def _identify(self, f: _Found) -> bool:
+        """Take the segment's identity from its header; False when there is none of ours."""
+        segment, header, table = f.segment, f.header, self._core.table
+        if f.unreadable:
+            self._count("unreadable")
+            segment.tenants = Everyone()
+            table.adopt(segment, State.RETIRED)
+            return False
+        ours = (
+            header is not None
+            and header.device_uuid == self._core.superblock.device_uuid
+            and header.segment == segment.number
+        )
+        if header is None or not ours:
+            facts = SegmentFacts(header is not None, ours, False, False, False)
+            self._count(segment_action(facts).value)
+            return False
+        segment.sequence, segment.nonce = header.sequence, header.nonce
+        table.sequence_last = max(table.sequence_last, header.sequence)
+        return True
+
+    def _matches(self, f: _Found) -> bool:
+        t, h = f.trailer, f.header
+        return (
+            t is not None
+            and h is not None
+            and (t.device_uuid, t.segment) == (h.device_uuid, h.segment)
+            and (
+                (t.sequence, t.nonce) == (h.sequence, h.nonce) or not self._checks.generation
+            )
+        )
+
+    def _read_footers(self, part: list[_Found]) -> Steps:
+        sectors = self._core.table.sectors
+        reads: list[tuple[_Found, memoryview]] = []
+        requests = []
+        for f in part:
+            t = f.trailer
+            if t is None or not self._matches(f):
+                continue
+            if t.footer_sector != sectors - footer_sectors(t.entry_count) or t.footer_sector < 1:
+                continue
+            buffer = aligned_buffer(max(1, sectors - t.footer_sector) * SECTOR_BYTES)
+            reads.append((f, buffer))
+            offset = f.segment.offset + t.footer_sector * SECTOR_BYTES
+            requests.append(IoRequest(IoKind.READ, offset, [buffer], lambda _ok, _error: None))
+        if requests:
+            yield requests
+        for f, buffer in reads:
+            assert f.trailer is not None
+            entries = bytes(buffer[: f.trailer.entry_count * ENTRY.size])
+            if not self._checks.header_sum or xxh3_64(entries) == f.trailer.footer_sum:
+                f.entries = entries
+
+    # --- what to make of it ------------------------------------------------------------------
+
+    def _loaded(self, f: _Found) -> None:
+        segment, trailer = f.segment, f.trailer
+        assert trailer is not None
+        assert f.entries is not None
+        self._core.table.adopt(segment, State.SEALED)
+        segment.entry_count = trailer.entry_count
+        segment.footer_sector = trailer.footer_sector
+        segment.next_sector = trailer.data_end_sector
+        self._apply(segment, f.entries)
+        f.entries = None
+
+    def _scanned(self, segment: Segment, scanner: Scanner) -> None:
+        core = self._core
+        if not scanner.entries:
+            return  # stays BLANK: it gets a new identity before it is used
+        segment.entries = scanner.entries
+        segment.entry_count = len(scanner.entries) // ENTRY.size
+        segment.next_sector = scanner.next_sector
+        core.table.adopt(segment, State.SEALING)
+        self._apply(segment, bytes(scanner.entries))
+        if segment.next_sector + footer_sectors(segment.entry_count) <= core.table.sectors:
+            core.log.seal_when_durable(segment)
+        else:
+            core.table.move(segment, State.FAULTY)
+
+    def _apply(self, segment: Segment, packed: bytes) -> None:
+        core, dead, report = self._core, self._dead, self.report
+        segment.horizon = HORIZON_RECOVERED
+        entries = list(ENTRY.iter_unpack(packed))
+        ids = b"".join([entry[0] for entry in entries])
+        slots = struct.unpack(f"<{len(entries)}H", slots_of(ids, core.config.slots))
+        insert, base, now_s = core.index.insert, segment.base_sector, self._now_s
+        added: dict[int, list[int]] = {}
+        numbers: dict[bytes, int] = {}
+        for i in range(len(entries) - 1, -1, -1):
+            block_id, tag, generation, sector, length, expiry_s, depth, _, kind = entries[i]
+            number = numbers.get(tag)
+            if number is None:
+                number = numbers[tag] = core.tenants.get(tag).number
+                added[number] = [0, 0]
+            if kind != Kind.BLOCK:
+                if dead.get((tag, block_id), -1) < generation:
+                    dead[tag, block_id] = generation
+                    core.tombstones.remember(tag, block_id, generation)
+                report.tombstones += 1
+                continue
+            if dead and dead.get((tag, block_id), -1) > generation:
+                report.superseded += 1
+                continue
+            if expiry_s and expiry_s <= now_s:
+                dead[tag, block_id] = generation + 1
+                report.superseded += 1
+                continue
+            sectors = record_sectors(length)
+            handle = insert(
+                number, block_id, slots[i], base + sector, sectors, expiry_s, depth,
+                STAMP_RECOVERED,
+            )  # fmt: skip
+            if handle >= 0:
+                counts = added[number]
+                counts[0] += 1
+                counts[1] += sectors * SECTOR_BYTES
+            elif handle == -2:
+                report.superseded += 1
+            else:
+                report.over_capacity += 1
+        for number, (count, size_bytes) in added.items():
+            core.tenants.add_block(core.tenants.all[number], size_bytes, count)
+            report.blocks += count
+        segment.tenants = set(added)
+        queues = {core.tenants.all[number].queue for number in added}
+        segment.queue = queues.pop() if len(queues) == 1 else SHARED_QUEUE

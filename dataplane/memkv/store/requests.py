@@ -1,0 +1,53 @@
+"""What the pure parts ask of the outside: I/O requests, and what callers ask of the store."""
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class IoKind(IntEnum):
+    """What a request does."""
+
+    READ = 0
+    WRITE = 1
+    FLUSH = 2
+
+
+class IoRequest:
+    """One operation for a device queue; `done` takes its result under the store's lock.
+
+    `done` is told whether exactly `size_bytes` were moved, and the errno (0: none, or short).
+    """
+
+    __slots__ = ("buffers", "done", "kind", "offset", "size_bytes")
+
+    def __init__(
+        self, kind: IoKind, offset: int, buffers: list[memoryview],
+        done: Callable[[bool, int], None],
+    ) -> None:  # fmt: skip
+        self.kind = kind
+        self.offset = offset
+        self.buffers = buffers
+        self.size_bytes = sum(map(len, buffers))
+        self.done = done
+
+    def complete(self, result: int) -> None:
+        """Take the device's result: bytes, or -errno."""
+        if self.kind is IoKind.FLUSH:
+            self.done(result >= 0, -min(result, 0))
+        else:
+            self.done(result == self.size_bytes, -min(result, 0))
+
+
+class PutRequest(NamedTuple):
+    """A block to store. `root` and `sums` were made by the producer before the first copy."""
+
+    block_id: bytes
+    length: int
+    root: bytes
+    sums: bytes
+    ttl_s: int = 0
+    depth: int = 0
+    prefix_id: bytes = bytes(8)
+    session_id: bytes = bytes(8)
+    durable: bool = False

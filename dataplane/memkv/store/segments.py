@@ -1,0 +1,157 @@
+"""Segments and their states. Rule 1: every change of state is a row of TRANSITIONS.
+
+A segment's identity on flash is (sequence, nonce). It changes only by ERASE, which writes and
+flushes a new header; so whatever is read back under an identity was written under it.
+"""
+
+from collections import Counter, deque
+from enum import Enum
+
+from memkv.errors import InternalBug
+from memkv.limits import SECTOR_BYTES
+from memkv.store.layout import SUPERBLOCK_AREA_BYTES
+
+
+class State(Enum):
+    """Where a segment is in its life."""
+
+    BLANK = "blank"
+    """Nothing on it is ours; erased before use."""
+    ERASING = "erasing"
+    """Its new header is on the way to flash."""
+    FREE = "free"
+    """New header flushed, no record."""
+    OPEN = "open"
+    """Records are appended."""
+    SEALING = "sealing"
+    """Full; its footer is not written yet."""
+    SEALED = "sealed"
+    """Full and listed by its footer."""
+    RECLAIMING = "reclaiming"
+    """Its wanted blocks are being copied away."""
+    FAULTY = "faulty"
+    """A write or flush failed; what was durable is still read, nothing is appended."""
+    RETIRED = "retired"
+    """Cannot be erased or read; keeps its old identity, never used again until the next open."""
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.BLANK: frozenset({State.ERASING}),
+    State.ERASING: frozenset({State.FREE, State.RETIRED}),
+    State.FREE: frozenset({State.OPEN}),
+    State.OPEN: frozenset({State.SEALING, State.FAULTY}),
+    State.SEALING: frozenset({State.SEALED, State.FAULTY}),
+    State.SEALED: frozenset({State.RECLAIMING, State.FAULTY}),
+    State.FAULTY: frozenset({State.RECLAIMING}),
+    State.RECLAIMING: frozenset({State.ERASING, State.SEALED, State.FAULTY, State.RETIRED}),
+    State.RETIRED: frozenset(),
+}
+IDENTIFIED = frozenset(
+    {State.OPEN, State.SEALING, State.SEALED, State.RECLAIMING, State.FAULTY, State.RETIRED}
+)
+"""States in which records of the segment may be found after a crash."""
+RECLAIMABLE = frozenset({State.SEALED, State.FAULTY})
+
+
+class Everyone(set[int]):
+    """The tenants of a segment that could not be read: it may hold records of any of them."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+class Segment:
+    """One segment. `entries` lists its records while no footer on flash does."""
+
+    __slots__ = (
+        "base_sector", "entries", "entry_count", "footer_sector", "horizon", "next_sector",
+        "nonce", "number", "queue", "readers", "sequence", "state", "tenants", "writes",
+    )  # fmt: skip
+
+    def __init__(self, number: int, base_sector: int) -> None:
+        self.number = number
+        self.base_sector = base_sector
+        self.state = State.BLANK
+        self.sequence = 0
+        self.nonce = 0
+        self.queue = 0
+        self.next_sector = 1
+        self.entries: bytearray | None = None
+        self.entry_count = 0
+        self.footer_sector = 0
+        self.horizon = 0  # access clock when it was sealed: blocks stamped later are hot
+        self.readers = 0
+        self.writes = 0
+        self.tenants: set[int] = set()
+
+    @property
+    def offset(self) -> int:
+        """First byte on the device."""
+        return self.base_sector * SECTOR_BYTES
+
+
+class SegmentTable:
+    """All segments of a store, and the free ones in the order they were erased."""
+
+    def __init__(self, count: int, segment_bytes: int) -> None:
+        self.segment_bytes = segment_bytes
+        self.sectors = segment_bytes // SECTOR_BYTES
+        self._base = SUPERBLOCK_AREA_BYTES // SECTOR_BYTES
+        self.all = [Segment(i, self._base + i * self.sectors) for i in range(count)]
+        self.free: deque[Segment] = deque()
+        self.blank: deque[Segment] = deque(self.all)
+        self.count_by_state: Counter[State] = Counter({State.BLANK: count})
+        self.sequence_last = 0
+
+    def move(self, segment: Segment, state: State) -> None:
+        """Change a segment's state. Raises InternalBug for a change the table does not know."""
+        if state not in TRANSITIONS[segment.state]:
+            raise InternalBug(f"segment {segment.number}: {segment.state} to {state}")
+        self._set(segment, state)
+
+    def globally_oldest(self) -> Segment | None:
+        """Return the segment whose erasure can bring nothing back, whatever the queues."""
+        found = [s for s in self.all if s.state in RECLAIMABLE and s.writes == 0]
+        return min(found, key=lambda segment: segment.sequence, default=None)
+
+    def adopt(self, segment: Segment, state: State) -> None:
+        """Set the state found by recovery; the segment was BLANK until now."""
+        self._set(segment, state)
+        if state is not State.BLANK:
+            self.blank.remove(segment)
+
+    def _set(self, segment: Segment, state: State) -> None:
+        self.count_by_state[segment.state] -= 1
+        self.count_by_state[state] += 1
+        segment.state = state
+
+    def at_sector(self, sector: int) -> Segment:
+        """Return the segment that holds a sector of the device."""
+        return self.all[(sector - self._base) // self.sectors]
+
+    def next_sequence(self) -> int:
+        """Return a sequence number that was never used before on this drive."""
+        self.sequence_last += 1
+        return self.sequence_last
+
+    def usable(self) -> int:
+        """Return how many segments can still carry blocks."""
+        return len(self.all) - self.count_by_state[State.RETIRED]
+
+    def older_holds(self, segment: Segment, tenant: int) -> bool:
+        """Say whether an older segment may bring back records of `tenant` after a crash."""
+        return any(
+            other.sequence < segment.sequence
+            and other.state in IDENTIFIED
+            and tenant in other.tenants
+            for other in self.all
+        )
+
+    def oldest(self, queue: int) -> Segment | None:
+        """Return the segment of a queue that is reclaimed next."""
+        found = [
+            s
+            for s in self.all
+            if s.queue == queue and s.state in RECLAIMABLE and s.writes == 0
+        ]
+        return min(found, key=lambda segment: segment.sequence, default=None)

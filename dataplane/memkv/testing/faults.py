@@ -1,0 +1,46 @@
+"""What goes wrong on a simulated device, and how often. All chances are per operation."""
+
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Chances and schedules of faults; the default is an honest device that only loses power."""
+
+    crash_kept: float = 0.4
+    """Of un-flushed writes at a crash: kept whole."""
+    crash_torn: float = 0.3
+    """Kept in part, per 512 bytes; the rest is lost."""
+    misdirected_read: float = 0.0
+    """Returns what lies at another place that was written."""
+    misdirected_write: float = 0.0
+    """Lands at another place that was written, and is reported done."""
+    lost_write: float = 0.0
+    """Reported done, covered by a flush, and never there."""
+    rot: float = 0.0
+    """One bit of a read range changes, for good, before the read."""
+    rot_in_headers: float = 0.0
+    """As `rot`, in the first bytes of a sector: where metadata lies."""
+    fail_at: int = 0
+    """The nth operation (from 1) fails; 0: none."""
+    fail_errno: int = 5
+    """EIO, ENOSPC, ...; 0 means a short count."""
+    fail_for_good: bool = False
+    """Every operation of the same kind after it fails too."""
+    fail_flush: float = 0.0
+    """A flush fails, and what it should have covered is lost."""
+    crash_at: int = 0
+    """Power goes at the nth operation (from 1); 0: never."""
+    tags: tuple[str, ...] = field(default=())
+    """Free text for messages."""
+
+    def at_nth(self, count: int) -> Self:
+        """Return the same faults with the nth operation failing."""
+        return replace(self, fail_at=count)
+
+
+HONEST = Faults()
+LYING = Faults(
+    misdirected_read=0.02, misdirected_write=0.02, lost_write=0.02, rot=0.02, rot_in_headers=0.02
+)
