@@ -1,5 +1,6 @@
 """A plain HTTP server for kubelet and Prometheus: a few GET routes, nothing else."""
 
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Page:
 
 
 Route = Callable[[], Page]
+Request = socket.socket | tuple[bytes, socket.socket]
 
 
 def metrics_page(registry: CollectorRegistry) -> Page:
@@ -70,15 +72,15 @@ class _Server(ThreadingHTTPServer):
         self._slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
         super().__init__(address, handler)
 
-    def process_request(self, request: object, client_address: object) -> None:
+    def process_request(self, request: Request, client_address: object) -> None:
         if not self._slots.acquire(blocking=False):
-            self.shutdown_request(request)  # type: ignore[arg-type]  # the base passes it through
+            self.shutdown_request(request)
             return
-        super().process_request(request, client_address)  # type: ignore[arg-type]  # as above
+        super().process_request(request, client_address)
 
-    def process_request_thread(self, request: object, client_address: object) -> None:
+    def process_request_thread(self, request: Request, client_address: object) -> None:
         try:
-            super().process_request_thread(request, client_address)  # type: ignore[arg-type]  # same
+            super().process_request_thread(request, client_address)
         finally:
             self._slots.release()
 
