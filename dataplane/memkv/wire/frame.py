@@ -7,6 +7,7 @@ pieces through or lets the caller take them from the stream straight into the pl
 """
 
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from memkv import limits
@@ -192,8 +193,12 @@ class FrameReader:
     the reader is spent: the stream has no known frame boundary left.
     """
 
-    def __init__(self, *, responses: bool) -> None:
+    def __init__(
+        self, *, responses: bool, admit: Callable[[FrameHeader], object] | None = None
+    ) -> None:
+        """`admit` sees each valid header before its body is stored; it may raise a `WireError`."""
         self._responses = responses
+        self._admit = admit
         self._buffer = bytearray()
         self._header: FrameHeader | None = None
         self._payload_pending = 0
@@ -245,6 +250,8 @@ class FrameReader:
                 view = view[HEADER_BYTES - self._held :]
                 self._header = parse_header(start, responses=self._responses)
                 self._buffer.clear()
+                if self._admit is not None:
+                    self._admit(self._header)
             header = self._header
             whole = self._next(view, header.body_bytes)
             if whole is None:
