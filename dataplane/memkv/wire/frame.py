@@ -213,6 +213,11 @@ class FrameReader:
     def buffered_bytes(self) -> int:
         return len(self._buffer)
 
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether nothing of a next frame has arrived, nor anything of this one is missing."""
+        return not (self._buffer or self._header is not None or self._payload_pending)
+
     def bytes_wanted(self) -> int:
         """Return how many bytes a lane may read now without running into a payload; never 0."""
         if self._payload_pending:
@@ -268,7 +273,7 @@ class FrameReader:
 
     def finish(self) -> None:
         """Say that the stream ended. Raises Truncated unless it ended between frames."""
-        if self._buffer or self._header is not None or self._payload_pending:
+        if not self.is_between_frames:
             raise Truncated(
                 "the connection ended inside a frame: the peer died or the network cut it; the "
                 "request is lost and can be sent again"

@@ -35,6 +35,7 @@ _KEYS_PREFIX = struct.Struct("<II")
 _LIST_REQUEST = struct.Struct("<IIQII")
 _LIST_PAGE = struct.Struct("<QII")
 _LIST_ENTRY = struct.Struct("<32s16sQQII")
+_LIST_COMPLETE = 1
 _STATUS_VALUES = frozenset(int(status) for status in Status)
 
 assert _HELLO_REQUEST.size == HELLO_REQUEST_BYTES
@@ -261,27 +262,37 @@ class ListRequest:
 
 
 class ListEntry(NamedTuple):
-    """One block or tombstone. `length` and `depth` are 0 for a tombstone."""
+    """One block or tombstone.
+
+    `length`, `depth` and `expiry_s` (wall time, 0: never) are 0 for a tombstone, `generation` (the
+    store's number of the delete) is 0 for a block.
+    """
 
     block_id: bytes
     tenant_tag: bytes
     length: int
     generation: int
     depth: int
+    expiry_s: int
 
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """Part of a slot's list. `next_cursor` 0: this was the last page."""
+    """Part of a slot's list. `next_cursor` 0: this was the last page.
+
+    `complete` False, for tombstones: older ones than the cursor asked for were forgotten, so what
+    a puller holds of the slot must count as missing.
+    """
 
     kind: int
     next_cursor: int
     entries: tuple[ListEntry, ...]
+    complete: bool = True
 
     def encode(self) -> bytes:
         pack = _LIST_ENTRY.pack
-        return _LIST_PAGE.pack(self.next_cursor, self.kind, 0) + b"".join(
-            [pack(*entry, 0) for entry in self.entries]
+        return _LIST_PAGE.pack(self.next_cursor, self.kind, self.complete) + b"".join(
+            [pack(*entry) for entry in self.entries]
         )
 
     @classmethod
@@ -289,11 +300,11 @@ class ListPage:
         """Raises MalformedBody."""
         if len(body) != LIST_PAGE_BYTES + count * LIST_ENTRY_BYTES:
             raise malformed("LIST response", f"{count} entries do not take {len(body)} bytes")
-        next_cursor, kind, _ = _LIST_PAGE.unpack_from(body)
+        next_cursor, kind, flags = _LIST_PAGE.unpack_from(body)
         entries = tuple(
-            ListEntry(*fields[:5]) for fields in _LIST_ENTRY.iter_unpack(body[LIST_PAGE_BYTES:])
+            ListEntry(*fields) for fields in _LIST_ENTRY.iter_unpack(body[LIST_PAGE_BYTES:])
         )
-        return cls(kind, next_cursor, entries)
+        return cls(kind, next_cursor, entries, bool(flags & _LIST_COMPLETE))
 
 
 def decode_text(operation: str, data: bytes) -> str:

@@ -135,7 +135,7 @@ def payload_frames() -> dict[str, bytes]:
 
 def control_frames() -> dict[str, bytes]:
     """Return the requests of control connections, and their responses."""
-    page = ListPage(ListKind.BLOCKS, 99, (ListEntry(ID_A, TENANT_TAG, 26, 5, 3),))
+    page = ListPage(ListKind.BLOCKS, 99, (ListEntry(ID_A, TENANT_TAG, 26, 0, 3, 1_800_000_000),))
     return {
         "exists": encode_frame(
             Opcode.EXISTS, 0, 12, encode_keys(30_000, ID_A + ID_B), count=2, deadline_ms=500

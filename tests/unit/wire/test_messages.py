@@ -125,13 +125,14 @@ def test_list_out_of_range_is_refused(change: dict[str, int]) -> None:
 
 @given(
     next_cursor=U64,
+    complete=st.booleans(),
     entries=st.lists(
-        st.builds(ListEntry, st.binary(min_size=32, max_size=32), UUIDS, U64, U64, U32),
+        st.builds(ListEntry, st.binary(min_size=32, max_size=32), UUIDS, U64, U64, U32, U32),
         max_size=8,
     ),
 )
-def test_list_page_round_trip(next_cursor: int, entries: list[ListEntry]) -> None:
-    page = ListPage(ListKind.TOMBSTONES, next_cursor, tuple(entries))
+def test_list_page_round_trip(next_cursor: int, entries: list[ListEntry], complete: bool) -> None:
+    page = ListPage(ListKind.TOMBSTONES, next_cursor, tuple(entries), complete)
     assert ListPage.decode(page.encode(), len(entries)) == page
 
 

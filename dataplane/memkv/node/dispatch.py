@@ -1,0 +1,234 @@
+"""One thread, one connection that has something to say: read it, serve it, say what comes next.
+
+Nothing here knows pollers: the caller arms, moves or closes the connection by the verdict.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from enum import Enum
+
+from memkv import limits
+from memkv._hotpath import StreamClosed, StreamTimeout
+from memkv.node.connection import Connection
+from memkv.node.control import ControlService
+from memkv.node.ownership import Ownership
+from memkv.node.statistics import ConnectionCounters
+from memkv.node.unsettled import Unsettled
+from memkv.status import Status
+from memkv.tcp.get import GetService
+from memkv.tcp.lane import NS_PER_MS, ServingThread, request_deadline_ns
+from memkv.tcp.put import PutService
+from memkv.wire.errors import WireError
+from memkv.wire.frame import Frame, encode_error
+from memkv.wire.opcodes import Flag, Opcode
+from memkv.wire.session import ConnectionState, Event
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 64 * limits.KIB  # a control request of 1024 keys in one piece
+_READ_NS = limits.CONTROL_STALL_MS * NS_PER_MS  # epoll said that there is something: no real wait
+_EXPRESS_ITEMS_MAX = limits.EXPRESS_INLINE_BYTES_MAX // limits.SMALL_PAYLOAD_BYTES_MAX
+_KEY_OPCODES = (Opcode.EXISTS, Opcode.DELETE, Opcode.PIN)
+_LONG_OPCODES = (Opcode.DELETE, Opcode.LIST, Opcode.PUT, Opcode.GET_RANGES)
+
+
+class Verdict(Enum):
+    """What becomes of the connection."""
+
+    KEEP = "wait for its next event"
+    TO_LANES = "it is a bulk lane now"
+    HAND_OVER = "its pending requests are for the lane threads"
+    CLOSE = "close it"
+
+
+class Dispatcher:
+    """Serves whatever arrives on a connection; called by many threads, each with its own."""
+
+    def __init__(
+        self,
+        control: ControlService,
+        gets: GetService,
+        puts: PutService,
+        ownership: Callable[[], Ownership],
+        counters: ConnectionCounters,
+        unsettled: Unsettled,
+    ) -> None:
+        self._control = control
+        self._gets = gets
+        self._puts = puts
+        self._ownership = ownership
+        self._counters = counters
+        self._unsettled = unsettled
+
+    def read(self, connection: Connection, thread: ServingThread) -> Verdict:
+        """Read what has arrived and serve the requests that are complete."""
+        return self._guarded(connection, thread, self._read)
+
+    def resume(self, connection: Connection, thread: ServingThread) -> Verdict:
+        """Serve the requests that wait in `connection.pending`."""
+        return self._guarded(connection, thread, self._serve_pending)
+
+    def _guarded(
+        self,
+        connection: Connection,
+        thread: ServingThread,
+        step: Callable[[Connection, ServingThread], Verdict],
+    ) -> Verdict:
+        """Whatever a peer does ends here, as a verdict on its connection."""
+        try:
+            return step(connection, thread)
+        except StreamClosed:
+            return Verdict.CLOSE
+        except StreamTimeout:
+            self._counters.add("stalled")
+            return Verdict.CLOSE
+        except WireError as error:
+            self._counters.add("protocol_errors")
+            log.info("closing a connection: %s", error)
+            return self._say_goodbye(connection, thread, error, error.status)
+        except Exception as error:
+            self._counters.add("internal_errors")
+            log.exception("a request failed; its connection is closed")
+            name = type(error).__name__
+            fault = WireError(f"a bug in the node ({name}); please report the node's log")
+            return self._say_goodbye(connection, thread, fault, Status.INTERNAL)
+
+    def _read(self, connection: Connection, thread: ServingThread) -> Verdict:
+        closing = connection.protocol.state is ConnectionState.CLOSING
+        bounded = connection.lane is not None and not closing
+        size = connection.reader.bytes_wanted() if bounded else READ_BYTES
+        target = thread.scratch[: min(size, READ_BYTES)]
+        received = connection.stream.receive_some(target, thread.clock.monotonic_ns() + _READ_NS)
+        if not received:
+            return Verdict.CLOSE
+        if closing:
+            return Verdict.KEEP  # the peer is still sending what nobody reads; see _say_goodbye
+        for event in connection.reader.feed(target[:received]):
+            assert isinstance(event, Frame)  # payload comes on lanes, where bytes_wanted stops it
+            connection.pending.append(event)
+        if connection.pending and not connection.is_new:
+            # A whole request arrived: how long it takes from here on is not the peer's fault, and
+            # the rest of a next one has all its time.
+            self._unsettled.forget(connection)
+        return self._serve_pending(connection, thread)
+
+    def _serve_pending(self, connection: Connection, thread: ServingThread) -> Verdict:
+        while connection.pending:
+            frame = connection.pending[0]
+            if not thread.serves_bulk and _takes_long(frame):
+                return Verdict.HAND_OVER
+            connection.pending.popleft()
+            try:
+                verdict = self._serve(connection, frame, thread)
+            except WireError as error:
+                error.request_id = error.request_id or frame.header.request_id
+                error.opcode = error.opcode or frame.header.opcode
+                raise
+            if verdict is not Verdict.KEEP:
+                return verdict
+        return Verdict.KEEP
+
+    def _serve(self, connection: Connection, frame: Frame, thread: ServingThread) -> Verdict:
+        header = frame.header
+        started_ns = thread.clock.monotonic_ns()
+        deadline_ns = request_deadline_ns(started_ns, header.deadline_ms)
+        verdict = Verdict.KEEP
+        if connection.lane is not None and header.opcode != Opcode.GOODBYE:
+            self._serve_lane(connection, frame, deadline_ns, thread)
+        elif header.opcode == Opcode.HELLO:
+            verdict = self._serve_hello(connection, frame, thread)
+        else:
+            answer = self._serve_control(connection, frame, deadline_ns, thread)
+            thread.send_late(connection.stream, answer)
+            if header.opcode == Opcode.GOODBYE:
+                verdict = Verdict.CLOSE
+        thread.tally.request(header.opcode, thread.clock.monotonic_ns() - started_ns)
+        return verdict
+
+    def _serve_lane(
+        self, connection: Connection, frame: Frame, deadline_ns: int, thread: ServingThread
+    ) -> None:
+        lane, opcode = connection.lane, frame.header.opcode
+        assert lane is not None
+        self._note_map(frame)
+        if opcode == Opcode.GET:
+            self._gets.get(lane, frame, deadline_ns, thread)
+        elif opcode == Opcode.PUT:
+            self._puts.put(lane, frame, deadline_ns, thread)
+        else:
+            self._gets.get_ranges(lane, frame, deadline_ns, thread)
+
+    def _serve_hello(self, connection: Connection, frame: Frame, thread: ServingThread) -> Verdict:
+        is_lane = bool(frame.header.flags & Flag.LANE)
+        serve = self._control.lane_hello if is_lane else self._control.hello
+        answer, status = serve(connection, frame)
+        thread.tally.item(Opcode.HELLO, status)
+        thread.send_late(connection.stream, answer)
+        if status is not Status.OK:
+            self._counters.add("refused_lanes" if is_lane else "refused_sessions")
+            return _half_close(connection) if connection.is_new else Verdict.KEEP
+        lane = connection.lane
+        return Verdict.TO_LANES if lane is not None and not lane.express else Verdict.KEEP
+
+    def _serve_control(
+        self, connection: Connection, frame: Frame, deadline_ns: int, thread: ServingThread
+    ) -> bytes:
+        header, session = frame.header, connection.session
+        assert session is not None
+        if header.opcode == Opcode.GOODBYE:
+            return self._control.goodbye(frame)
+        if not session.allows(header.opcode):
+            thread.tally.item(header.opcode, Status.DENIED)
+            why = "the ticket does not allow this operation; ask for a ticket with more rights"
+            return encode_error(header.opcode, header.request_id, Status.DENIED, why)
+        if header.opcode in _KEY_OPCODES:
+            self._note_map(frame)
+            return self._control.keys(session, frame, deadline_ns, thread.tally)
+        thread.tally.item(header.opcode, Status.OK)
+        if header.opcode == Opcode.LIST:
+            return self._control.list(frame)
+        return self._control.stat(frame)
+
+    def _note_map(self, frame: Frame) -> None:
+        header, ownership = frame.header, self._ownership()
+        if (header.map_term, header.map_epoch) > (ownership.term, ownership.epoch):
+            self._counters.add("map_behind")
+
+    @staticmethod
+    def _say_goodbye(
+        connection: Connection, thread: ServingThread, error: WireError, status: Status
+    ) -> Verdict:
+        """Tell the peer what is wrong, then let it go.
+
+        Closing a socket with unread bytes resets it, and the peer may never see why. So the
+        connection is half closed and what still comes is dropped, until the sweep ends it.
+        """
+        connection.protocol.decided(Event.ENDED)
+        connection.pending.clear()
+        opcode = error.opcode or Opcode.HELLO
+        try:
+            thread.send_late(
+                connection.stream, encode_error(opcode, error.request_id, status, str(error))
+            )
+        except (StreamClosed, StreamTimeout):
+            return Verdict.CLOSE
+        return _half_close(connection)
+
+
+def _half_close(connection: Connection) -> Verdict:
+    try:
+        with socket.socket(fileno=os.dup(connection.fd)) as duplicate:
+            duplicate.shutdown(socket.SHUT_WR)
+    except OSError:  # the peer was faster
+        return Verdict.CLOSE
+    return Verdict.KEEP
+
+
+def _takes_long(frame: Frame) -> bool:
+    """Whether serving a request may hold a thread: it waits for flash, payload or a peer."""
+    header = frame.header
+    if header.opcode == Opcode.GET:
+        return header.item_count > _EXPRESS_ITEMS_MAX
+    return header.opcode in _LONG_OPCODES

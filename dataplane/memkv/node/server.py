@@ -1,0 +1,294 @@
+"""The server of one worker: listener, connections, and the threads that serve them.
+
+Two sets of threads (see `poller`): `control` serves the listener, control connections and express
+lanes, where nothing takes long; `lanes` serves bulk lanes, and what may take long elsewhere
+(DELETE waits for flash, a PUT for its payload). So bulk never delays an EXISTS.
+
+A worker survives every peer: whatever one connection does costs that connection, at most its
+session's lanes, and a bounded time of one thread.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+
+from memkv import limits
+from memkv._hotpath import Stream
+from memkv.clock import Clock
+from memkv.errors import ConfigError
+from memkv.node.config import WorkerConfig
+from memkv.node.connection import Connection, Sessions
+from memkv.node.control import ControlService
+from memkv.node.dispatch import READ_BYTES, Dispatcher, Verdict
+from memkv.node.ownership import Ownership
+from memkv.node.poller import Poller
+from memkv.node.statistics import (
+    ConnectionCounters,
+    ThreadCounters,
+    WorkerStatistics,
+    merge_items,
+    merge_latency,
+)
+from memkv.node.unsettled import Unsettled
+from memkv.shardmap import ShardMap
+from memkv.tcp.get import GetService
+from memkv.tcp.lane import NS_PER_MS, PayloadLimits, ServingThread
+from memkv.tcp.put import PutService
+from memkv.tcp.store_api import BlockStore
+from memkv.wire.hints import Hint
+from memkv.wire.ticket import TicketVerifier
+
+_ACCEPTS_PER_WAKE = 64  # then others get their turn; a full backlog is 16 such turns
+_BACKLOG = 1024
+
+
+class WorkerServer:
+    """Serves one store on one port. The store, clock and verifier stay the caller's."""
+
+    def __init__(
+        self,
+        store: BlockStore,
+        config: WorkerConfig,
+        clock: Clock,
+        verifier: TicketVerifier,
+        *,
+        shard_map: ShardMap | None = None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """Nothing listens before `start`. Without a map every key is served."""
+        self._config = config
+        self._store = store
+        self._clock = clock
+        self._ownership = Ownership(config.worker_uuid, shard_map)
+        self._counters = ConnectionCounters()
+        self._sessions = Sessions(
+            random_bytes, config.sessions_max, config.threads_per_session_max, config.credit_bytes
+        )
+        self._unsettled = Unsettled(
+            clock, config.handshake_timeout_ms, config.unsettled_max, self._counters
+        )
+        payload_limits = PayloadLimits(config.block_bytes_max)
+        self._dispatcher = Dispatcher(
+            ControlService(config, store, self._sessions, self._current_ownership, verifier, clock),
+            GetService(self._refused, payload_limits),
+            PutService(store, self._refused, payload_limits),
+            self._current_ownership,
+            self._counters,
+            self._unsettled,
+        )
+        self._connections: dict[int, Connection] = {}
+        self._listener: socket.socket | None = None
+        self._listener_fd = -1
+        self._listener_is_resting = False
+        self._stopping = False
+        self._control_threads: list[ServingThread] = []
+        self._lane_threads: list[ServingThread] = []
+        self._control: Poller | None = None
+        self._lanes: Poller | None = None
+
+    # --- life ---------------------------------------------------------------------------------
+    @property
+    def port(self) -> int:
+        """The data port; 0 before `start`."""
+        return self._listener.getsockname()[1] if self._listener is not None else 0
+
+    def start(self) -> None:
+        """Listen and serve. Raises ConfigError when the address cannot be bound."""
+        self._listener = _listen(self._config.host, self._config.port)
+        self._listener_fd = self._listener.fileno()
+        config = self._config
+        self._control_threads = [
+            self._new_thread(limits.CONTROL_STALL_MS, serves_bulk=False)
+            for _ in range(config.control_threads)
+        ]
+        self._lane_threads = [
+            self._new_thread(config.send_stall_ms, serves_bulk=True)
+            for _ in range(config.lane_threads)
+        ]
+        self._lanes = Poller("memkv-lane", config.lane_threads, self._on_lane_event)
+        self._control = Poller(
+            "memkv-control",
+            config.control_threads,
+            self._on_control_event,
+            self._sweep,
+            self._unsettled.interval_s,
+        )
+        self._control.add(self._listener_fd)
+        self._lanes.start()
+        self._control.start()
+
+    def stop(self) -> None:
+        """Stop listening, cut every connection, wait for the threads. Requests under way end by
+        their deadline at the latest. The store is left open."""
+        if self._control is None or self._lanes is None or self._listener is None:
+            return
+        self._stopping = True
+        for connection in list(self._connections.values()):
+            connection.stream.shutdown()
+        self._control.stop()
+        self._lanes.stop()
+        self._listener.close()
+        for connection in list(self._connections.values()):
+            self._forget(connection)
+        for thread in self._control_threads + self._lane_threads:
+            thread.store_reader.close()
+        self._control = self._lanes = None
+
+    def set_map(self, shard_map: ShardMap) -> None:
+        """Go by a new shard map from the next request on."""
+        self._ownership = Ownership(self._config.worker_uuid, shard_map)
+
+    def statistics(self) -> WorkerStatistics:
+        """Return what happened so far."""
+        tallies = [thread.tally for thread in self._control_threads + self._lane_threads]
+        counters = [tally for tally in tallies if isinstance(tally, ThreadCounters)]
+        sessions, lanes = self._sessions.counts()
+        return WorkerStatistics(
+            sessions,
+            lanes,
+            len(self._connections),
+            merge_items(counters),
+            merge_latency(counters),
+            sum(tally.bytes_in for tally in tallies),
+            sum(tally.bytes_out for tally in tallies),
+            self._counters.counts(),
+        )
+
+    def _current_ownership(self) -> Ownership:
+        return self._ownership
+
+    def _refused(self, ids: bytes, is_put: bool) -> dict[int, Hint | None]:
+        return self._ownership.refused(ids, is_put)
+
+    def _new_thread(self, stall_ms: int, *, serves_bulk: bool) -> ServingThread:
+        return ServingThread(
+            self._store.new_reader(),
+            ThreadCounters(),
+            self._clock,
+            stall_ms * NS_PER_MS,
+            memoryview(bytearray(READ_BYTES)),
+            serves_bulk,
+        )
+
+    # --- events -------------------------------------------------------------------------------
+    def _on_control_event(self, fd: int, index: int) -> None:
+        if fd == self._listener_fd:
+            self._accept()
+            return
+        connection = self._connections[fd]
+        self._after(connection, self._dispatcher.read(connection, self._control_threads[index]))
+
+    def _on_lane_event(self, fd: int, index: int) -> None:
+        connection = self._connections[fd]
+        session = connection.session
+        assert session is not None
+        assert self._lanes is not None
+        lanes = self._lanes
+        # While it waits for a thread, an unfinished request is not the peer's fault.
+        if not session.enter(lambda: lanes.arm(fd), lambda: self._unsettled.forget(connection)):
+            return
+        try:
+            verdict = self._dispatcher.read(connection, self._lane_threads[index])
+        finally:
+            session.leave()
+        self._after(connection, verdict)
+
+    def _resume(self, connection: Connection, index: int) -> None:
+        """Serve on a lane thread what a control thread read."""
+        session = connection.session
+        assert session is not None
+        if not session.enter(lambda: self._hand_over(connection)):
+            return
+        try:
+            verdict = self._dispatcher.resume(connection, self._lane_threads[index])
+        finally:
+            session.leave()
+        self._after(connection, verdict)
+
+    def _hand_over(self, connection: Connection) -> None:
+        assert self._lanes is not None
+        self._lanes.submit(lambda index: self._resume(connection, index))
+
+    def _after(self, connection: Connection, verdict: Verdict) -> None:
+        """Do with a connection what serving it came to. It is not this thread's any more then."""
+        if verdict is not Verdict.CLOSE and not self._unsettled.review(connection):
+            verdict = Verdict.CLOSE
+        if verdict is Verdict.CLOSE or self._stopping:
+            self._forget(connection)
+        elif verdict is Verdict.HAND_OVER:
+            self._hand_over(connection)
+        elif verdict is Verdict.TO_LANES:
+            self._poller_of(connection).remove(connection.fd)
+            connection.on_lane_poller = True
+            self._poller_of(connection).add(connection.fd)
+        else:
+            self._poller_of(connection).arm(connection.fd)
+
+    def _poller_of(self, connection: Connection) -> Poller:
+        poller = self._lanes if connection.on_lane_poller else self._control
+        assert poller is not None
+        return poller
+
+    def _forget(self, connection: Connection) -> None:
+        self._unsettled.forget(connection)
+        del self._connections[connection.fd]
+        if self._control is not None and not self._stopping:
+            self._poller_of(connection).remove(connection.fd)
+        for lane in self._sessions.ended(connection):
+            lane.stream.shutdown()
+        connection.stream.close()
+
+    # --- listening ----------------------------------------------------------------------------
+    def _accept(self) -> None:
+        assert self._listener is not None
+        assert self._control is not None
+        for _ in range(_ACCEPTS_PER_WAKE):
+            try:
+                accepted, _address = self._listener.accept()
+            except BlockingIOError:
+                break
+            except OSError:
+                # Out of file descriptors or memory: the sweep tries again, others go on.
+                self._counters.add("refused_connections")
+                self._listener_is_resting = True
+                return
+            self._take(accepted)
+        self._control.arm(self._listener_fd)
+
+    def _take(self, accepted: socket.socket) -> None:
+        assert self._control is not None
+        with contextlib.suppress(OSError):  # the peer may have reset it already
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection = Connection(Stream(accepted.detach()))
+        if not self._unsettled.review(connection):
+            self._counters.add("refused_connections")
+            connection.stream.close()
+            return
+        self._counters.add("accepted")
+        self._connections[connection.fd] = connection
+        self._control.add(connection.fd)
+
+    def _sweep(self) -> None:
+        self._unsettled.sweep()
+        if self._listener_is_resting and self._control is not None:
+            self._listener_is_resting = False
+            self._control.arm(self._listener_fd)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}; is another worker running "
+            "there, or is the address not this machine's?"
+        ) from error
+    return listener

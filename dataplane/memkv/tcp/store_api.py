@@ -1,0 +1,108 @@
+"""What transports and nodes need of a store, as Protocols. `memkv.store` is the real one.
+
+All calls are thread-safe but those of a `StoreReader` and a `PendingPut`, which belong to the
+thread that got them. Deadlines are monotonic ns.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from memkv.status import Status
+from memkv.store.requests import PutRequest
+from memkv.store.statistics import StoreStatistics
+from memkv.tenant import Tenant
+from memkv.wire.messages import ListPage, ListRequest
+
+
+class BlockHeader(Protocol):
+    """What is stored beside a block's bytes."""
+
+    @property
+    def root(self) -> bytes: ...
+    @property
+    def sums(self) -> bytes:
+        """8 bytes a chunk."""
+
+
+class ReadResult(Protocol):
+    """One block of a read. When `status` is OK, `payload` is pinned until `release`."""
+
+    @property
+    def status(self) -> Status: ...
+    @property
+    def length(self) -> int:
+        """Of the block, when OK and for BUFFER_TOO_SMALL."""
+
+    @property
+    def header(self) -> BlockHeader | None:
+        """Set when OK."""
+
+    @property
+    def payload(self) -> memoryview: ...
+    @property
+    def source(self) -> str:
+        """ "dram" or "flash"."""
+
+    def release(self) -> None:
+        """Unpin. To be called once for every result, whatever its status."""
+
+
+class StoreReader(Protocol):
+    """One thread's way to read blocks."""
+
+    def read(
+        self,
+        tenant: Tenant,
+        ids: bytes,
+        max_lengths: Sequence[int],
+        deadline_ns: int,
+        verify: bool = False,
+    ) -> Iterator[tuple[int, ReadResult]]:
+        """Yield (position, result) once for each id, in order of completion.
+
+        `verify`: check payload sums, reading again what fails. Closing the iterator early gives
+        back what was not yielded yet.
+        """
+
+    def close(self) -> None: ...
+
+
+class PendingPut(Protocol):
+    """A block being received. Ends with `commit` or `abort`."""
+
+    @property
+    def payload(self) -> memoryview:
+        """Writable, exactly the block's length."""
+
+    def commit(self, received_sums: bytes | None = None) -> Status:
+        """Check sums and root; make visible and queue for flash. CORRUPT when they differ."""
+
+    def abort(self) -> None:
+        """Forget it; nothing becomes visible."""
+
+
+class BlockStore(Protocol):
+    """The store of one worker."""
+
+    def exists(self, tenant: Tenant, ids: bytes, now_s: int) -> bytes:
+        """Return an i32 of 1 or 0 for each id."""
+
+    def new_reader(self) -> StoreReader: ...
+    def begin_put(
+        self, tenant: Tenant, request: PutRequest, deadline_ns: int
+    ) -> PendingPut | Status:
+        """Reserve memory, waiting until the deadline; OK when the block is present already."""
+
+    def wait_durable(self, puts: Sequence[PendingPut], deadline_ns: int) -> list[Status]:
+        """Wait until committed puts are behind a completed flush."""
+
+    def delete(self, tenant: Tenant, ids: bytes, deadline_ns: int) -> bytes:
+        """Return an i32 status for each id once its tombstone is durable."""
+
+    def pin(self, tenant: Tenant, ids: bytes, ttl_s: int) -> bytes:
+        """Return an i32 status for each id; `ttl_s` 0 unpins."""
+
+    def list_page(self, request: ListRequest) -> ListPage:
+        """Return a page of a slot's blocks or tombstones."""
+
+    def statistics(self) -> StoreStatistics: ...
