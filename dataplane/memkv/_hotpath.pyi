@@ -7,7 +7,7 @@ switch interval (5 ms), a thousand times the work.
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import NamedTuple, final
 
 from typing_extensions import Buffer
 
@@ -194,3 +194,148 @@ class Stream:
     def shutdown(self) -> None:
         """Wake any thread inside this stream with StreamClosed; safe from any thread."""
     def close(self) -> None: ...
+
+Scatter = Sequence[tuple[int, int]]
+"""(address, bytes) of the pieces of one block in the caller's memory, in the block's order."""
+
+class LaneStatistics(NamedTuple):
+    """Counts of one lane group since it was made."""
+
+    jobs_run: int
+    """On a lane, by its thread or by a caller."""
+    jobs_refused: int
+    """BUSY, UNAVAILABLE or CLOSED when given."""
+    jobs_expired: int
+    """Deadline passed in the queue."""
+    jobs_timed_out: int
+    """Deadline passed on a lane, which was closed unless the job had not begun."""
+    bytes_received: int
+    bytes_sent: int
+    """Payload only."""
+    items_corrupt: int
+    protocol_faults: int
+    """Lanes closed because the peer broke the protocol."""
+    lanes_added: int
+    lanes_lost: int
+
+@final
+class Engine:
+    """What the lane groups of one client share: completions behind one eventfd, and a timer."""
+
+    def __init__(self) -> None: ...
+    @property
+    def event_fd(self) -> int:
+        """Readable while completions wait. Poll it, never read it; owned by the engine."""
+    def notify(self) -> None:
+        """Make `event_fd` readable until the next `completions`, as if a job had ended."""
+    def completions(self, limit: int) -> list[Job]:
+        """Take up to `limit` jobs that ended: submitted with `notify`, or given up by `wait`."""
+    def close(self) -> None:
+        """Close every group. Completions can still be taken."""
+
+@final
+class LaneGroup:
+    """Connections of one class to one worker, a native thread each, and one queue. Thread-safe.
+
+    Lanes are added connected and authenticated; they send, receive and verify without the GIL. A
+    lane that misses a deadline, loses its peer or sees the protocol broken closes its socket and
+    then completes its job: unanswered items get TIMEOUT, UNAVAILABLE or PROTOCOL. With no lane
+    open, jobs complete as UNAVAILABLE at once; over `queue_max`, as BUSY.
+    """
+
+    def __init__(
+        self, engine: Engine, name: str, lanes_max: int, queue_max: int = 1024
+    ) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def lanes_max(self) -> int: ...
+    @property
+    def lanes_open(self) -> int: ...
+    @property
+    def jobs_queued(self) -> int: ...
+    def add_lane(self, lane: int | Stream) -> None:
+        """Take over a connected fd or Stream, also when this raises ValueError (full, closed)."""
+    def submit(self, job: Job, notify: bool = False) -> None:
+        """Queue for the lane threads. With `notify` the engine reports the completion."""
+    def run(self, job: Job) -> None:
+        """Run in this thread when a lane is idle, else queue; wait until the job's deadline.
+
+        No GIL. The job may still be on a lane that is closing: `wait` with the fence budget tells.
+        """
+    def reap(self) -> int:
+        """Close idle lanes whose peer has gone; return how many. For a keeper's tick."""
+    def statistics(self) -> LaneStatistics: ...
+    def close(self) -> None:
+        """Close all lanes and wait for the jobs on them; they and queued ones get CLOSED."""
+
+@final
+class Job:
+    """One request to one worker; given to a group once. When done, its buffers are free.
+
+    `frame` is an encoded request: the lane sets request_id and deadline_ms (what is left when it
+    is sent) and the sums. Buffers named by `scatters` must stay mapped until the job is done;
+    `owner` is kept alive until then. `token` is the caller's. Constructors raise ValueError when
+    frame and scatters do not fit together.
+    """
+
+    token: object
+    @staticmethod
+    def exchange(
+        frame: bytes, reply_bytes_max: int, deadline_ns: int, *, token: object = None
+    ) -> Job:
+        """One frame for one frame. EXISTS, DELETE and PIN fill `statuses` and `hints`."""
+    @staticmethod
+    def get(
+        frame: bytes, scatters: Sequence[Scatter], tenant_tag: bytes, deadline_ns: int, *,
+        owner: object = None, token: object = None,
+    ) -> Job:
+        """A GET. Chunk sums are compared while bytes are hot, and the root before that."""
+    @staticmethod
+    def get_ranges(
+        frame: bytes, scatters: Sequence[Scatter], tenant_tag: bytes, deadline_ns: int, *,
+        owner: object = None, token: object = None,
+    ) -> Job:
+        """A GET_RANGES: each item's ranges arrive back to back in its scatter list."""
+    @staticmethod
+    def put(
+        frame: bytes, scatters: Sequence[Scatter], tenant_tag: bytes, deadline_ns: int, *,
+        owner: object = None, token: object = None,
+    ) -> Job:
+        """PUTs: `frame` is a header with count N and N items of 88 bytes.
+
+        The lane fills root, chunk_count and sums and sends one frame a block, LAST on the last.
+        """
+    @property
+    def deadline_ns(self) -> int: ...
+    @property
+    def done(self) -> bool: ...
+    # The results below raise RuntimeError while the job is not done.
+    @property
+    def status(self) -> int:
+        """0 when every item was answered; else why the rest was not."""
+    @property
+    def statuses(self) -> list[int]:
+        """One an item: bytes read (GET), 0 or 1, or a negative Status.
+
+        The buffer of an item with a negative status may hold bytes of no value.
+        """
+    @property
+    def lengths(self) -> list[int]:
+        """Length of each stored block where the answer said it, also with BUFFER_TOO_SMALL."""
+    @property
+    def sources(self) -> list[int]:
+        """0 DRAM, 1 flash, one an item of a GET."""
+    @property
+    def hints(self) -> bytes:
+        """Hint records of WRONG_OWNER items back to back, as `wire.hints.decode_hints` takes."""
+    @property
+    def reply(self) -> bytes:
+        """Body of the response of an exchange; the text of a request that failed as a whole."""
+    def wait(self, deadline_ns: int) -> bool:
+        """Wait without the GIL until done. False: not in time; the engine will report it.
+
+        Handles signals: a raising handler leaves the job running.
+        """
+    def cancel(self) -> None:
+        """End the job soon: off the queue, or by closing the lane that runs it (CLOSED)."""

@@ -1,0 +1,90 @@
+/* A job: one request to one worker, its buffers and its results.
+ *
+ * Life: new -> (scatter lists added) -> given to a lane group once -> done. The maker holds one
+ * reference, whoever queues or runs it another. Until it is done only the executing lane writes
+ * results and buffers; afterwards nobody does. So "done" means: the buffers are free. */
+#pragma once
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "frame.h"
+
+struct mkv_engine;
+struct mkv_lane;
+
+enum mkv_job_kind { MKV_JOB_EXCHANGE, MKV_JOB_GET, MKV_JOB_GET_RANGES, MKV_JOB_PUT };
+
+#define MKV_UNANSWERED INT64_MIN
+
+struct mkv_item {
+    uint8_t block_id[MKV_BLOCK_ID_BYTES];
+    struct iovec *parts; /* where payload goes (GET) or comes from (PUT) */
+    uint32_t part_count;
+    uint32_t range_count;          /* GET_RANGES */
+    const uint8_t *ranges;         /* of the request body: {offset, length} pairs */
+    uint64_t capacity, max_length; /* bytes of all parts; what the request says */
+    int64_t status; /* bytes or 0 or 1, or a negative status; MKV_UNANSWERED before */
+    uint64_t length; /* of the stored block, where the answer said it */
+    uint32_t source; /* 0 DRAM, 1 flash */
+};
+
+struct mkv_job {
+    enum mkv_job_kind kind;
+    uint64_t deadline_ns;
+    uint8_t tenant_tag[MKV_TENANT_TAG_BYTES];
+    struct mkv_header header; /* template of the request; patched when sent */
+    uint8_t *body;            /* of the request; PUT: item_count times struct mkv_put_item */
+    size_t body_bytes;
+    size_t reply_bytes_max;
+    struct mkv_item *items;
+    uint32_t item_count;
+    void *owner; /* the caller's; the engine gives it back with the completion */
+
+    /* Results: written by the executing lane, read when done. */
+    int32_t status; /* of the whole request: MKV_OK when every item was answered */
+    uint8_t *reply; /* body of the response frame (EXCHANGE), or the text of a failure */
+    size_t reply_bytes;
+    uint8_t *hints; /* hint records back to back */
+    size_t hints_bytes;
+    uint64_t bytes_received, bytes_sent; /* payload */
+
+    /* Private to job.c, engine.c and lane.c. */
+    struct mkv_engine *engine;
+    struct mkv_lane *lane; /* that runs it; under the group's lock */
+    struct mkv_job *next;  /* in a queue or a list of completions */
+    int references;        /* atomic */
+    int is_given, is_queued;
+    pthread_mutex_t lock;  /* of what follows */
+    pthread_cond_t done_changed;
+    int is_done, wants_notify;
+};
+
+/* Make a job from a request frame: header and body (PUT: a header and the put items without sums,
+ * which the lane computes). The frame is copied. Returns NULL and the reason in `error`. */
+struct mkv_job *mkv_job_new(enum mkv_job_kind kind, const uint8_t *frame, size_t frame_bytes,
+                            uint64_t deadline_ns, const char **error);
+
+/* Set the memory of one item (`parts` is copied). Returns NULL, or why not. Every item of a GET,
+ * GET_RANGES or PUT needs it once. */
+const char *mkv_job_scatter(struct mkv_job *job, uint32_t index, const struct iovec *parts,
+                            uint32_t count);
+
+void mkv_job_reference(struct mkv_job *job);
+void mkv_job_release(struct mkv_job *job);
+
+/* Keep hint records that came with an answer; 0, or -1 when memory is short. */
+int mkv_job_keep_hints(struct mkv_job *job, const uint8_t *records, size_t len);
+
+/* Give every unanswered item `status`, the job too when any was, or when it has no items. */
+void mkv_job_fail(struct mkv_job *job, int32_t status);
+
+/* Mark done, wake waiters, tell the engine when asked to, and drop the executor's reference. */
+void mkv_job_complete(struct mkv_job *job);
+
+/* Wait until done or `deadline_ns`. Returns whether it is done. With `hand_over`, a job that is not
+ * done in time is reported by the engine's completions when it is. */
+int mkv_job_wait(struct mkv_job *job, uint64_t deadline_ns, int hand_over);
+
+int mkv_job_is_done(struct mkv_job *job);
