@@ -73,6 +73,7 @@ GO_AWAY_SPREAD_MS = 500  # watchers of a stopping server leave within this, not 
 DEADLINE_MS_DEFAULT = 2_000
 FENCE_BUDGET_MS = 250  # after a deadline, for closing a lane and taking its buffer back
 MAP_BOOTSTRAP_TIMEOUT_MS = 2_000  # a model's start never waits longer for the first map
+COPY_QUEUE_BYTES_MAX = 64 * MIB  # a few of the largest blocks; the owner pulls the rest itself
 BREAKER_FAILURES = 3  # consecutive failures of a worker before calls stop trying it
 RECONNECT_BACKOFF_MS_MIN = 100
 RECONNECT_BACKOFF_MS_MAX = 2_000  # re-attach stays under 5 s after a node is back

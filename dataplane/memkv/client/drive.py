@@ -1,0 +1,71 @@
+"""Driving operations: waves of calls run to completion, by a waiting thread or by events.
+
+Every wave ends: a job completes by its deadline because its lane closes itself then; a job that
+does not within the fence budget leaves its buffers quarantined, and the operation goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic
+
+from memkv._hotpath import Job
+from memkv.client.calls import Call, Operation, ResultT
+from memkv.limits import FENCE_BUDGET_MS
+
+FENCE_BUDGET_NS = FENCE_BUDGET_MS * 1_000_000
+
+
+def run_to_end(operation: Operation[ResultT], deadline_ns: int) -> ResultT:
+    """Drive an operation in the calling thread; the GIL is released while it waits."""
+    try:
+        wave = next(operation)
+        while True:
+            _run_wave(wave, deadline_ns)
+            wave = operation.send(None)
+    except StopIteration as end:
+        result: ResultT = end.value
+        return result
+
+
+def _run_wave(wave: list[Call], deadline_ns: int) -> None:
+    if len(wave) == 1:
+        # The calling thread runs the job itself when a lane is idle: no hand-off, lowest latency.
+        wave[0].queue.run(wave[0].job)
+    else:
+        for call in wave:
+            call.queue.submit(call.job, False)
+    for call in wave:
+        if not call.job.wait(deadline_ns + FENCE_BUDGET_NS):
+            call.quarantined = True
+
+
+@dataclass(slots=True, eq=False)
+class Running(Generic[ResultT]):
+    """An operation driven by completions instead of a waiting thread."""
+
+    operation: Operation[ResultT]
+    on_result: Callable[[ResultT], None]
+    pending: int = 0
+
+    def start(self) -> None:
+        """Submit the first wave, or finish at once."""
+        self._advance(first=True)
+
+    def completed(self, job: Job) -> None:
+        """Take one completion of the current wave; the last one starts the next wave."""
+        self.pending -= 1
+        if self.pending == 0:
+            self._advance(first=False)
+
+    def _advance(self, *, first: bool) -> None:
+        try:
+            wave = next(self.operation) if first else self.operation.send(None)
+        except StopIteration as end:
+            self.on_result(end.value)
+            return
+        self.pending = len(wave)
+        for call in wave:
+            call.job.token = self
+            call.queue.submit(call.job, True)

@@ -1,0 +1,86 @@
+"""The eventfd face: jobs are submitted, the engine's eventfd fires, `completions()` collects."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memkv.client.buffers import Scatter
+from memkv.client.core import ClientCore
+from memkv.client.drive import Running
+from memkv.client.operations import get_operation, put_operation
+from memkv.client.options import PutOptions
+from memkv.client.requests import Requests
+from memkv.client.routing import Keys
+from memkv.status import Status
+
+COMPLETIONS_PER_CALL_MAX = 256  # bounds how long one call of completions() may take
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished job: one result a key, as the batch call would have returned them."""
+
+    job_id: int
+    results: list[int]
+
+
+class EventFace:
+    """Jobs in flight of one client. Thread-safe."""
+
+    def __init__(self, core: ClientCore) -> None:
+        self._core = core
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._finished: deque[Completion] = deque()
+
+    def submit_get(
+        self, keys: Keys | None, requests: Requests | None, scatters: Sequence[Scatter], count: int
+    ) -> int:
+        job_id = next(self._ids)
+
+        def on_result(results: list[int]) -> None:
+            self._core.counters.count_gets(results)
+            self._finish(job_id, results)
+
+        if keys is None or requests is None:
+            on_result([Status.UNAVAILABLE] * count)
+        else:
+            Running(get_operation(requests, keys, scatters), on_result).start()
+        return job_id
+
+    def submit_put(
+        self, keys: Keys | None, requests: Requests | None, scatters: Sequence[Scatter],
+        options: PutOptions, count: int,
+    ) -> int:
+        job_id = next(self._ids)
+
+        def on_result(results: list[int]) -> None:
+            self._core.counters.count_puts(results, scatters)
+            self._finish(job_id, results)
+
+        if keys is None or requests is None:
+            on_result([Status.UNAVAILABLE] * count)
+        else:
+            Running(put_operation(requests, keys, scatters, options), on_result).start()
+        return job_id
+
+    def completions(self) -> list[Completion]:
+        """Advance what the engine reports and return the jobs that ended."""
+        for job in self._core.engine.completions(COMPLETIONS_PER_CALL_MAX):
+            running = job.token
+            if isinstance(running, Running):
+                running.completed(job)
+        with self._lock:
+            finished = list(self._finished)
+            self._finished.clear()
+        return finished
+
+    def _finish(self, job_id: int, results: list[int]) -> None:
+        with self._lock:
+            self._finished.append(Completion(job_id, results))
+        # A job that ended without any native call (nobody to ask) must wake the reader as well.
+        self._core.engine.notify()

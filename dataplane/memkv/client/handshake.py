@@ -1,0 +1,97 @@
+"""Opening connections to a worker: HELLO on the control connection, then lanes by one-time token.
+
+Blocking sockets with a deadline, used by the keeper thread only. A finished connection's fd is
+handed over to a native lane, which owns it from then on.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from memkv.clock import Clock, remaining_ms
+from memkv.errors import PeerGone, ProtocolError
+from memkv.status import Status
+from memkv.wire.frame import Frame, FrameReader, encode_frame
+from memkv.wire.messages import HelloRequest, HelloResponse, LaneHello, error_text, status_of
+from memkv.wire.opcodes import Flag, Opcode
+
+class Refused(ProtocolError):
+    """The worker answered HELLO with a status: wrong pool, ticket, version or limit."""
+
+    def __init__(self, status: Status, text: str) -> None:
+        super().__init__(f"{status.name}: {text}")
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """Who connects where, and until when."""
+
+    host: str
+    port: int
+    deadline_ns: int
+    clock: Clock
+
+    def open_control(self, request: HelloRequest) -> tuple[socket.socket, HelloResponse]:
+        """Connect and say HELLO. Raises PeerGone or Refused; the caller owns the socket."""
+        connection = self._connect()
+        try:
+            frame = self._exchange(connection, Flag.NONE, request.encode())
+            return connection, HelloResponse.decode(frame.body)
+        except BaseException:
+            connection.close()
+            raise
+
+    def open_lane(self, session_uuid: bytes, token: bytes, *, express: bool) -> socket.socket:
+        """Connect and bind a payload lane. Raises PeerGone or Refused."""
+        connection = self._connect()
+        try:
+            flags = Flag.LANE | (Flag.EXPRESS if express else Flag.NONE)
+            self._exchange(connection, flags, LaneHello(session_uuid, token).encode())
+            return connection
+        except BaseException:
+            connection.close()
+            raise
+
+    def _connect(self) -> socket.socket:
+        try:
+            connection = socket.create_connection((self.host, self.port), self._timeout_s())
+        except OSError as error:
+            raise PeerGone(
+                f"worker {self.host}:{self.port} does not accept connections ({error}); "
+                "see `memkv nodes`"
+            ) from error
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def _exchange(self, connection: socket.socket, flags: Flag, body: bytes) -> Frame:
+        reader = FrameReader(responses=True)
+        try:
+            connection.settimeout(self._timeout_s())
+            connection.sendall(encode_frame(Opcode.HELLO, flags, 0, body))
+            while True:
+                connection.settimeout(self._timeout_s())
+                data = connection.recv(reader.bytes_wanted())
+                if not data:
+                    reader.finish()
+                    raise PeerGone(f"worker {self.host}:{self.port} closed during HELLO")
+                for event in reader.feed(data):
+                    if isinstance(event, Frame):
+                        return self._accepted(event)
+        except OSError as error:
+            raise PeerGone(
+                f"worker {self.host}:{self.port} did not answer HELLO ({error}); is it stopped "
+                "or overloaded? see `memkv nodes`"
+            ) from error
+
+    def _accepted(self, frame: Frame) -> Frame:
+        if frame.header.status < 0:
+            raise Refused(status_of(frame.header.status), error_text(frame.body))
+        return frame
+
+    def _timeout_s(self) -> float:
+        left_ms = remaining_ms(self.clock, self.deadline_ns)
+        if left_ms <= 0:
+            raise PeerGone(f"worker {self.host}:{self.port} did not answer in time")
+        return left_ms / 1000

@@ -1,0 +1,123 @@
+"""The keeper: one background thread that keeps a client attached.
+
+It renews the ticket, connects workers and replaces lost lanes after a backoff, and sends the copy
+queue. A stopped node can hold a handshake for its whole timeout, so handshakes run in a few
+threads of their own and the keeper itself never blocks on a peer.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from memkv import _hotpath
+from memkv.client.backoff import Backoff
+from memkv.client.core import ClientCore
+from memkv.client.drive import run_to_end
+from memkv.client.operations import put_operation
+from memkv.client.options import DEFAULT_PUT
+from memkv.client.routing import Keys
+from memkv.client.session import WorkerSession
+from memkv.client.source import MapSource
+from memkv.errors import MemKVError
+from memkv.wire.messages import HelloRequest
+
+CONNECT_THREADS = 4  # as many stopped nodes may be probed at once without delaying the others
+IDLE_TICK_S = 0.2  # how late a due backoff may be noticed
+TICKET_TIMEOUT_MS = 2_000
+
+
+class Keeper:
+    """Owns the background threads of one client."""
+
+    def __init__(self, core: ClientCore, source: MapSource) -> None:
+        self._core = core
+        self._source = source
+        self._stop = threading.Event()
+        self._ticket_backoff = Backoff(core.options.clock)
+        self._copying = False
+        self._busy: set[WorkerSession] = set()
+        self._pool = ThreadPoolExecutor(CONNECT_THREADS, thread_name_prefix="memkv-connect")
+        self._thread = threading.Thread(target=self._run, name="memkv-keeper", daemon=True)
+        self.last_error = ""
+
+    def start(self) -> None:
+        self._source.start(self._core.install)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop and join. Sessions are closed by the core."""
+        self._stop.set()
+        with self._core.changed:
+            self._core.changed.notify_all()
+        self._source.stop()
+        self._thread.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self) -> None:
+        core = self._core
+        while not self._stop.is_set():
+            self._renew_ticket()
+            self._tend_sessions()
+            if len(core.copies) and not self._copying:
+                self._copying = True
+                self._pool.submit(self._send_copies)
+            with core.changed:
+                core.changed.wait(IDLE_TICK_S)
+
+    def _renew_ticket(self) -> None:
+        core = self._core
+        ticket = core.ticket
+        now_ns = core.options.clock.monotonic_ns()
+        if (ticket is not None and now_ns < ticket.renew_at_ns) or not self._ticket_backoff.due():
+            return
+        try:
+            # Sessions that live keep going whatever becomes of the ticket; only new ones show it.
+            core.ticket = self._source.fetch_ticket(TICKET_TIMEOUT_MS)
+            self._ticket_backoff.reset()
+            self.last_error = ""
+        except MemKVError as error:
+            self.last_error = str(error)
+            self._ticket_backoff.failed()
+            return
+        with core.changed:
+            core.changed.notify_all()
+
+    def _tend_sessions(self) -> None:
+        ticket = self._core.ticket
+        if ticket is None:
+            return
+        for session in self._core.sessions():
+            if session not in self._busy and session.wants_keeper():
+                self._busy.add(session)
+                self._pool.submit(self._keep, session, ticket.ticket)
+
+    def _keep(self, session: WorkerSession, ticket: bytes) -> None:
+        core = self._core
+        try:
+            if not self._stop.is_set():
+                session.keep(HelloRequest(core.client_uuid, core.options.pool, ticket))
+        finally:
+            self._busy.discard(session)
+            with core.changed:
+                core.changed.notify_all()
+
+    def _send_copies(self) -> None:
+        """Put blocks found at a previous owner to the new one; one sender, one block at a time."""
+        core = self._core
+        try:
+            while not self._stop.is_set() and (copy := core.copies.take()) is not None:
+                requests = core.requests(core.options.deadline_ms)
+                if requests is None:
+                    return
+                scatter = ((_hotpath.address_of(copy.data), len(copy.data)),)
+                keys = Keys(1, copy.block_id, copy.slot)
+                results = run_to_end(
+                    put_operation(requests, keys, [scatter], DEFAULT_PUT), requests.deadline_ns
+                )
+                if results[0] == 0:
+                    core.counters.copies_to_new_owner += 1
+                else:
+                    core.counters.copies_dropped += 1
+        finally:
+            self._copying = False

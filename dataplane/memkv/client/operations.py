@@ -1,0 +1,160 @@
+"""Operations: what a get, an exists, a put, a delete and a pin do with the answers they get.
+
+Generators of waves of calls (calls.py, waves.py) that return one result a key, in key order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from memkv.client.buffers import Scatter
+from memkv.client.calls import Call, Operation
+from memkv.client.options import PutOptions
+from memkv.client.routing import Keys
+from memkv.client.statistics import ClientCounters
+from memkv.client.waves import Router, Waves
+from memkv.status import Status
+
+Started = list[Call] | Status
+
+
+class Workers(Router, Protocol):
+    """What operations need: the route, and requests to its workers.
+
+    A `start_*` returns the calls for `positions`, or the Status that all of them get at once (no
+    session, open breaker, deadline passed).
+    """
+
+    counters: ClientCounters
+
+    def start_get(
+        self, worker: int, keys: Keys, positions: list[int], scatters: Sequence[Scatter],
+        verify: bool,
+    ) -> Started: ...
+    def start_put(
+        self, worker: int, keys: Keys, positions: list[int], scatters: Sequence[Scatter],
+        options: PutOptions,
+    ) -> Started: ...
+    def start_exists(
+        self, worker: int, keys: Keys, positions: list[int], lease_ms: int
+    ) -> Started: ...
+    def start_delete(self, worker: int, keys: Keys, positions: list[int]) -> Started: ...
+    def start_pin(self, worker: int, keys: Keys, positions: list[int], ttl_s: int) -> Started: ...
+    def copy_to_owner(self, keys: Keys, position: int, scatter: Scatter, size_bytes: int) -> None:
+        """Queue a background put of a block that only a previous owner had."""
+
+
+def get_operation(
+    workers: Workers, keys: Keys, scatters: Sequence[Scatter],
+    stored_lengths: dict[int, int] | None = None,
+) -> Operation[list[int]]:
+    """Read blocks into the scatter lists. Result a key: bytes read, or a negative Status.
+
+    `stored_lengths`, when given, receives the length of blocks whose buffer was too small.
+    """
+    results: list[int] = [Status.MISS] * keys.count
+
+    def on_answer(call: Call, index: int, position: int, status: int) -> None:
+        if status >= 0:
+            if call.worker in workers.route().previous_owners(keys.slot_of(position)):
+                workers.copy_to_owner(keys, position, scatters[position], status)
+        elif status == Status.BUFFER_TOO_SMALL and stored_lengths is not None:
+            stored_lengths[position] = call.job.lengths[index]
+        elif status == Status.CORRUPT:
+            workers.counters.corrupt += 1
+
+    waves = Waves(
+        workers, keys, results,
+        lambda worker, positions, verify: workers.start_get(
+            worker, keys, positions, scatters, verify
+        ),
+        previous_owners=True, verify=True,
+    )
+    waves.begin_with_owners()
+    yield from waves.run(on_answer)
+    return [Status.MISS if status == Status.WRONG_OWNER else status for status in results]
+
+
+def exists_operation(workers: Workers, keys: Keys, lease_ms: int) -> Operation[list[int]]:
+    """Ask which blocks are stored. Result a key: 1, 0 or a negative Status."""
+    results: list[int] = [0] * keys.count
+    waves = Waves(
+        workers, keys, results,
+        lambda worker, positions, _: workers.start_exists(worker, keys, positions, lease_ms),
+        previous_owners=True,
+    )
+    waves.begin_with_owners()
+    yield from waves.run(_ignore)
+    return [0 if status == Status.WRONG_OWNER else status for status in results]
+
+
+def put_operation(
+    workers: Workers, keys: Keys, scatters: Sequence[Scatter], options: PutOptions
+) -> Operation[list[int]]:
+    """Store blocks at their owners. Result a key: 0, or a negative Status (the put is dropped)."""
+    results: list[int] = [Status.UNAVAILABLE] * keys.count
+    waves = Waves(
+        workers, keys, results,
+        lambda worker, positions, _: workers.start_put(worker, keys, positions, scatters, options),
+    )
+    waves.begin_with_owners()
+    yield from waves.run(_ignore)
+    return _unreached(results)
+
+
+def delete_operation(workers: Workers, keys: Keys) -> Operation[list[int]]:
+    """Delete at the owner and at every previous owner.
+
+    OK only when each of them stored a tombstone; otherwise UNAVAILABLE: some may have stored one,
+    so the block may be gone or not, and the caller repeats the delete.
+    """
+    results: list[int] = [Status.OK] * keys.count
+    failed: dict[int, Status] = {}
+
+    def on_answer(call: Call, index: int, position: int, status: int) -> None:
+        if status < 0 and status != Status.WRONG_OWNER:
+            failed[position] = Status.DENIED if status == Status.DENIED else Status.UNAVAILABLE
+        elif status == Status.OK:
+            stored_at.setdefault(position, set()).add(call.worker)
+
+    stored_at: dict[int, set[int]] = {}
+    waves = Waves(
+        workers, keys, results,
+        lambda worker, positions, _: workers.start_delete(worker, keys, positions),
+    )
+    waves.begin_with_owners()
+    for position in range(keys.count):
+        for previous in workers.route().previous_owners(keys.slot_of(position)):
+            waves.add(previous, position)
+    yield from waves.run(on_answer)
+    # Judged by the route as it is now: an owner learned on the way must have answered too.
+    route = workers.route()
+    for position in range(keys.count):
+        slot = keys.slot_of(position)
+        wanted = {route.owner_index(slot), *route.previous_owners(slot)}
+        if not wanted <= stored_at.get(position, set()):
+            failed.setdefault(position, Status.UNAVAILABLE)
+        results[position] = failed.get(position, Status.OK)
+    return results
+
+
+def pin_operation(workers: Workers, keys: Keys, ttl_s: int) -> Operation[list[int]]:
+    """Pin at the owner for `ttl_s` seconds (0 unpins). Result a key: 0 or a negative Status."""
+    results: list[int] = [Status.UNAVAILABLE] * keys.count
+    waves = Waves(
+        workers, keys, results,
+        lambda worker, positions, _: workers.start_pin(worker, keys, positions, ttl_s),
+    )
+    waves.begin_with_owners()
+    yield from waves.run(_ignore)
+    return _unreached(results)
+
+
+def _ignore(call: Call, index: int, position: int, status: int) -> None:
+    """The result list already has it."""
+
+
+def _unreached(results: list[int]) -> list[int]:
+    """What only means something between workers does not reach a caller."""
+    return [Status.UNAVAILABLE if s == Status.WRONG_OWNER else s for s in results]

@@ -1,0 +1,107 @@
+"""What a caller may say about a connection and about a put."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from memkv.clock import Clock, SystemClock
+from memkv.errors import CallerError
+from memkv.limits import DEADLINE_MS_DEFAULT, MAP_BOOTSTRAP_TIMEOUT_MS
+
+HINT_ID_BYTES = 8
+TTL_S_MAX = 10 * 365 * 24 * 3600  # ten years: the expiry of a record is 32 bits of seconds
+
+Durability = Literal["cached", "durable"]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockHint:
+    """Where a block stands in its prompt: what eviction and prefetch can use, never needed.
+
+    `prefix_id` and `session_id` are 8 bytes of the engine's choice; `depth` counts blocks from the
+    head of the prompt (0 is the head).
+    """
+
+    prefix_id: bytes = bytes(HINT_ID_BYTES)
+    depth: int = 0
+    session_id: bytes = bytes(HINT_ID_BYTES)
+
+    def __post_init__(self) -> None:
+        for name, value in (("prefix_id", self.prefix_id), ("session_id", self.session_id)):
+            if len(value) != HINT_ID_BYTES:
+                raise CallerError(f"BlockHint.{name} must be {HINT_ID_BYTES} bytes, "
+                                  f"not {len(value)}")
+        if not 0 <= self.depth <= 0xFFFF_FFFF:
+            raise CallerError(f"BlockHint.depth must be a 32-bit count, not {self.depth}")
+
+
+@dataclass(frozen=True, slots=True)
+class PutOptions:
+    """How blocks of one put are kept.
+
+    `durability="cached"`: acknowledged once the node holds verified bytes; a crash may lose them.
+    `"durable"`: acknowledged once they are flushed to flash. `hints` has one entry a key, or one
+    for all keys.
+    """
+
+    ttl_s: int | None = None
+    durability: Durability = "cached"
+    hints: Sequence[BlockHint] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if self.ttl_s is not None and not 1 <= self.ttl_s <= TTL_S_MAX:
+            raise CallerError(f"ttl_s must be 1..{TTL_S_MAX} seconds or None, not {self.ttl_s}")
+        if self.durability not in ("cached", "durable"):
+            raise CallerError(f'durability must be "cached" or "durable", not {self.durability!r}')
+
+    def hint_of(self, position: int, count: int) -> BlockHint:
+        """Return the hint of key `position` of `count`."""
+        if not self.hints:
+            return NO_HINT
+        if len(self.hints) == 1:
+            return self.hints[0]
+        if len(self.hints) != count:
+            raise CallerError(f"{len(self.hints)} hints for {count} keys: give one hint a key, "
+                              "one for all, or none")
+        return self.hints[position]
+
+
+NO_HINT = BlockHint()
+DEFAULT_PUT = PutOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectOptions:
+    """Everything `connect()` needs, resolved.
+
+    `bulk_lanes` and `express_lanes` are TCP connections to each worker beside its control
+    connection. `local_dir` holds the Unix sockets of workers on this machine ("" turns the local
+    transport off). `cache_dir` keeps the last shard map for a start without the metadata service.
+    """
+
+    endpoint: str
+    pool: str = "default/local"
+    tenant: str = "default"
+    deadline_ms: int = DEADLINE_MS_DEFAULT
+    credentials: Callable[[], str] | None = None
+    bulk_lanes: int = 2
+    express_lanes: int = 1
+    local_dir: str = ""
+    cache_dir: Path | None = None
+    bootstrap_timeout_ms: int = MAP_BOOTSTRAP_TIMEOUT_MS
+    clock: Clock = field(default_factory=SystemClock)
+
+    def __post_init__(self) -> None:
+        if self.deadline_ms < 1:
+            raise CallerError(f"deadline_ms must be positive, not {self.deadline_ms}")
+        if self.bulk_lanes < 1 or self.express_lanes < 1:
+            raise CallerError("bulk_lanes and express_lanes must be at least 1")
+
+
+def default_endpoint() -> str:
+    """Return MEMKV_ENDPOINT, or the loopback metadata port."""
+    return os.environ.get("MEMKV_ENDPOINT", "127.0.0.1:7443")

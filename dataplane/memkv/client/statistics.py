@@ -1,0 +1,95 @@
+"""What a client counts. `Client.stats()` returns a frozen copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from memkv.client.buffers import Scatter
+from memkv.status import Status
+
+
+@dataclass(slots=True)
+class ClientCounters:
+    """Live counters of one client; plain additions under the GIL, exact enough for metrics."""
+
+    gets: int = 0
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    puts: int = 0
+    puts_dropped: int = 0
+    bytes_written: int = 0
+    corrupt: int = 0
+    timeouts: int = 0
+    busy: int = 0
+    unavailable: int = 0
+    wrong_owner: int = 0
+    quarantined: int = 0
+    copies_to_new_owner: int = 0
+    copies_dropped: int = 0
+
+    def count_gets(self, results: Sequence[int]) -> None:
+        """Add one batch of get results."""
+        self.gets += len(results)
+        for status in results:
+            if status >= 0:
+                self.hits += 1
+                self.bytes_read += status
+            else:
+                self.misses += 1
+                self._count_failure(status)
+
+    def count_puts(self, results: Sequence[int], scatters: Sequence[Scatter]) -> None:
+        """Add one batch of put results."""
+        self.puts += len(results)
+        for status, scatter in zip(results, scatters, strict=True):
+            if status >= 0:
+                self.bytes_written += sum(size for _, size in scatter)
+            else:
+                self.puts_dropped += 1
+                self._count_failure(status)
+
+    def _count_failure(self, status: int) -> None:
+        if status == Status.TIMEOUT:
+            self.timeouts += 1
+        elif status == Status.BUSY:
+            self.busy += 1
+        elif status == Status.UNAVAILABLE:
+            self.unavailable += 1
+        elif status == Status.QUARANTINED:
+            self.quarantined += 1
+
+    def frozen(self) -> ClientStatistics:
+        return ClientStatistics(**asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStatistics:
+    """One reading of a client's counters.
+
+    gets, hits, misses: keys asked for, found, and not found for whatever reason
+    bytes_read, bytes_written: payload of hits and of accepted puts
+    puts, puts_dropped: keys given, and those refused or lost on the way
+    corrupt: answers whose checks failed (each became a miss unless a verified re-read passed)
+    timeouts, busy, unavailable: keys that ended so
+    wrong_owner: answers that named a newer owner
+    quarantined: keys whose buffer was not given back by the deadline
+    copies_to_new_owner, copies_dropped: background copies of blocks found at a previous owner
+    """
+
+    gets: int
+    hits: int
+    misses: int
+    bytes_read: int
+    puts: int
+    puts_dropped: int
+    bytes_written: int
+    corrupt: int
+    timeouts: int
+    busy: int
+    unavailable: int
+    wrong_owner: int
+    quarantined: int
+    copies_to_new_owner: int
+    copies_dropped: int

@@ -1,0 +1,121 @@
+"""Who is asked next: the loop that every operation shares.
+
+A wave asks each worker once for the keys it should have. What answers lead to another wave:
+
+    WRONG_OWNER with a newer hint     learn the slot's owner, ask it
+    not there, and the slot moves     ask the previous owners, newest first (gets and exists only)
+    CORRUPT                           ask the same worker once more, with VERIFY (gets only)
+
+No key asks a worker twice but for VERIFY, so an operation ends after a bounded number of waves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Protocol
+
+from memkv.client.calls import Call
+from memkv.client.routing import Keys, by_owner
+from memkv.shardmap.cache import Route
+from memkv.status import Status
+from memkv.wire.hints import Hint
+
+WAVES_MAX = 6  # owner, hinted owner, up to 3 previous owners, one verified re-read
+
+NOT_THERE = frozenset({Status.MISS, Status.WRONG_OWNER, Status.UNAVAILABLE, 0})
+"""Answers after which a previous owner is worth asking; 0 is the negative answer of EXISTS."""
+
+
+class Router(Protocol):
+    """What waves need to know about the pool."""
+
+    def route(self) -> Route: ...
+    def learn(self, hint: Hint) -> int | None:
+        """Take a hint; return the index of the worker to ask, None when it is not news."""
+
+
+Ask = Callable[[int, list[int], bool], "list[Call] | Status"]
+"""(worker, positions, verify) -> calls, or the status that all these keys get at once."""
+
+OnAnswer = Callable[[Call, int, int, int], None]
+"""(call, index in the call, position of the key, status)."""
+
+
+class Waves:
+    """The waves of one operation. `results` holds one status a key and is filled in place."""
+
+    def __init__(
+        self, router: Router, keys: Keys, results: list[int], ask: Ask, *,
+        previous_owners: bool = False, verify: bool = False,
+    ) -> None:
+        self._router = router
+        self._keys = keys
+        self._results = results
+        self._ask = ask
+        self._previous_owners = previous_owners
+        self._verify = verify
+        self._asked: dict[int, set[int]] = {}
+        self._todo: dict[tuple[int, bool], list[int]] = {}
+
+    def begin_with_owners(self) -> None:
+        for worker, positions in by_owner(self._keys, self._router.route()).items():
+            self._todo[(worker, False)] = positions
+
+    def add(self, worker: int, position: int, *, verify: bool = False) -> None:
+        """Ask `worker` for one more key in the next wave."""
+        self._todo.setdefault((worker, verify), []).append(position)
+
+    def run(self, on_answer: OnAnswer) -> Generator[list[Call], None, None]:
+        """Yield waves until nobody is left to ask; `on_answer` sees every answer."""
+        for _ in range(WAVES_MAX):
+            if not self._todo:
+                return
+            calls = self._start()
+            if calls:
+                yield calls
+            for call in calls:
+                call.outcome.finished(call)
+                self._take(call, on_answer)
+
+    def _start(self) -> list[Call]:
+        todo, self._todo = self._todo, {}
+        calls: list[Call] = []
+        for (worker, verify), positions in todo.items():
+            started = self._ask(worker, positions, verify)
+            if not isinstance(started, Status):
+                calls.extend(started)
+                continue
+            for position in positions:
+                self._results[position] = started
+                if started is Status.UNAVAILABLE:
+                    self._follow(worker, position, started, None)
+        return calls
+
+    def _take(self, call: Call, on_answer: OnAnswer) -> None:
+        hints = self._hints_of(call)
+        for index, status in enumerate(call.statuses()):
+            position = call.positions[index]
+            self._results[position] = status
+            on_answer(call, index, position, status)
+            if status in NOT_THERE:
+                self._follow(call.worker, position, status, hints.get(index))
+            elif status == Status.CORRUPT and self._verify and not call.verify:
+                self.add(call.worker, position, verify=True)
+
+    def _hints_of(self, call: Call) -> dict[int, Hint]:
+        return {} if call.quarantined else {hint.index: hint for hint in call.hints()}
+
+    def _follow(self, worker: int, position: int, status: int, hint: Hint | None) -> None:
+        asked = self._asked.setdefault(position, set())
+        asked.add(worker)
+        candidates: list[int] = []
+        if hint is not None:
+            hinted = self._router.learn(hint)
+            if hinted is not None:
+                candidates.append(hinted)
+        if self._previous_owners:
+            candidates.extend(self._router.route().previous_owners(self._keys.slot_of(position)))
+        for candidate in candidates:
+            if candidate not in asked:
+                self.add(candidate, position)
+                return
