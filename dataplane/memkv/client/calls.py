@@ -13,19 +13,45 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from memkv._hotpath import Job
 from memkv.status import Status
+from memkv.wire.hints import Hint, decode_hints
 
 ResultT = TypeVar("ResultT")
 
 
-class JobQueue(Protocol):
-    """What runs jobs: a group of lanes to one worker."""
+class Request(Protocol):
+    """A native job, as operations see it. Valid to read once it is done."""
 
-    def submit(self, job: Job, notify: bool) -> None:
+    token: object
+    """The driver's own; comes back with the completion."""
+
+    @property
+    def status(self) -> int:
+        """Negative when the request failed as a whole."""
+
+    @property
+    def statuses(self) -> list[int]:
+        """One a key: bytes or OK, or a negative Status."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Stored length a key, where the answer said one."""
+
+    @property
+    def hints(self) -> bytes:
+        """Hint records of WRONG_OWNER answers, back to back."""
+
+    def wait(self, deadline_ns: int) -> bool:
+        """Wait without the GIL until done; False when the deadline came first."""
+
+
+class JobQueue(Protocol):
+    """What runs requests: a group of lanes to one worker."""
+
+    def submit(self, job: Request, notify: bool) -> None:
         """Queue for a lane's thread; with `notify` the engine's eventfd reports completion."""
 
-    def run(self, job: Job) -> None:
+    def run(self, job: Request) -> None:
         """Run in the calling thread when a lane is idle, else queue and wait. No GIL."""
 
 
@@ -44,7 +70,7 @@ class Call:
     """
 
     queue: JobQueue
-    job: Job
+    job: Request
     positions: list[int]
     outcome: Outcome
     worker: int
@@ -56,6 +82,10 @@ class Call:
         if self.quarantined:
             return [Status.QUARANTINED] * len(self.positions)
         return self.job.statuses
+
+    def hints(self) -> list[Hint]:
+        """Return the owners that the worker named, with the index in this call."""
+        return [] if self.quarantined or not self.job.hints else decode_hints(self.job.hints)
 
 
 Operation = Generator[list[Call], None, ResultT]

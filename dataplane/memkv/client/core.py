@@ -7,23 +7,19 @@ No face-specific code: it starts calls (calls.py), it never waits for one. Threa
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memkv._hotpath import Engine
-from memkv.client.buffers import RegionTable, Scatter
-from memkv.client.calls import Call
+from memkv.client.buffers import RegionTable
 from memkv.client.copies import CopyQueue
-from memkv.client.options import ConnectOptions, PutOptions
-from memkv.client.requests import RequestFactory
+from memkv.client.options import ConnectOptions
 from memkv.client.routing import Key, Keys, hash_keys
 from memkv.client.session import WorkerSession
 from memkv.client.source import TicketGrant
 from memkv.client.statistics import ClientCounters
 from memkv.shardmap.cache import MapCache
 from memkv.shardmap.map import ShardMap
-from memkv.status import Status
-from memkv.wire.hints import Hint
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic
 
-from memkv._hotpath import Job
 from memkv.client.calls import Call, Operation, ResultT
 from memkv.limits import FENCE_BUDGET_MS
 
@@ -43,17 +42,21 @@ def _run_wave(wave: list[Call], deadline_ns: int) -> None:
 
 @dataclass(slots=True, eq=False)
 class Running(Generic[ResultT]):
-    """An operation driven by completions instead of a waiting thread."""
+    """An operation driven by completions instead of a waiting thread.
+
+    `owner` is whatever must stay alive as long as lanes may touch the operation's buffers.
+    """
 
     operation: Operation[ResultT]
     on_result: Callable[[ResultT], None]
+    owner: object = None
     pending: int = 0
 
     def start(self) -> None:
         """Submit the first wave, or finish at once."""
         self._advance(first=True)
 
-    def completed(self, job: Job) -> None:
+    def completed(self) -> None:
         """Take one completion of the current wave; the last one starts the next wave."""
         self.pending -= 1
         if self.pending == 0:

@@ -73,7 +73,7 @@ class EventFace:
         for job in self._core.engine.completions(COMPLETIONS_PER_CALL_MAX):
             running = job.token
             if isinstance(running, Running):
-                running.completed(job)
+                running.completed()
         with self._lock:
             finished = list(self._finished)
             self._finished.clear()

@@ -16,6 +16,7 @@ from memkv.wire.frame import Frame, FrameReader, encode_frame
 from memkv.wire.messages import HelloRequest, HelloResponse, LaneHello, error_text, status_of
 from memkv.wire.opcodes import Flag, Opcode
 
+
 class Refused(ProtocolError):
     """The worker answered HELLO with a status: wrong pool, ticket, version or limit."""
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal
 
+from typing_extensions import Buffer
+
 from memkv import _hotpath
 from memkv.client.attach import Attachment
 from memkv.client.buffers import (
@@ -37,7 +39,6 @@ from memkv.client.statistics import ClientStatistics
 from memkv.errors import CallerError
 from memkv.limits import SMALL_PAYLOAD_BYTES_MAX
 from memkv.status import Status
-from typing_extensions import Buffer
 
 
 class Client:

@@ -92,7 +92,7 @@ class Waves:
         return calls
 
     def _take(self, call: Call, on_answer: OnAnswer) -> None:
-        hints = self._hints_of(call)
+        hints = {hint.index: hint for hint in call.hints()}
         for index, status in enumerate(call.statuses()):
             position = call.positions[index]
             self._results[position] = status
@@ -101,9 +101,6 @@ class Waves:
                 self._follow(call.worker, position, status, hints.get(index))
             elif status == Status.CORRUPT and self._verify and not call.verify:
                 self.add(call.worker, position, verify=True)
-
-    def _hints_of(self, call: Call) -> dict[int, Hint]:
-        return {} if call.quarantined else {hint.index: hint for hint in call.hints()}
 
     def _follow(self, worker: int, position: int, status: int, hint: Hint | None) -> None:
         asked = self._asked.setdefault(position, set())
