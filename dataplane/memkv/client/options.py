@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from memkv.limits import DEADLINE_MS_DEFAULT, MAP_BOOTSTRAP_TIMEOUT_MS
 
 HINT_ID_BYTES = 8
 TTL_S_MAX = 10 * 365 * 24 * 3600  # ten years: the expiry of a record is 32 bits of seconds
+
+DEFAULT_ENDPOINT = "127.0.0.1:7443"
+CONNECTION_FILE = Path("/etc/memkv/connection.json")
 
 Durability = Literal["cached", "durable"]
 
@@ -101,7 +105,38 @@ class ConnectOptions:
         if self.bulk_lanes < 1 or self.express_lanes < 1:
             raise CallerError("bulk_lanes and express_lanes must be at least 1")
 
+    @classmethod
+    def resolve(
+        cls, endpoint: str | None, pool: str, tenant: str, deadline_ms: int,
+        credentials: Callable[[], str] | None,
+    ) -> ConnectOptions:
+        """Fill in what the caller left out: the environment first, then a pod's connection file.
 
-def default_endpoint() -> str:
-    """Return MEMKV_ENDPOINT, or the loopback metadata port."""
-    return os.environ.get("MEMKV_ENDPOINT", "127.0.0.1:7443")
+        Raises CallerError for an endpoint that is not HOST:PORT and for a broken connection file.
+        """
+        found = endpoint or os.environ.get("MEMKV_ENDPOINT")
+        if found is None and CONNECTION_FILE.exists():
+            found, pool = _read_connection_file(CONNECTION_FILE, pool)
+        found = found or DEFAULT_ENDPOINT
+        host, _, port = found.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise CallerError(f"endpoint {found!r} is not HOST:PORT, such as {DEFAULT_ENDPOINT}")
+        return cls(
+            found, pool, tenant, deadline_ms, credentials,
+            local_dir=os.environ.get("MEMKV_LOCAL_DIR", ""),
+        )
+
+
+def _read_connection_file(path: Path, pool: str) -> tuple[str, str]:
+    """Return (endpoint, pool) of the file that the operator mounts into inference pods."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        endpoint, named = content["endpoint"], content.get("pool", pool)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CallerError(
+            f"{path} does not name a pool ({error!r}); it is the ConfigMap <pool>-connection: "
+            "mount it whole, or pass the endpoint"
+        ) from error
+    if not isinstance(endpoint, str) or not isinstance(named, str):
+        raise CallerError(f"{path}: endpoint and pool must be text")
+    return endpoint, named
