@@ -40,6 +40,7 @@ ERROR_TEXT_BYTES_MAX = 512  # a sentence of cause and one of fix
 STATISTICS_BYTES_MAX = 64 * KIB  # STAT's JSON is under 2 KiB; room for later fields
 REQUEST_DEADLINE_MS_MAX = 60_000  # a node cuts longer deadlines: no request holds a thread longer
 CREDIT_BYTES_PER_SESSION = 2 * GIB  # payload asked for and not yet answered: 128 largest blocks
+BULK_PART_BYTES_MIN = 4 * MIB  # smaller parts cost more in round trips than a second lane gains
 SMALL_PAYLOAD_BYTES_MAX = 64 * KIB  # goes over the express lane so that bulk never delays it
 
 # --- store -----------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from memkv.client.options import ConnectOptions
 from memkv.client.session import SessionState
 from memkv.client.source import MapSource
 from memkv.clock import remaining_ms
-from memkv.shardmap.cache import MapCache
 from memkv.shardmap.map import ShardMap, WorkerState
 
 
@@ -34,9 +33,9 @@ class Attachment:
     """Owns everything of one client that lives longer than a call."""
 
     def __init__(self, options: ConnectOptions, source: MapSource | None = None) -> None:
-        cache = MapCache()
-        self.core = ClientCore(options, uuid.uuid4().bytes, cache)
-        self._source = source or MetadataSource(options, cache)
+        identity = uuid.uuid4()
+        self._source = source or MetadataSource(options, str(identity))
+        self.core = ClientCore(options, identity.bytes, self._source)
         self._keeper = Keeper(self.core, self._source)
         self._keeper.start()
         # Never block a model's start for longer; what is missing then arrives in the background.
@@ -64,7 +63,8 @@ class Attachment:
     @property
     def shard_map(self) -> ShardMap | None:
         """The map in use, or None."""
-        return self.core.cache.shard_map
+        route = self._source.route
+        return route.shard_map if route else None
 
     def problems(self) -> list[str]:
         """Return why calls may be missing, in words: nothing when all is well."""
@@ -74,7 +74,8 @@ class Attachment:
         if self.shard_map is None:
             found.append(
                 f"no shard map from {self.core.options.endpoint} yet: is the metadata service "
-                "running there, and does it serve this pool? start one with `memkv up`"
+                "running there, and does it serve this pool? start one with `memkv up` "
+                f"({self._source.last_error})"
             )
         found.extend(
             f"{view.node_name or view.uuid[:8]} at {view.host}:{view.port}: {view.last_error}"

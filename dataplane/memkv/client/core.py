@@ -11,32 +11,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memkv._hotpath import Engine
-from memkv.client.buffers import RegionTable
+from memkv.client.buffers import Region, RegionTable
 from memkv.client.copies import CopyQueue
 from memkv.client.options import ConnectOptions
+from memkv.client.requests import Requests
 from memkv.client.routing import Key, Keys, hash_keys
 from memkv.client.session import WorkerSession
-from memkv.client.source import TicketGrant
+from memkv.client.source import MapSource, TicketGrant
 from memkv.client.statistics import ClientCounters
-from memkv.shardmap.cache import MapCache
-from memkv.shardmap.map import ShardMap
+from memkv.clock import deadline_after_ms
+from memkv.shardmap.cache import OwnerHint, Route
+from memkv.wire.hints import Hint
+
+SessionIdentity = tuple[bytes, int, str, int]
+"""(worker uuid, incarnation, host, port): another incarnation is another session."""
 
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """One consistent picture: a map, and the session of each of its workers, by index."""
+    """One consistent picture: a route, and the session of each of its workers, by index."""
 
-    shard_map: ShardMap
+    route: Route
     sessions: tuple[WorkerSession, ...]
+
+    def session(self, worker: int) -> WorkerSession:
+        return self.sessions[worker]
 
 
 class ClientCore:
     """Shared state of one client. Thread-safe: readers take one immutable `Routes`."""
 
-    def __init__(self, options: ConnectOptions, client_uuid: bytes, cache: MapCache) -> None:
+    def __init__(self, options: ConnectOptions, client_uuid: bytes, source: MapSource) -> None:
         self.options = options
         self.client_uuid = client_uuid
-        self.cache = cache
+        self.source = source
         self.counters = ClientCounters()
         self.engine = Engine()
         self.regions = RegionTable()
@@ -45,7 +53,7 @@ class ClientCore:
         """Notified when routes, the ticket or a session's state changed."""
         self.ticket: TicketGrant | None = None
         self._routes: Routes | None = None
-        self._sessions: dict[tuple[bytes, int, str, int], WorkerSession] = {}
+        self._sessions: dict[SessionIdentity, WorkerSession] = {}
         self._closed = False
 
     # --- the picture --------------------------------------------------------------------------
@@ -59,25 +67,56 @@ class ClientCore:
         if routes is None or ticket is None:
             hash_keys(keys, b"", 1)  # bad keys are the caller's error, connected or not
             return None
-        return hash_keys(keys, ticket.salt, routes.shard_map.slots)
+        return hash_keys(keys, ticket.salt, routes.route.shard_map.slots)
 
-    def install(self, shard_map: ShardMap) -> None:
-        """Route by `shard_map` from now on; sessions of workers that left are closed."""
+    def requests(self, deadline_ms: int) -> Requests | None:
+        """Return the workers for one operation that starts now, or None as `routes`."""
+        routes, ticket = self._routes, self.ticket
+        if routes is None or ticket is None:
+            return None
+        deadline_ns = deadline_after_ms(self.options.clock, deadline_ms)
+        return Requests(self, routes, ticket.tenant_tag, deadline_ns)
+
+    def route_changed(self) -> None:
+        """Take the cache's route into use; sessions of workers that left it are closed."""
         with self.changed:
-            if self._closed:
-                return
-            wanted = {}
-            for worker in shard_map.workers:
-                identity = (worker.uuid, worker.incarnation, worker.host, worker.port)
-                session = self._sessions.pop(identity, None)
-                wanted[identity] = session or WorkerSession(
-                    self.engine, worker, self.options, self.client_uuid
-                )
-            gone, self._sessions = self._sessions, wanted
-            self._routes = Routes(shard_map, tuple(wanted.values()))
+            gone = self._rebuild(self.source.route)
             self.changed.notify_all()
-        for session in gone.values():
+        for session in gone:
             session.close()
+
+    def learn(self, hint: Hint) -> Routes | None:
+        """Take an owner hint of a node; return the new picture, None when it was not news."""
+        with self.changed:
+            known = OwnerHint(
+                hint.slot, hint.map_term, hint.map_epoch, hint.host, hint.port, hint.worker_uuid
+            )
+            if not self.source.learn(known):
+                return None
+            self._rebuild(self.source.route)
+            self.changed.notify_all()
+            return self._routes
+
+    def _rebuild(self, route: Route | None) -> list[WorkerSession]:
+        """Point at `route`, keeping sessions; return those nobody points at. Lock held."""
+        if self._closed:
+            return []
+        wanted: dict[SessionIdentity, WorkerSession] = {}
+        for worker in route.workers if route else ():
+            identity = (worker.uuid, worker.incarnation, worker.host, worker.port)
+            session = self._sessions.pop(identity, None)
+            wanted[identity] = session or WorkerSession(self.engine, worker, self.options)
+        gone, self._sessions = list(self._sessions.values()), wanted
+        self._routes = Routes(route, tuple(wanted.values())) if route else None
+        return gone
+
+    def register(self, region: Region) -> None:
+        """Announce caller memory; raises CallerError when it overlaps."""
+        self.regions.add(region)
+
+    def unregister(self, address: int) -> None:
+        """Forget announced memory; raises CallerError when unknown."""
+        self.regions.remove(address)
 
     def sessions(self) -> tuple[WorkerSession, ...]:
         routes = self._routes

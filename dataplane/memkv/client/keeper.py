@@ -42,7 +42,7 @@ class Keeper:
         self.last_error = ""
 
     def start(self) -> None:
-        self._source.start(self._core.install)
+        self._source.start(self._core.route_changed)
         self._thread.start()
 
     def stop(self) -> None:

@@ -20,7 +20,6 @@ from memkv.client.breaker import Breaker
 from memkv.client.calls import Call
 from memkv.client.handshake import Handshake
 from memkv.client.options import ConnectOptions
-from memkv.client.statistics import ClientCounters
 from memkv.errors import MemKVError, PeerGone
 from memkv.limits import BLOCK_BYTES_MAX, HANDSHAKE_TIMEOUT_MS, LANES_PER_SESSION_MAX
 from memkv.shardmap.map import Worker
@@ -58,10 +57,7 @@ class Lanes:
 class WorkerSession:
     """Lanes to one worker of the shard map."""
 
-    def __init__(
-        self, engine: Engine, worker: Worker, options: ConnectOptions, client_uuid: bytes,
-        counters: ClientCounters,
-    ) -> None:
+    def __init__(self, engine: Engine, worker: Worker, options: ConnectOptions) -> None:
         self.worker = worker
         self.state = SessionState.DOWN
         self.block_length_max = BLOCK_BYTES_MAX
@@ -69,8 +65,6 @@ class WorkerSession:
         self.backoff = Backoff(options.clock)
         self._engine = engine
         self._options = options
-        self._client_uuid = client_uuid
-        self._counters = counters
         self._lock = threading.Lock()
         self._breaker = Breaker()
         self._lanes: Lanes | None = None
