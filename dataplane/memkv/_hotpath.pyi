@@ -59,6 +59,9 @@ def copy_and_sum(target: Buffer, source: Buffer) -> bytes:
 def address_of(buffer: Buffer) -> int:
     """Return where the bytes lie. The caller keeps `buffer` alive and unmoved while it matters."""
 
+def new_bytes(size_bytes: int) -> bytes:
+    """Return bytes of undefined content, for a lane to fill before anyone else sees them."""
+
 def memory_at(address: int, size_bytes: int) -> memoryview:
     """View foreign memory, writable. The caller keeps it alive and mapped."""
 

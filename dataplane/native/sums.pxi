@@ -323,6 +323,10 @@ def address_of(buffer) -> int:
     return address
 
 
+def new_bytes(Py_ssize_t size_bytes) -> bytes:
+    return PyBytes_FromStringAndSize(NULL, size_bytes)
+
+
 def memory_at(uintptr_t address, Py_ssize_t size_bytes) -> memoryview:
     if address == 0 or size_bytes < 0:
         raise ValueError(f"no memory of {size_bytes} bytes at address {address}")

@@ -119,6 +119,10 @@ def address_of(buffer: "Buffer") -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
+def new_bytes(size_bytes: int) -> bytes:
+    return bytes(size_bytes)
+
+
 def memory_at(address: int, size_bytes: int) -> memoryview:
     if address == 0 or size_bytes < 0:
         raise ValueError(f"no memory of {size_bytes} bytes at address {address}")
