@@ -3,16 +3,17 @@
     operation yields [Call, ...]  ->  a face runs them all to completion  ->  operation goes on
                                                                              ... returns a result
 
-The operation never waits, never touches a socket and never looks at a clock except through its
-deadline, so the sync, asyncio and eventfd faces share it and tests drive it by hand.
+The operation never waits, never touches a socket and never looks at a clock, so the sync, asyncio
+and eventfd faces share it and tests drive it by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from memkv.client.buffers import Scatter
 from memkv.status import Status
 from memkv.wire.hints import Hint, decode_hints
 
@@ -20,43 +21,39 @@ ResultT = TypeVar("ResultT")
 
 
 class Request(Protocol):
-    """A native job, as operations see it. Valid to read once it is done."""
-
-    token: object
-    """The driver's own; comes back with the completion."""
+    """A request as operations and faces see it; results may be read once it is done."""
 
     @property
     def status(self) -> int:
         """Negative when the request failed as a whole."""
 
     @property
-    def statuses(self) -> list[int]:
+    def statuses(self) -> Sequence[int]:
         """One a key: bytes or OK, or a negative Status."""
 
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> Sequence[int]:
         """Stored length a key, where the answer said one."""
 
     @property
     def hints(self) -> bytes:
         """Hint records of WRONG_OWNER answers, back to back."""
 
+    def run(self) -> None:
+        """Run in the calling thread when a lane is idle, else queue; without the GIL."""
+
+    def submit(self, token: object | None) -> None:
+        """Queue for a lane's thread; with a token the engine reports the completion with it."""
+
     def wait(self, deadline_ns: int) -> bool:
         """Wait without the GIL until done; False when the deadline came first."""
 
-
-class JobQueue(Protocol):
-    """What runs requests: a group of lanes to one worker."""
-
-    def submit(self, job: Request, notify: bool) -> None:
-        """Queue for a lane's thread; with `notify` the engine's eventfd reports completion."""
-
-    def run(self, job: Request) -> None:
-        """Run in the calling thread when a lane is idle, else queue and wait. No GIL."""
+    def quarantine(self, token: object) -> None:
+        """Have the engine report, with `token`, when a request that was waited for in vain ends."""
 
 
 class Outcome(Protocol):
-    """Told how a request to a worker ended, for its circuit breaker and statistics."""
+    """Told how a request to a worker ended, for its circuit breaker."""
 
     def finished(self, call: Call) -> None: ...
 
@@ -65,27 +62,31 @@ class Outcome(Protocol):
 class Call:
     """One request to one worker, for the keys at `positions` of the operation.
 
-    `quarantined` is set by the face when the job did not end within its deadline plus the fence
-    budget: its buffers may still be written until `completions()` reports it.
+    `buffers` is the memory a lane may write or read, one scatter list a position (none for control
+    requests). `quarantined` is set by the face when the request did not end within its deadline
+    plus the fence budget: the buffers may still be written until `completions()` says otherwise.
     """
 
-    queue: JobQueue
-    job: Request
+    request: Request
     positions: list[int]
     outcome: Outcome
     worker: int
+    buffers: Sequence[Scatter] = ()
     verify: bool = False
     quarantined: bool = False
 
-    def statuses(self) -> list[int]:
+    def statuses(self) -> Sequence[int]:
         """Return one result a position: bytes or OK, or a negative Status."""
         if self.quarantined:
             return [Status.QUARANTINED] * len(self.positions)
-        return self.job.statuses
+        return self.request.statuses
 
     def hints(self) -> list[Hint]:
         """Return the owners that the worker named, with the index in this call."""
-        return [] if self.quarantined or not self.job.hints else decode_hints(self.job.hints)
+        if self.quarantined:
+            return []
+        hints = self.request.hints
+        return decode_hints(hints) if hints else []
 
 
 Operation = Generator[list[Call], None, ResultT]

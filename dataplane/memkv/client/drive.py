@@ -6,14 +6,26 @@ does not within the fence budget leaves its buffers quarantined, and the operati
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
+from memkv.client.buffers import Scatter
 from memkv.client.calls import Call, Operation, ResultT
 from memkv.limits import FENCE_BUDGET_MS
 
 FENCE_BUDGET_NS = FENCE_BUDGET_MS * 1_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quarantine:
+    """Buffers of a call that returned QUARANTINED; the completion with this token frees them."""
+
+    buffers: Sequence[Scatter]
+
+    def addresses(self) -> tuple[int, ...]:
+        """Return where each freed block's memory begins."""
+        return tuple(scatter[0][0] for scatter in self.buffers if scatter)
 
 
 def run_to_end(operation: Operation[ResultT], deadline_ns: int) -> ResultT:
@@ -31,13 +43,14 @@ def run_to_end(operation: Operation[ResultT], deadline_ns: int) -> ResultT:
 def _run_wave(wave: list[Call], deadline_ns: int) -> None:
     if len(wave) == 1:
         # The calling thread runs the job itself when a lane is idle: no hand-off, lowest latency.
-        wave[0].queue.run(wave[0].job)
+        wave[0].request.run()
     else:
         for call in wave:
-            call.queue.submit(call.job, False)
+            call.request.submit(None)
     for call in wave:
-        if not call.job.wait(deadline_ns + FENCE_BUDGET_NS):
+        if not call.request.wait(deadline_ns + FENCE_BUDGET_NS):
             call.quarantined = True
+            call.request.quarantine(Quarantine(call.buffers))
 
 
 @dataclass(slots=True, eq=False)
@@ -70,5 +83,4 @@ class Running(Generic[ResultT]):
             return
         self.pending = len(wave)
         for call in wave:
-            call.job.token = self
-            call.queue.submit(call.job, True)
+            call.request.submit(self)

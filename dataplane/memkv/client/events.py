@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from memkv.client.buffers import Scatter
 from memkv.client.core import ClientCore
-from memkv.client.drive import Running
+from memkv.client.drive import Quarantine, Running
 from memkv.client.operations import get_operation, put_operation
 from memkv.client.options import PutOptions
 from memkv.client.requests import Requests
@@ -22,10 +22,15 @@ COMPLETIONS_PER_CALL_MAX = 256  # bounds how long one call of completions() may 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished job: one result a key, as the batch call would have returned them."""
+    """A finished job: one result a key, as the batch call would have returned them.
+
+    `job_id` 0 is no job: `released` names buffers of earlier QUARANTINED results (the address
+    where each begins) that nobody writes any more.
+    """
 
     job_id: int
     results: list[int]
+    released: tuple[int, ...] = ()
 
 
 class EventFace:
@@ -74,13 +79,18 @@ class EventFace:
             running = job.token
             if isinstance(running, Running):
                 running.completed()
+            elif isinstance(running, Quarantine):
+                self._add(Completion(0, [], running.addresses()))
         with self._lock:
             finished = list(self._finished)
             self._finished.clear()
         return finished
 
     def _finish(self, job_id: int, results: list[int]) -> None:
-        with self._lock:
-            self._finished.append(Completion(job_id, results))
+        self._add(Completion(job_id, results))
         # A job that ended without any native call (nobody to ask) must wake the reader as well.
         self._core.engine.notify()
+
+    def _add(self, completion: Completion) -> None:
+        with self._lock:
+            self._finished.append(completion)

@@ -60,7 +60,7 @@ def get_operation(
             if call.worker in workers.route().previous_owners(keys.slot_of(position)):
                 workers.copy_to_owner(keys, position, scatters[position], status)
         elif status == Status.BUFFER_TOO_SMALL and stored_lengths is not None:
-            stored_lengths[position] = call.job.lengths[index]
+            stored_lengths[position] = call.request.lengths[index]
         elif status == Status.CORRUPT:
             workers.counters.corrupt += 1
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from memkv._hotpath import Job
+from memkv._hotpath import Job, LaneGroup
 from memkv.client.buffers import Scatter, scatter_bytes
-from memkv.client.calls import Call, JobQueue
+from memkv.client.calls import Call
+from memkv.client.native import NativeRequest
 from memkv.client.operations import Started
 from memkv.client.options import PutOptions
 from memkv.client.ranges import ByteRange
@@ -29,9 +30,12 @@ from memkv.status import Status
 from memkv.wire.frame import encode_frame
 from memkv.wire.hints import Hint
 from memkv.wire.items import (
+    NO_ROOT,
     Durability,
+    PutItem,
     RangesItem,
     encode_get_request,
+    encode_put_item,
     encode_ranges_request,
 )
 from memkv.wire.messages import encode_keys
@@ -85,15 +89,18 @@ class Requests:
             return lanes
         flags = Flag.VERIFY if verify else Flag.NONE
         calls = []
-        for queue, part in self._parts(lanes, positions, scatters):
-            ids = keys.ids_of(part)
+        for group, part in self._parts(lanes, positions, scatters):
             buffers = [scatters[position] for position in part]
-            body = encode_get_request(ids, [scatter_bytes(scatter) for scatter in buffers])
+            body = encode_get_request(
+                keys.ids_of(part), [scatter_bytes(scatter) for scatter in buffers]
+            )
             job = Job.get(
-                self._frame(Opcode.GET, flags, body, len(part)), ids, self._tenant_tag, buffers,
+                self._frame(Opcode.GET, flags, body, len(part)), buffers, self._tenant_tag,
                 self.deadline_ns,
             )
-            calls.append(Call(queue, job, part, session, worker, verify))
+            calls.append(
+                Call(NativeRequest(group, job), part, session, worker, buffers, verify)
+            )
         return calls
 
     def start_get_ranges(
@@ -104,15 +111,16 @@ class Requests:
         if isinstance(lanes, Status):
             return lanes
         calls = []
-        for queue, part in self._parts(lanes, positions, scatters):
-            items = [RangesItem(keys.id_of(p), tuple(ranges[p])) for p in part]
-            job = Job.get_ranges(
-                self._frame(Opcode.GET_RANGES, Flag.NONE, encode_ranges_request(items), len(part)),
-                [[length for _, length in ranges[p]] for p in part],
-                [scatters[p] for p in part],
-                self.deadline_ns,
+        for group, part in self._parts(lanes, positions, scatters):
+            buffers = [scatters[position] for position in part]
+            body = encode_ranges_request(
+                [RangesItem(keys.id_of(position), tuple(ranges[position])) for position in part]
             )
-            calls.append(Call(queue, job, part, session, worker))
+            job = Job.get_ranges(
+                self._frame(Opcode.GET_RANGES, Flag.NONE, body, len(part)), buffers,
+                self._tenant_tag, self.deadline_ns,
+            )
+            calls.append(Call(NativeRequest(group, job), part, session, worker, buffers))
         return calls
 
     def start_put(
@@ -122,20 +130,22 @@ class Requests:
         session, lanes = self._lanes(worker)
         if isinstance(lanes, Status):
             return lanes
-        durable = Durability.DURABLE if options.durability == "durable" else Durability.CACHED
+        durability = Durability.DURABLE if options.durability == "durable" else Durability.CACHED
         calls = []
-        for queue, part in self._parts(lanes, positions, scatters):
-            hints = [options.hint_of(position, keys.count) for position in part]
+        for group, part in self._parts(lanes, positions, scatters):
+            buffers = [scatters[position] for position in part]
+            items = []
+            for position, scatter in zip(part, buffers, strict=True):
+                hint = options.hint_of(position, keys.count)
+                items.append(encode_put_item(PutItem(
+                    keys.id_of(position), scatter_bytes(scatter), NO_ROOT, b"", hint.prefix_id,
+                    hint.session_id, options.ttl_s or 0, hint.depth, durability,
+                )))
             job = Job.put(
-                keys.ids_of(part), self._tenant_tag, [scatters[position] for position in part],
-                b"".join([hint.prefix_id for hint in hints]),
-                b"".join([hint.session_id for hint in hints]),
-                [hint.depth for hint in hints],
-                options.ttl_s or 0, int(durable),
-                self._routes.route.version.epoch, self._routes.route.version.term,
-                self.deadline_ns,
+                self._frame(Opcode.PUT, Flag.NONE, b"".join(items), len(part)), buffers,
+                self._tenant_tag, self.deadline_ns,
             )
-            calls.append(Call(queue, job, part, session, worker))
+            calls.append(Call(NativeRequest(group, job), part, session, worker, buffers))
         return calls
 
     # --- control ------------------------------------------------------------------------------
@@ -163,9 +173,8 @@ class Requests:
             job = Job.exchange(
                 self._frame(opcode, Flag.NONE, body, len(part)),
                 RESPONSE_LIMITS[opcode].body_bytes_max, self.deadline_ns,
-                statuses=len(part),
             )
-            calls.append(Call(lanes.control, job, part, session, worker))
+            calls.append(Call(NativeRequest(lanes.control, job), part, session, worker))
         return calls
 
     # --- inside -------------------------------------------------------------------------------
@@ -181,7 +190,7 @@ class Requests:
 
     def _parts(
         self, lanes: Lanes, positions: list[int], scatters: Sequence[Scatter]
-    ) -> list[tuple[JobQueue, list[int]]]:
+    ) -> list[tuple[LaneGroup, list[int]]]:
         total_bytes = sum([scatter_bytes(scatters[position]) for position in positions])
         if total_bytes <= SMALL_PAYLOAD_BYTES_MAX:
             return [(lanes.express, positions)]

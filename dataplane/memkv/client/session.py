@@ -83,7 +83,7 @@ class WorkerSession:
 
     def finished(self, call: Call) -> None:
         """Feed the breaker with how a call ended (Outcome)."""
-        failed = call.quarantined or call.job.status in (
+        failed = call.quarantined or call.request.status in (
             Status.TIMEOUT, Status.UNAVAILABLE, Status.PROTOCOL
         )
         if not failed and self._breaker.state.value == "closed":

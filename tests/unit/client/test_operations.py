@@ -35,7 +35,6 @@ class Answer(Request):
     hint_bytes: bytes = b""
     whole: int = 0
     stored: list[int] = field(default_factory=list)
-    token: object = None
 
     @property
     def status(self) -> int:
@@ -53,13 +52,11 @@ class Answer(Request):
     def hints(self) -> bytes:
         return self.hint_bytes
 
+    def run(self) -> None: ...
+    def submit(self, token: object | None) -> None: ...
+    def quarantine(self, token: object) -> None: ...
     def wait(self, deadline_ns: int) -> bool:
         return True
-
-
-class NoQueue:
-    def submit(self, job: Request, notify: bool) -> None: ...
-    def run(self, job: Request) -> None: ...
 
 
 class Noted:
@@ -124,7 +121,7 @@ class ScriptedWorkers:
             else:
                 statuses.append(miss)
         answer = Answer(statuses, encode_hints(hints) if hints else b"")
-        return [Call(NoQueue(), answer, positions, self.outcome, worker, verify)]
+        return [Call(answer, positions, self.outcome, worker, (), verify)]
 
     def start_get(
         self, worker: int, keys: Keys, positions: list[int], scatters: Sequence[Scatter],

@@ -1,0 +1,48 @@
+"""A native job on a group of lanes, as a `Request`."""
+
+from __future__ import annotations
+
+from memkv._hotpath import Job, LaneGroup
+
+
+class NativeRequest:
+    """One job and the lanes it goes on. Made for one use."""
+
+    __slots__ = ("_group", "_job")
+
+    def __init__(self, group: LaneGroup, job: Job) -> None:
+        self._group = group
+        self._job = job
+
+    @property
+    def status(self) -> int:
+        return self._job.status
+
+    @property
+    def statuses(self) -> list[int]:
+        return self._job.statuses
+
+    @property
+    def lengths(self) -> list[int]:
+        return self._job.lengths
+
+    @property
+    def hints(self) -> bytes:
+        return self._job.hints
+
+    @property
+    def reply(self) -> bytes:
+        return self._job.reply
+
+    def run(self) -> None:
+        self._group.run(self._job)
+
+    def submit(self, token: object | None) -> None:
+        self._job.token = token
+        self._group.submit(self._job, token is not None)
+
+    def wait(self, deadline_ns: int) -> bool:
+        return self._job.wait(deadline_ns)
+
+    def quarantine(self, token: object) -> None:
+        self._job.token = token  # wait() already asked the engine to report it
