@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from memkv.client.buffers import Scatter
+from memkv.client.buffers import Scatter, scatter_bytes
 from memkv.client.calls import Call, Operation
 from memkv.client.options import PutOptions
 from memkv.client.routing import Keys
 from memkv.client.statistics import ClientCounters
 from memkv.client.waves import Router, Waves
+from memkv.limits import BLOCK_BYTES_MAX
 from memkv.status import Status
 
 Started = list[Call] | Status
+UNASKED = Status.UNAVAILABLE
 
 
 class Workers(Router, Protocol):
@@ -94,11 +96,15 @@ def put_operation(
 ) -> Operation[list[int]]:
     """Store blocks at their owners. Result a key: 0, or a negative Status (the put is dropped)."""
     results: list[int] = [Status.UNAVAILABLE] * keys.count
+    for position, scatter in enumerate(scatters):
+        length = scatter_bytes(scatter)
+        if not 1 <= length <= BLOCK_BYTES_MAX:
+            results[position] = Status.TOO_LARGE if length else Status.INVALID
     waves = Waves(
         workers, keys, results,
         lambda worker, positions, _: workers.start_put(worker, keys, positions, scatters, options),
     )
-    waves.begin_with_owners()
+    waves.begin_with_owners(only=[p for p in range(keys.count) if results[p] == UNASKED])
     yield from waves.run(_ignore)
     return _unreached(results)
 

@@ -44,8 +44,9 @@ from memkv.status import Status
 class Client:
     """A connection to one pool as one tenant. Made by `memkv.connect()`."""
 
-    def __init__(self, options: ConnectOptions) -> None:
-        self._attachment = Attachment(options)
+    def __init__(self, options: ConnectOptions, attachment: Attachment | None = None) -> None:
+        """`attachment`: made elsewhere and owned by the client from now on."""
+        self._attachment = attachment or Attachment(options)
         self._core = self._attachment.core
         self._deadline_ms = options.deadline_ms
         self._length_guess = SMALL_PAYLOAD_BYTES_MAX

@@ -11,7 +11,7 @@ No key asks a worker twice but for VERIFY, so an operation ends after a bounded 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from memkv.client.calls import Call
@@ -57,8 +57,14 @@ class Waves:
         self._asked: dict[int, set[int]] = {}
         self._todo: dict[tuple[int, bool], list[int]] = {}
 
-    def begin_with_owners(self) -> None:
-        for worker, positions in by_owner(self._keys, self._router.route()).items():
+    def begin_with_owners(self, only: Sequence[int] | None = None) -> None:
+        """Ask the owners first; `only` leaves out keys that already have their result."""
+        route = self._router.route()
+        if only is not None and len(only) < self._keys.count:
+            for position in only:
+                self.add(route.owner_index(self._keys.slot_of(position)), position)
+            return
+        for worker, positions in by_owner(self._keys, route).items():
             self._todo[(worker, False)] = positions
 
     def add(self, worker: int, position: int, *, verify: bool = False) -> None:

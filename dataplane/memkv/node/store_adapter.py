@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from memkv.store.api import PendingPut as StorePut
-from memkv.store.api import Store, StoreReader
-
 from memkv.errors import InternalBug
 from memkv.status import Status
+from memkv.store.api import PendingPut as StorePut
+from memkv.store.api import Store, StoreReader
 from memkv.store.statistics import StoreStatistics
 from memkv.tcp.store_api import PendingPut
 from memkv.wire.messages import ListEntry, ListKind, ListPage, ListRequest
