@@ -68,6 +68,14 @@ BOOKMARKS_MISSED_MAX = 3
 FACTS_POLL_INTERVAL_MS = 500
 WATCHERS_MAX = 16_384  # streams of one metadata process, at about 10 KiB each
 OWNER_TRAIL_MAX = 8  # past owners remembered for a slot; one that fell out drops what it had
+WORKERS_PER_NODE_MAX = 64  # a worker per drive; a storage server has at most a few dozen
+WORKER_REPORT_INTERVAL_MS = 250  # facts are at most this old when a publisher polls
+TAKEOVER_RETRY_MS = 500  # a previous owner that is down becomes lost within a few seconds
+MOVE_CHECK_INTERVAL_MS = 2_000  # how soon the end of a move is noticed; each check lists slots
+WORKER_STOP_TIMEOUT_S = 35  # a worker closes its store within 30 s; then it is killed
+WORKER_BACKOFF_MS_MIN = 100
+WORKER_BACKOFF_MS_MAX = 10_000  # a drive that was put back serves again within this
+WORKER_STABLE_S = 30  # a worker that ran so long starts again at once
 GO_AWAY_SPREAD_MS = 500  # watchers of a stopping server leave within this, not all at once
 
 # --- deadlines -------------------------------------------------------------------------------

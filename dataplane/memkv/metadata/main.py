@@ -21,7 +21,12 @@ from prometheus_client import CollectorRegistry
 from memkv import limits
 from memkv.clock import Clock, SystemClock
 from memkv.errors import ConfigError, ProtocolError
-from memkv.metadata.endpoint import CLIENT_OPTIONS, TlsFiles, channel_credentials, check_exposure
+from memkv.metadata.endpoint import (
+    CLIENT_OPTIONS,
+    TlsFiles,
+    channel_credentials,
+    check_exposure,
+)
 from memkv.metadata.facts import reports_of
 from memkv.metadata.files import PublisherLock, read_state, write_durably, write_state
 from memkv.metadata.http import Page, PlainHttpServer, metrics_page, probe_page

@@ -196,11 +196,18 @@ class Store:
         All are invisible at once. OK: the tombstone is durable, so it stays deleted after any
         restart. TIMEOUT or UNAVAILABLE: it may come back after a restart; delete again.
         """
+        return self.delete_tagged(tenant.tag, ids, deadline_ns, name=tenant.name)
+
+    def delete_tagged(
+        self, tenant_tag: bytes, ids: bytes, deadline_ns: int, *, name: str = ""
+    ) -> bytes:
+        """Delete as `delete` does, for a worker that learned of the delete from another one and
+        knows the tenant's tag only."""
         split = [ids[i : i + BLOCK_ID_BYTES] for i in range(0, len(ids), BLOCK_ID_BYTES)]
         outcomes: list[bool] = []
         with self._engine.lock:
             self._check_open()
-            owner = self._core.tenants.get(tenant.tag, tenant.name)
+            owner = self._core.tenants.get(tenant_tag, name)
             self._core.delete(owner, split)
             records = self._core.tombstones.add(owner, split, outcomes.append)
             self._engine.wait(lambda: len(outcomes) == records, deadline_ns)

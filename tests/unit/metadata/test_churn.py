@@ -6,7 +6,7 @@ and returning nodes. The model's workers keep the rules that a real worker must 
 - it acts on a map only when it is the newest one it saw;
 - for a slot it got by a move newer than its applied epoch it asks all previous owners for deletes,
   and serves nothing of the slot before it could;
-- of a fenced slot it drops everything, of a slot that does not name it too.
+- of a fenced slot it drops everything.
 
 A negative control switches the fences off and must find a deleted block.
 """
@@ -61,8 +61,6 @@ class ModelWorker:
             move = shard_map.moving.get(slot)
             previous = [shard_map.workers[i].uuid for i in move.previous] if move else []
             owned = shard_map.workers[shard_map.owner_index(slot)].uuid == self.uuid
-            if not owned and self.uuid not in previous:
-                self.records[slot].clear()
             if not owned:
                 continue
             if shard_map.fenced.get(slot, 0) > self.applied:

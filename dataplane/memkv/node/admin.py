@@ -1,0 +1,138 @@
+"""memkv.v1.NodeAdmin: the control channel of a node, for its publisher or operator only."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from memkv.errors import ConfigError
+from memkv.metadata.endpoint import SERVER_OPTIONS, join_endpoint, server_credentials
+from memkv.metadata.files import write_durably
+from memkv.node.node_config import NodeConfig
+from memkv_proto import node_admin_pb2 as pb
+from memkv_proto import node_admin_pb2_grpc as pb_grpc
+
+CALLS_MAX = 16  # a publisher and an operator poll twice a second; the rest is refused
+_ADMIN_THREADS = 4
+
+
+class SpecKeeper:
+    """The NodeSpec in force. On disk before it is acknowledged. Thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the kept one. ConfigError when it is damaged."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._spec = pb.NodeSpec()
+        try:
+            self._spec.ParseFromString(path.read_bytes())
+        except FileNotFoundError:
+            pass  # a new node: nothing was ever applied
+        except DecodeError as error:
+            raise ConfigError(
+                f"the node's spec {path} is damaged: remove it; the operator applies it again"
+            ) from error
+
+    @property
+    def spec(self) -> pb.NodeSpec:
+        """The spec in force; generation 0: none was given. Do not change it."""
+        with self._lock:
+            return self._spec
+
+    def apply(self, spec: pb.NodeSpec) -> str:
+        """Keep a spec. Returns what waits for a restart of the workers, "" for nothing.
+
+        ValueError when it is older than the one in force, or another one of the same generation.
+        """
+        with self._lock:
+            before = self._spec
+            if spec.generation < before.generation or spec.generation == 0:
+                raise ValueError(
+                    f"generation {spec.generation} after {before.generation}: read the object "
+                    "again and apply the newest"
+                )
+            if spec.generation == before.generation:
+                if spec != before:
+                    raise ValueError(f"generation {spec.generation} is another spec here")
+                return ""
+            write_durably(self._path, spec.SerializeToString(deterministic=True))
+            self._spec = pb.NodeSpec()
+            self._spec.CopyFrom(spec)
+            waits = [
+                name
+                for name in ("drives", "quotas", "ticket_keys")
+                if list(getattr(before, name)) != list(getattr(spec, name))
+            ]
+        return f"{', '.join(waits)}: in effect when the workers start again" if waits else ""
+
+
+class AdminServicer(pb_grpc.NodeAdminServicer):
+    """Answers the two calls."""
+
+    def __init__(
+        self,
+        facts: Callable[[], pb.GetFactsResponse],
+        specs: SpecKeeper,
+        applied: Callable[[], None],
+    ) -> None:
+        """`applied` is called after a spec came into force."""
+        self._facts = facts
+        self._specs = specs
+        self._applied = applied
+
+    def GetFacts(  # noqa: N802  the name is gRPC's
+        self, request: pb.GetFactsRequest, context: grpc.ServicerContext
+    ) -> pb.GetFactsResponse:
+        return self._facts()
+
+    def Apply(  # noqa: N802  the name is gRPC's
+        self, request: pb.ApplyRequest, context: grpc.ServicerContext
+    ) -> pb.ApplyResponse:
+        try:
+            pending = self._specs.apply(request.spec)
+        except ValueError as error:
+            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except OSError as error:
+            message = f"cannot keep the spec: {error.strerror}; free space in the state folder"
+            _refuse(context, grpc.StatusCode.UNAVAILABLE, message)
+        self._applied()
+        return pb.ApplyResponse(spec_generation=request.spec.generation, pending=pending)
+
+
+def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
+    context.abort(code, message)
+    raise AssertionError("abort returned")
+
+
+class AdminServer:
+    """A listening NodeAdmin."""
+
+    def __init__(self, config: NodeConfig, servicer: AdminServicer) -> None:
+        """Listen. ConfigError when the port is taken."""
+        self._threads = ThreadPoolExecutor(_ADMIN_THREADS, thread_name_prefix="memkv-admin")
+        self._server = grpc.server(
+            self._threads, options=list(SERVER_OPTIONS), maximum_concurrent_rpcs=CALLS_MAX
+        )
+        pb_grpc.add_NodeAdminServicer_to_server(servicer, self._server)
+        address = join_endpoint(config.admin_host, config.admin_port)
+        try:
+            if config.tls is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, server_credentials(config.tls))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the admin port cannot listen on {address}: another process has the port, or the "
+                "address is not this machine's"
+            ) from error
+        self.endpoint = join_endpoint(config.admin_host, self.port)
+        self._server.start()
+
+    def stop(self) -> None:
+        """Stop listening; calls under way are cut."""
+        self._server.stop(None).wait()
+        self._threads.shutdown()

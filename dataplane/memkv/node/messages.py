@@ -1,0 +1,198 @@
+"""What a supervisor and its workers say to each other over a socketpair.
+
+Each message is a u32 length (little-endian) and that many bytes of JSON, an object whose "kind"
+names the message. Both sides run the same version, so an unknown message is a bug. The end of the
+stream means that the other process is gone: a worker then stops, a supervisor restarts the worker.
+"""
+
+import base64
+import contextlib
+import json
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TypeVar
+
+from memkv.errors import ProtocolError
+
+MESSAGE_BYTES_MAX = 16 << 20  # a map of 4 MiB in base64, or the metrics of many tenants
+
+_LENGTH = struct.Struct("<I")
+Json = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """First message to a worker: everything it needs to open its drive and listen."""
+
+    pool: str
+    node: str
+    position: int
+    drive: str
+    capacity_bytes: int
+    memory_bytes: int
+    host: str
+    port: int
+    slots: int
+    lane_threads: int
+    state_dir: str
+    needs_map: bool
+    """Serve no key before the first map comes."""
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    """Tenant -> bytes of flash it is guaranteed."""
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MapMessage:
+    """A newer map for a worker: `memkv.shardmap.encode_map`, in base64."""
+
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Tells a worker to close its store cleanly and end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value of one metric."""
+
+    name: str
+    help: str
+    labels: Mapping[str, str]
+    value: float
+    buckets: tuple[tuple[float, int], ...] = ()
+    """Of a histogram: (upper bound, values at or below it); `value` is then the sum."""
+    counter: bool = False
+    """Whether it only grows while the worker runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker knows of itself, several times a second."""
+
+    uuid: str
+    incarnation: int
+    port: int
+    """0 while it does not serve."""
+    capacity_bytes: int = 0
+    used_bytes: int = 0
+    lineage: str = ""
+    applied_epoch: int = 0
+    finished: tuple[tuple[int, int], ...] = ()
+    """(slot, since_epoch) of ended moves."""
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Last message of a worker that cannot run as it is configured."""
+
+    message: str
+
+
+Message = Start | MapMessage | Stop | Report | Failed
+_KINDS: dict[str, type[Message]] = {
+    "start": Start,
+    "map": MapMessage,
+    "stop": Stop,
+    "report": Report,
+    "failed": Failed,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+T = TypeVar("T")
+
+
+def encode_message(message: Message) -> bytes:
+    """Return a message as it goes through the socket."""
+    document = {"kind": _NAMES[type(message)], **asdict(message)}
+    data = json.dumps(document, separators=(",", ":")).encode("utf-8")
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise ProtocolError(f"a message of {len(data)} bytes")
+    return _LENGTH.pack(len(data)) + data
+
+
+def decode_message(data: bytes) -> Message:
+    """Return the message. ProtocolError for anything else."""
+    try:
+        document = json.loads(data)
+        kind = _KINDS[document.pop("kind")]
+        names = {item.name for item in fields(kind)}
+        if set(document) - names:
+            raise ValueError(f"unknown fields {set(document) - names}")
+        if kind is Report:
+            document["finished"] = tuple((int(a), int(b)) for a, b in document["finished"])
+            document["samples"] = tuple(_sample(item) for item in document["samples"])
+        return kind(**document)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"not a message of this version: {error}") from error
+
+
+def _sample(document: Json) -> Sample:
+    buckets = document.get("buckets", ())
+    if not isinstance(buckets, list):
+        raise TypeError("buckets")
+    changed = {**document, "buckets": tuple((float(a), int(b)) for a, b in buckets)}
+    return Sample(**changed)  # type: ignore[arg-type]  # fields were written by encode_message
+
+
+def map_message(encoded_map: bytes) -> MapMessage:
+    """Return the message that carries a map."""
+    return MapMessage(base64.b64encode(encoded_map).decode("ascii"))
+
+
+def map_bytes(message: MapMessage) -> bytes:
+    """Return the encoded map of a message."""
+    return base64.b64decode(message.data)
+
+
+class MessageChannel:
+    """Messages over a connected stream socket, which it owns. Any thread may send, one receives."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._sending = threading.Lock()
+
+    def send(self, message: Message) -> bool:
+        """Send, waiting while the other side is slow; False when it is gone."""
+        data = encode_message(message)
+        with self._sending:
+            try:
+                self._socket.sendall(data)
+            except OSError:
+                return False
+        return True
+
+    def receive(self) -> Message | None:
+        """Wait for the next message; None when the other side is gone. ProtocolError."""
+        length = self._exactly(_LENGTH.size)
+        if length is None:
+            return None
+        (size,) = _LENGTH.unpack(length)
+        if size > MESSAGE_BYTES_MAX:
+            raise ProtocolError(f"a message of {size} bytes")
+        data = self._exactly(size)
+        return None if data is None else decode_message(data)
+
+    def close(self) -> None:
+        """End the conversation; a blocked `receive` returns None."""
+        with contextlib.suppress(OSError):  # the other side was faster
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _exactly(self, size: int) -> bytes | None:
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            try:
+                received = self._socket.recv_into(view)
+            except OSError:
+                return None
+            if not received:
+                return None
+            view = view[received:]
+        return bytes(data)

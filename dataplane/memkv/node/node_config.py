@@ -1,0 +1,76 @@
+"""What a node is told when it starts."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memkv import limits
+from memkv.errors import ConfigError
+from memkv.metadata.endpoint import TlsFiles, check_exposure
+
+
+@dataclass(frozen=True, slots=True)
+class DriveConfig:
+    """What one worker stores on."""
+
+    path: Path
+    """Block device, or a file that is made when it does not exist."""
+    capacity_bytes: int = 0
+    """Size of a new file; 0: all of what exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Settings of one node: a supervisor and a worker for each drive."""
+
+    name: str
+    pool: str
+    state_dir: Path
+    """Keeps the last map, the last NodeSpec and node.json; made when it does not exist."""
+    drives: tuple[DriveConfig, ...]
+    memory_bytes: int = 256 * limits.MIB
+    """DRAM of each worker: blocks and index."""
+    host: str = "127.0.0.1"
+    """Address the data ports listen on."""
+    advertised_host: str = ""
+    """Address clients are told; empty: `host`."""
+    data_port: int = 7070
+    """Worker i listens on this + i; 0: each on any free port."""
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 9470
+    """0: any free one."""
+    http_host: str = "127.0.0.1"
+    http_port: int | None = 9471
+    """Plain HTTP for /metrics, /healthz and /readyz; 0: any free port; None: none."""
+    metadata: tuple[str, ...] = ()
+    """Metadata endpoints; empty: the workers serve every key."""
+    failure_domain: str = ""
+    weight: float = 1.0
+    slots: int = limits.SLOTS_DEFAULT
+    lane_threads: int = 0
+    """Payload threads of each worker; 0: the default."""
+    tls: TlsFiles | None = None
+    """For the admin port and towards the metadata service."""
+    insecure: bool = False
+    worker_command: tuple[str, ...] = field(default=())
+    """Program that is a worker; empty: this one's. For tests."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what cannot work."""
+        if not self.drives or len(self.drives) > limits.WORKERS_PER_NODE_MAX:
+            raise ConfigError(
+                f"a node with {len(self.drives)} drives; 1 to {limits.WORKERS_PER_NODE_MAX} work"
+            )
+        if not self.weight > 0:
+            raise ConfigError(f"node weight {self.weight}; it must be above 0")
+        if self.data_port and self.data_port + len(self.drives) > 0x10000:
+            raise ConfigError(f"data ports from {self.data_port} on do not fit {len(self.drives)}")
+        check_exposure("the data port", self.host, None, insecure=self.insecure)
+        check_exposure("the admin port", self.admin_host, self.tls, insecure=self.insecure)
+        if self.http_port is not None:
+            insecure = self.insecure or self.tls is not None  # figures only, and kubelet needs them
+            check_exposure("/metrics", self.http_host, None, insecure=insecure)
+
+    @property
+    def client_host(self) -> str:
+        """Address of the data ports as clients see it."""
+        return self.advertised_host or self.host

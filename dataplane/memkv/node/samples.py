@@ -1,0 +1,93 @@
+"""What a worker counts, as samples for its supervisor (see `metrics`)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from memkv.node.messages import Sample
+from memkv.node.metrics import counter, gauge
+from memkv.node.statistics import ConnectionCounts, WorkerStatistics
+from memkv.store.statistics import StoreStatistics
+
+US_PER_S = 1_000_000
+
+_EVENTS: Mapping[str, str] = {
+    "accepted": "Connections accepted",
+    "refused_sessions": "Sessions refused: too many, or the ticket does not allow them",
+    "refused_lanes": "Lanes refused",
+    "refused_connections": "Connections closed at once: too many",
+    "protocol_errors": "Connections closed because the peer broke the protocol",
+    "timed_out": "Connections closed because the peer did not go on",
+    "stalled": "Connections closed because the peer did not take or send bytes",
+    "internal_errors": "Requests that met a bug",
+    "map_behind": "Requests sent by a newer shard map than the worker has",
+}
+_STORE_GAUGES: Mapping[str, tuple[str, str]] = {
+    "blocks": ("memkv_store_blocks", "Blocks stored"),
+    "index_capacity": ("memkv_store_index_blocks_max", "Blocks the index has room for"),
+    "index_bytes": ("memkv_store_index_bytes", "Memory of the index"),
+    "memory_bytes": ("memkv_store_memory_bytes", "Memory for blocks"),
+    "memory_free_bytes": ("memkv_store_memory_free_bytes", "Memory for blocks that is unused"),
+    "memory_clean_bytes": (
+        "memkv_store_memory_clean_bytes",
+        "Memory of blocks that are on flash too",
+    ),
+    "capacity_bytes": ("memkv_store_capacity_bytes", "Flash managed"),
+    "queued_puts": ("memkv_store_queued_puts", "Blocks accepted and not yet on flash"),
+    "tombstones": ("memkv_store_tombstones", "Deletes remembered"),
+}
+
+
+def server_samples(statistics: WorkerStatistics) -> Iterator[Sample]:
+    """Yield what a worker's server counts."""
+    yield gauge("memkv_sessions", "Open sessions", statistics.sessions)
+    yield gauge("memkv_lanes", "Open payload lanes", statistics.lanes)
+    yield gauge("memkv_connections", "Open connections", statistics.connections)
+    yield counter("memkv_received_bytes", "Payload of puts", statistics.bytes_in)
+    yield counter("memkv_sent_bytes", "Payload of gets", statistics.bytes_out)
+    for (opcode, status), count in sorted(statistics.items.items()):
+        labels = {"operation": opcode.name.lower(), "status": status.name.lower()}
+        yield counter("memkv_items", "Blocks and keys by operation and result", count, **labels)
+    for opcode, buckets in sorted(statistics.latency_us.items()):
+        yield _latency(opcode.name.lower(), buckets)
+    yield from event_samples(statistics.events)
+
+
+def event_samples(events: ConnectionCounts) -> Iterator[Sample]:
+    """Yield what happened to connections."""
+    for name, text in _EVENTS.items():
+        yield counter(f"memkv_connection_{name}", text, getattr(events, name))
+
+
+def store_samples(statistics: StoreStatistics) -> Iterator[Sample]:
+    """Yield what a worker's store counts."""
+    for field, (name, text) in _STORE_GAUGES.items():
+        yield gauge(name, text, getattr(statistics, field))
+    for state, count in sorted(statistics.segments.items()):
+        yield gauge("memkv_store_segments", "Segments by state", count, state=state)
+    for name, count in sorted(statistics.counters.items()):
+        text = f"Store counter {name.replace('_', ' ')}"
+        yield counter(f"memkv_store_{name}", text, count)
+    for tenant in statistics.tenants:
+        labels = {"tenant": tenant.name or tenant.tag.hex()}
+        yield gauge("memkv_tenant_blocks", "Blocks of a tenant", tenant.blocks, **labels)
+        yield gauge("memkv_tenant_flash_bytes", "Flash of a tenant", tenant.flash_bytes, **labels)
+        yield gauge("memkv_tenant_pinned_bytes", "Pinned flash", tenant.pinned_bytes, **labels)
+        yield gauge("memkv_tenant_quota_bytes", "Guaranteed flash", tenant.quota_bytes, **labels)
+
+
+def _latency(operation: str, buckets: Sequence[int]) -> Sample:
+    """Bucket b holds requests that took under 2^b us; the sum is of the buckets' middles."""
+    cumulative: list[tuple[float, int]] = []
+    seen, total_us = 0, 0.0
+    for exponent, count in enumerate(buckets):
+        seen += count
+        total_us += count * 0.75 * (1 << exponent)
+        last = exponent == len(buckets) - 1
+        cumulative.append((float("inf") if last else (1 << exponent) / US_PER_S, seen))
+    text = "Time from the whole request to the end of the response"
+    return Sample(
+        "memkv_request_duration_seconds",
+        text,
+        {"operation": operation},
+        total_us / US_PER_S,
+        tuple(cumulative),
+    )

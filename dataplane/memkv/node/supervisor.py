@@ -1,0 +1,241 @@
+"""`memkv node`: one supervisor for all workers of a node.
+
+It starts the workers and starts them again, watches the shard map and hands it to them, answers
+NodeAdmin, and serves merged metrics. Without a metadata service it goes on with the map it kept.
+"""
+
+import json
+import logging
+import os
+import signal
+import threading
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from memkv.clock import Clock, SystemClock
+from memkv.metadata.files import load_map, save_map, write_durably
+from memkv.metadata.http import Page, PlainHttpServer, Route, metrics_page, probe_page
+from memkv.metadata.watch import MapWatcher, WatchConfig
+from memkv.node.admin import AdminServer, AdminServicer, SpecKeeper
+from memkv.node.children import WORKER_COMMAND, WorkerChild
+from memkv.node.facts import NodeView, facts_of
+from memkv.node.messages import Start, map_message
+from memkv.node.metrics import NodeCollector
+from memkv.node.node_config import NodeConfig
+from memkv.shardmap import ShardMap, encode_map
+from memkv_proto import node_admin_pb2 as pb
+
+log = logging.getLogger("memkv.node")
+
+MAP_FILE = "shardmap"
+SPEC_FILE = "nodespec"
+READY_FILE = "node.json"
+
+
+class Supervisor:
+    """Everything of one node but the data path."""
+
+    def __init__(self, config: NodeConfig, clock: Clock | None = None) -> None:
+        """Read what was kept; nothing runs before `start`."""
+        self._config = config
+        self._clock = clock or SystemClock()
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        self._specs = SpecKeeper(config.state_dir / SPEC_FILE)
+        self._version = _software_version()
+        self._files = threading.Lock()
+        self._admin: AdminServer | None = None
+        self._http: PlainHttpServer | None = None
+        self._watcher = self._make_watcher()
+        self._children = [
+            WorkerChild(
+                position,
+                partial(self._start_message, position),
+                self._clock,
+                config.worker_command or WORKER_COMMAND,
+                self._write_ready_file,
+            )
+            for position in range(len(config.drives))
+        ]
+
+    @property
+    def admin_endpoint(self) -> str:
+        """HOST:PORT of NodeAdmin; "" before `start`."""
+        return self._admin.endpoint if self._admin is not None else ""
+
+    @property
+    def http_port(self) -> int | None:
+        """Port of /metrics; None where there is none."""
+        return self._http.port if self._http is not None else None
+
+    def start(self) -> None:
+        """Listen and start the workers. ConfigError when a port is taken."""
+        servicer = AdminServicer(self._facts, self._specs, self._spec_applied)
+        self._admin = AdminServer(self._config, servicer)
+        if self._config.http_port is not None:
+            self._http = PlainHttpServer(
+                self._config.http_host, self._config.http_port, self._routes()
+            )
+        if self._watcher is not None:
+            self._watcher.start()
+        for child in self._children:
+            child.start()
+        self._write_ready_file()
+        log.info("node %s: admin at %s", self._config.name, self.admin_endpoint)
+
+    def stop(self) -> None:
+        """Stop the workers cleanly, all at once, then everything else."""
+        threads = [threading.Thread(target=child.stop) for child in self._children]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self._watcher is not None:
+            self._watcher.stop()
+        if self._admin is not None:
+            self._admin.stop()
+        if self._http is not None:
+            self._http.stop()
+
+    def view(self) -> NodeView:
+        """Return what is known of the node now."""
+        spec = self._specs.spec
+        watcher = self._watcher
+        return NodeView(
+            [child.view for child in self._children],
+            spec.state or pb.NODE_STATE_ACTIVE,
+            spec.generation,
+            watcher is not None and watcher.statistics().connected,
+            watcher is not None and watcher.route is not None,
+        )
+
+    # --- maps --------------------------------------------------------------------------------
+
+    def _make_watcher(self) -> MapWatcher | None:
+        config = self._config
+        if not config.metadata:
+            return None
+        return MapWatcher(
+            WatchConfig(
+                config.metadata,
+                config.pool,
+                f"node-{config.name}",
+                config.tls,
+                config.insecure,
+            ),
+            self._clock,
+            self._on_map,
+            kept=load_map(config.state_dir / MAP_FILE),
+        )
+
+    def _on_map(self, shard_map: ShardMap) -> None:
+        message = map_message(encode_map(shard_map))
+        for child in self._children:
+            child.set_map(message)
+        try:
+            save_map(self._config.state_dir / MAP_FILE, shard_map)
+        except OSError as error:
+            log.warning(
+                "cannot keep the shard map (%s): after a restart without the metadata service "
+                "this node serves nothing; free space in %s",
+                error.strerror,
+                self._config.state_dir,
+            )
+
+    # --- workers -----------------------------------------------------------------------------
+
+    def _start_message(self, position: int) -> Start:
+        config, spec = self._config, self._specs.spec
+        drive = config.drives[position]
+        path, capacity_bytes = drive.path, drive.capacity_bytes
+        for given in spec.drives:
+            if given.worker == position:
+                path, capacity_bytes = Path(given.path), given.capacity_bytes
+        return Start(
+            pool=config.pool,
+            node=config.name,
+            position=position,
+            drive=str(path),
+            capacity_bytes=capacity_bytes,
+            memory_bytes=config.memory_bytes,
+            host=config.host,
+            port=config.data_port + position if config.data_port else 0,
+            slots=config.slots,
+            lane_threads=config.lane_threads,
+            state_dir=str(config.state_dir),
+            needs_map=bool(config.metadata),
+            quotas={quota.tenant: quota.flash_bytes for quota in spec.quotas},
+            insecure=config.insecure,
+        )
+
+    # --- answers -----------------------------------------------------------------------------
+
+    def _facts(self) -> pb.GetFactsResponse:
+        return facts_of(self._config, self.view(), self._version)
+
+    def _spec_applied(self) -> None:
+        log.info("node %s: spec generation %d", self._config.name, self._specs.spec.generation)
+
+    def _routes(self) -> dict[str, Route]:
+        registry = CollectorRegistry()
+        registry.register(NodeCollector(self.view))
+        return {
+            "/metrics": lambda: metrics_page(registry),
+            "/healthz": lambda: probe_page(True, "ok"),
+            "/readyz": self._ready_page,
+        }
+
+    def _ready_page(self) -> Page:
+        reason = self.view().readiness(needs_map=bool(self._config.metadata))
+        return probe_page(not reason, reason or "ok")
+
+    def _write_ready_file(self) -> None:
+        """Tell on disk what listens where, for whoever started the node."""
+        workers = [
+            {
+                "position": view.position,
+                "phase": view.phase.name.lower(),
+                "pid": view.pid,
+                "uuid": view.report.uuid if view.report is not None else None,
+                "port": view.report.port if view.report is not None else 0,
+            }
+            for view in (child.view for child in self._children)
+        ]
+        document = {
+            "name": self._config.name,
+            "pool": self._config.pool,
+            "pid": os.getpid(),
+            "admin_endpoint": self.admin_endpoint,
+            "http_port": self.http_port,
+            "workers": workers,
+        }
+        with self._files:
+            try:
+                write_durably(
+                    self._config.state_dir / READY_FILE, json.dumps(document, indent=1).encode()
+                )
+            except OSError as error:
+                log.warning("cannot write %s: %s", READY_FILE, error.strerror)
+
+
+def _software_version() -> str:
+    try:
+        return version("memkv")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def run_node(config: NodeConfig, clock: Clock | None = None) -> None:
+    """Run a node until SIGTERM or SIGINT. ConfigError when it cannot start."""
+    stopping = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: stopping.set())
+    supervisor = Supervisor(config, clock)
+    supervisor.start()
+    try:
+        stopping.wait()
+    finally:
+        supervisor.stop()

@@ -1,0 +1,220 @@
+"""The worker process: one drive, one store, one data port. Started by the supervisor only.
+
+`python -m memkv.node.worker_main FD PID`: FD is the inherited end of a socketpair (see `messages`),
+PID the supervisor's. The worker ends when that socket does, and is killed with the supervisor.
+"""
+
+import ctypes
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from memkv import limits
+from memkv.clock import Clock, SystemClock
+from memkv.errors import ConfigError, MemKVError, ProtocolError
+from memkv.io.file_device import FileDevice
+from memkv.metadata.endpoint import is_loopback
+from memkv.node.config import WorkerConfig
+from memkv.node.map_keeper import MapKeeper
+from memkv.node.messages import (
+    Failed,
+    MapMessage,
+    MessageChannel,
+    Report,
+    Start,
+    Stop,
+    map_bytes,
+)
+from memkv.node.metrics import gauge
+from memkv.node.samples import server_samples, store_samples
+from memkv.node.server import WorkerServer
+from memkv.node.store_adapter import NodeStore
+from memkv.node.takeover import nobodys_map
+from memkv.shardmap import MapInvalid, ShardMap, decode_map
+from memkv.store.api import Store, open_store
+from memkv.store.config import StoreConfig, TenantQuota
+from memkv.wire.ticket import AnonymousVerifier
+
+log = logging.getLogger("memkv.node")
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies; at once when it is dead already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        log.warning("prctl refused: a supervisor that is killed leaves workers to notice")
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def open_drive(path: Path, capacity_bytes: int) -> FileDevice:
+    """Own a drive, making a file of `capacity_bytes` where there is none. ConfigError."""
+    if path.exists():
+        return FileDevice.open(str(path))
+    if not capacity_bytes:
+        raise ConfigError(
+            f"{path} does not exist: give its capacity to have a file made, or mount it"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size_bytes = capacity_bytes // limits.SECTOR_BYTES * limits.SECTOR_BYTES
+    return FileDevice.create(str(path), size_bytes)
+
+
+class Worker:
+    """A store being served. Made from the supervisor's first message."""
+
+    def __init__(self, start: Start, channel: MessageChannel, clock: Clock) -> None:
+        """Open drive and store. ConfigError when they are unfit."""
+        self._start = start
+        self._channel = channel
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._serving = threading.Event()
+        self._device = open_drive(Path(start.drive), start.capacity_bytes)
+        try:
+            self.store = self._open_store()
+        except BaseException:
+            self._device.close()
+            raise
+        superblock = self.store.superblock
+        self._uuid = superblock.worker_uuid
+        self._server = WorkerServer(
+            NodeStore(self.store),
+            WorkerConfig(
+                start.pool,
+                self._uuid,
+                superblock.incarnation,
+                start.host,
+                start.port,
+                lane_threads=start.lane_threads or limits.LANE_THREADS_DEFAULT,
+            ),
+            clock,
+            AnonymousVerifier(loopback=is_loopback(start.host) or start.insecure),
+        )
+        self._keeper = MapKeeper(
+            start.pool,
+            self._uuid,
+            self.store,
+            self._server.set_map,
+            Path(start.state_dir) / f"worker-{start.position}.applied",
+            clock,
+        )
+        self._reporter = threading.Thread(target=self._report, name="memkv-report", daemon=True)
+
+    def _open_store(self) -> Store:
+        start = self._start
+        quotas = tuple(TenantQuota(name, size) for name, size in sorted(start.quotas.items()))
+        config = StoreConfig(memory_bytes=start.memory_bytes, slots=start.slots, quotas=quotas)
+        return open_store(self._device, config, self._clock, random.SystemRandom())
+
+    def run(self) -> None:
+        """Serve until the supervisor says stop or is gone."""
+        self._reporter.start()
+        self._keeper.start()
+        if self._start.needs_map:
+            self._server.set_map(nobodys_map(self._start.slots))
+        self._server.start()
+        self._serving.set()
+        while True:
+            message = self._channel.receive()
+            if message is None or isinstance(message, Stop):
+                return
+            if not isinstance(message, MapMessage):
+                raise ProtocolError(f"a supervisor sent {type(message).__name__}")
+            self._take_map(message)
+
+    def close(self) -> None:
+        """Stop serving and close the store cleanly, so that the next start is quick."""
+        self._stopping.set()
+        self._keeper.stop()
+        self._server.stop()
+        self.store.close(clean=True)
+        self._device.close()
+        if self._reporter.ident is not None:
+            self._reporter.join()
+
+    def _take_map(self, message: MapMessage) -> None:
+        try:
+            shard_map: ShardMap = decode_map(map_bytes(message))
+        except MapInvalid as error:
+            log.error("the supervisor passed on a bad map: %s", error)
+            return
+        if shard_map.slots != self._start.slots:
+            raise ConfigError(
+                f"the pool has {shard_map.slots} slots, this node is configured for "
+                f"{self._start.slots}: set the same number"
+            )
+        self._keeper.offer(shard_map)
+
+    def _report(self) -> None:
+        while not self._stopping.is_set():
+            if not self._channel.send(self.report()):
+                return
+            self._stopping.wait(limits.WORKER_REPORT_INTERVAL_MS / 1000)
+
+    def report(self) -> Report:
+        """Return what the supervisor gets to know."""
+        superblock = self.store.superblock
+        statistics = self.store.statistics()
+        serving = self._serving.is_set()
+        samples = [*store_samples(statistics)]
+        if serving:
+            samples += server_samples(self._server.statistics())
+            text = "Slots not served yet: their deletes are still being asked for"
+            samples.append(gauge("memkv_worker_closed_slots", text, self._keeper.closed_slots))
+        return Report(
+            uuid=self._uuid.hex(),
+            incarnation=superblock.incarnation,
+            port=self._server.port if serving else 0,
+            capacity_bytes=statistics.capacity_bytes,
+            used_bytes=sum(tenant.flash_bytes for tenant in statistics.tenants),
+            lineage=self._keeper.applied.lineage.hex(),
+            applied_epoch=self._keeper.applied.epoch,
+            finished=tuple(sorted(self._keeper.finished)),
+            samples=tuple(samples),
+        )
+
+
+def run_worker(channel: MessageChannel, clock: Clock) -> int:
+    """Run a worker over its channel; return the process's exit status."""
+    start = channel.receive()
+    if not isinstance(start, Start):
+        return 1
+    worker: Worker | None = None
+    try:
+        worker = Worker(start, channel, clock)
+        worker.run()
+    except MemKVError as error:
+        log.error("worker %d: %s", start.position, error)
+        channel.send(Failed(str(error)))
+        return 2
+    finally:
+        if worker is not None:
+            worker.close()
+    return 0
+
+
+def main() -> None:
+    """Entry point of the process."""
+    logging.basicConfig(
+        level=os.environ.get("MEMKV_LOG_LEVEL", "INFO"),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    if len(sys.argv) != 3:
+        raise SystemExit("this is started by `memkv node`; it takes a socket and a process id")
+    descriptor, parent_pid = int(sys.argv[1]), int(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor, which says stop
+    die_with(parent_pid)
+    channel = MessageChannel(socket.socket(fileno=descriptor))
+    sys.exit(run_worker(channel, SystemClock()))
+
+
+if __name__ == "__main__":
+    main()
