@@ -101,3 +101,4 @@ class Attachment:
             return
         self._keeper.stop()
         self.core.close()
+        self._keeper.join()

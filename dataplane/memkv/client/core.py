@@ -105,10 +105,17 @@ class ClientCore:
         for worker in route.workers if route else ():
             identity = (worker.uuid, worker.incarnation, worker.host, worker.port)
             session = self._sessions.pop(identity, None)
-            wanted[identity] = session or WorkerSession(self.engine, worker, self.options)
+            wanted[identity] = session or WorkerSession(
+                self.engine, worker, self.options, self.wake_keeper
+            )
         gone, self._sessions = list(self._sessions.values()), wanted
         self._routes = Routes(route, tuple(wanted.values())) if route else None
         return gone
+
+    def wake_keeper(self) -> None:
+        """Have the keeper look now instead of at its next tick."""
+        with self.changed:
+            self.changed.notify_all()
 
     def register(self, region: Region) -> None:
         """Announce caller memory; raises CallerError when it overlaps."""

@@ -6,6 +6,7 @@ handed over to a native lane, which owns it from then on.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ class Refused(ProtocolError):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Handshake:
     """Who connects where, and until when."""
 
@@ -33,6 +34,14 @@ class Handshake:
     port: int
     deadline_ns: int
     clock: Clock
+    _connection: socket.socket | None = None
+
+    def abort(self) -> None:
+        """End a handshake under way, from any thread; it raises PeerGone soon."""
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(OSError):  # it ended by itself in the meantime
+                connection.shutdown(socket.SHUT_RDWR)
 
     def open_control(self, request: HelloRequest) -> tuple[socket.socket, HelloResponse]:
         """Connect and say HELLO. Raises PeerGone or Refused; the caller owns the socket."""
@@ -64,6 +73,7 @@ class Handshake:
                 "see `memkv nodes`"
             ) from error
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection = connection
         return connection
 
     def _exchange(self, connection: socket.socket, flags: Flag, body: bytes) -> Frame:

@@ -46,10 +46,12 @@ class Keeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop and join. Sessions are closed by the core."""
+        """Begin to stop; the core closes sessions, which ends handshakes, then `join`."""
         self._stop.set()
-        with self._core.changed:
-            self._core.changed.notify_all()
+        self._core.wake_keeper()
+
+    def join(self) -> None:
+        """Wait for every background thread."""
         self._source.stop()
         self._thread.join()
         self._pool.shutdown(wait=True, cancel_futures=True)

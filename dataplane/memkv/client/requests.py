@@ -193,7 +193,9 @@ class Requests:
     ) -> list[tuple[LaneGroup, list[int]]]:
         total_bytes = sum([scatter_bytes(scatters[position]) for position in positions])
         if total_bytes <= SMALL_PAYLOAD_BYTES_MAX:
-            return [(lanes.express, positions)]
+            # While a lost express lane comes back, bulk lanes serve small payloads as well.
+            small = lanes.express if lanes.express.lanes_open else lanes.bulk
+            return [(small, positions)]
         parts = min(
             len(positions), max(1, lanes.bulk.lanes_open), -(-total_bytes // BULK_PART_BYTES_MIN)
         )

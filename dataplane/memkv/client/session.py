@@ -11,6 +11,7 @@ Calls may come from any thread; connect() and top_up() from the keeper's threads
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -57,7 +58,10 @@ class Lanes:
 class WorkerSession:
     """Lanes to one worker of the shard map."""
 
-    def __init__(self, engine: Engine, worker: Worker, options: ConnectOptions) -> None:
+    def __init__(
+        self, engine: Engine, worker: Worker, options: ConnectOptions,
+        wake_keeper: Callable[[], None],
+    ) -> None:
         self.worker = worker
         self.state = SessionState.DOWN
         self.block_length_max = BLOCK_BYTES_MAX
@@ -68,6 +72,8 @@ class WorkerSession:
         self._lock = threading.Lock()
         self._breaker = Breaker()
         self._lanes: Lanes | None = None
+        self._connecting: Handshake | None = None
+        self._wake_keeper = wake_keeper
 
     # --- calls --------------------------------------------------------------------------------
     def lanes_or_status(self) -> Lanes | Status:
@@ -94,6 +100,8 @@ class WorkerSession:
                 self._breaker.failure(self._options.clock.monotonic_ns())
             else:
                 self._breaker.success()
+        if failed:
+            self._wake_keeper()  # a lane closed itself; the next call should find a new one
 
     @property
     def breaker_state(self) -> str:
@@ -128,16 +136,24 @@ class WorkerSession:
         with self._lock:
             self.state = SessionState.CLOSED
             lanes, self._lanes = self._lanes, None
+            connecting = self._connecting
+        if connecting is not None:
+            connecting.abort()
         if lanes is not None:
             lanes.close()
 
     def _handshake(self) -> Handshake:
         clock = self._options.clock
         timeout_ms = min(HANDSHAKE_TIMEOUT_MS, max(self._options.deadline_ms, 500))
-        return Handshake(
+        handshake = Handshake(
             self.worker.host, self.worker.port,
             clock.monotonic_ns() + timeout_ms * 1_000_000, clock,
         )
+        with self._lock:
+            if self.state is SessionState.CLOSED:
+                raise PeerGone("the client was closed")
+            self._connecting = handshake
+        return handshake
 
     def _connect(self, hello: HelloRequest) -> None:
         control, response = self._handshake().open_control(hello)
