@@ -1,0 +1,167 @@
+"""A supervisor with real and with strange workers."""
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from memkv.clock import SystemClock, deadline_after_ms
+from memkv.errors import ConfigError
+from memkv.metadata.endpoint import open_channel
+from memkv.node.facts import Phase, WorkerView
+from memkv.node.node_config import DriveConfig, NodeConfig
+from memkv.node.supervisor import Supervisor
+from memkv.status import Status
+from memkv.testing.wire_client import Block, WireClient
+from memkv.wire.items import Durability
+from memkv_proto import node_admin_pb2 as pb
+from memkv_proto import node_admin_pb2_grpc as pb_grpc
+
+POOL = "default/test"
+WAIT_S = 60.0
+MIB = 1 << 20
+Start = Callable[..., Supervisor]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    running: list[Supervisor] = []
+
+    def make(**changes: Any) -> Supervisor:
+        settings: dict[str, Any] = {
+            "name": "n1",
+            "pool": POOL,
+            "state_dir": tmp_path / "state",
+            "drives": (DriveConfig(tmp_path / "drive", 64 * MIB),),
+            "memory_bytes": 32 * MIB,
+            "data_port": 0,
+            "admin_port": 0,
+            "http_port": None,
+        }
+        supervisor = Supervisor(NodeConfig(**{**settings, **changes}))
+        supervisor.start()
+        running.append(supervisor)
+        return supervisor
+
+    yield make
+    for supervisor in running:
+        supervisor.stop()
+
+
+def wait_for(supervisor: Supervisor, holds: Callable[[WorkerView], bool]) -> WorkerView:
+    clock, pause = SystemClock(), threading.Event()
+    deadline_ns = deadline_after_ms(clock, int(WAIT_S * 1000))
+    while True:
+        view = supervisor.view().workers[0]
+        if holds(view):
+            return view
+        assert clock.monotonic_ns() < deadline_ns, view
+        pause.wait(0.02)
+
+
+def program(text: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", text)
+
+
+def test_worker_serves_and_its_blocks_outlive_a_clean_stop(start: Start) -> None:
+    block_id = b"b" * 32
+    supervisor = start()
+    view = wait_for(supervisor, lambda view: view.phase is Phase.READY)
+    assert view.report is not None
+    with WireClient(("127.0.0.1", view.report.port), POOL, now_s=SystemClock().wall_s()) as client:
+        block = Block(block_id, b"data" * 100, Durability.CACHED)
+        assert client.lane().put([block]) == [Status.OK]
+    supervisor.stop()
+    assert supervisor.view().workers[0].phase is Phase.STOPPED
+    again = wait_for(start(), lambda view: view.phase is Phase.READY)
+    assert again.report is not None
+    assert again.report.uuid == view.report.uuid
+    assert again.report.incarnation == view.report.incarnation + 1
+    with WireClient(("127.0.0.1", again.report.port), POOL, now_s=SystemClock().wall_s()) as client:
+        assert client.exists(block_id) == [1]
+
+
+def test_worker_that_cannot_run_says_why_and_the_node_stays(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "drive").write_bytes(b"somebody's data" * 1_000_000)
+    supervisor = start()
+    view = wait_for(supervisor, lambda view: view.phase is Phase.FAILED)
+    assert "not a MemKV store" in view.message
+    with open_channel(supervisor.admin_endpoint, None) as channel:
+        answer = pb_grpc.NodeAdminStub(channel).GetFacts(pb.GetFactsRequest(), timeout=WAIT_S)
+    assert answer.workers[0].message == view.message
+    assert answer.workers[0].phase == pb.WORKER_PHASE_FAILED
+
+
+def test_drive_that_is_put_back_is_used(start: Start, tmp_path: Path) -> None:
+    drive = tmp_path / "late" / "drive"
+    supervisor = start(drives=(DriveConfig(drive),))
+    view = wait_for(supervisor, lambda view: view.phase is Phase.FAILED)
+    assert "mount it" in view.message
+    drive.parent.mkdir()
+    with drive.open("wb") as file:
+        file.truncate(64 * MIB)
+    wait_for(supervisor, lambda view: view.phase is Phase.READY)
+
+
+@pytest.mark.parametrize(
+    ("text", "phase", "named"),
+    [
+        ("raise SystemExit(3)", Phase.BACKOFF, "status 3"),
+        ("import os; os.kill(os.getpid(), 9)", Phase.BACKOFF, "signal 9"),
+        ("import os, sys; os.write(int(sys.argv[1]), b'x' * 99)", Phase.FAILED, "strange"),
+    ],
+    ids=["exits", "killed", "babbles"],
+)
+def test_strange_worker_is_started_again_and_again(
+    start: Start, text: str, phase: Phase, named: str
+) -> None:
+    supervisor = start(worker_command=program(text))
+    wait_for(supervisor, lambda view: view.restarts >= 2)
+    view = wait_for(supervisor, lambda view: view.phase is phase)
+    assert named in view.message
+
+
+def test_missing_worker_program_is_said(start: Start) -> None:
+    supervisor = start(worker_command=("/no/such/program",))
+    view = wait_for(supervisor, lambda view: view.phase is Phase.FAILED)
+    assert "/no/such/program" in view.message
+
+
+def test_spec_survives_the_supervisor(start: Start, tmp_path: Path) -> None:
+    first = start()
+    spec = pb.NodeSpec(generation=5, state=pb.NODE_STATE_DRAINING)
+    with open_channel(first.admin_endpoint, None) as channel:
+        stub = pb_grpc.NodeAdminStub(channel)
+        stub.Apply(pb.ApplyRequest(spec=spec), timeout=WAIT_S)
+        with pytest.raises(grpc.RpcError, match="FAILED_PRECONDITION"):
+            stub.Apply(pb.ApplyRequest(spec=pb.NodeSpec(generation=4)), timeout=WAIT_S)
+    first.stop()
+    second = start()
+    assert second.view().spec_generation == 5
+    assert second.view().state == pb.NODE_STATE_DRAINING
+
+
+def test_ports_in_use_are_written_down(start: Start, tmp_path: Path) -> None:
+    supervisor = start(http_port=0)
+    view = wait_for(supervisor, lambda view: view.phase is Phase.READY)
+    assert view.report is not None
+    pause = threading.Event()
+
+    def written() -> dict[str, Any]:
+        return dict(json.loads((tmp_path / "state" / "node.json").read_text()))
+
+    while written()["workers"][0]["port"] != view.report.port:
+        pause.wait(0.02)
+    assert written()["admin_endpoint"] == supervisor.admin_endpoint
+    assert written()["http_port"] == supervisor.http_port
+
+
+def test_admin_port_in_use_is_refused_with_the_fix(start: Start, tmp_path: Path) -> None:
+    port = int(start().admin_endpoint.rpartition(":")[2])
+    with pytest.raises(ConfigError, match="another process has the port"):
+        start(admin_port=port, state_dir=tmp_path / "other")
