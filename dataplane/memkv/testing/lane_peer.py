@@ -80,7 +80,7 @@ class LanePeer:
         self._script = script
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._faults: list[BaseException] = []
-        self._threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []
         self._sockets: list[socket.socket] = []
 
     def connect(self) -> int:
@@ -90,10 +90,10 @@ class LanePeer:
         far, _ = self._listener.accept()
         far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         far.settimeout(PEER_TIMEOUT_S)
-        connection = Connection(far, len(self._threads))
+        connection = Connection(far, len(self.threads))
         thread = threading.Thread(target=self._serve, args=(connection,))
         self._sockets.append(far)
-        self._threads.append(thread)
+        self.threads.append(thread)
         thread.start()
         return near.detach()
 
@@ -109,7 +109,7 @@ class LanePeer:
     def join(self) -> None:
         """Wait for all scripts to end."""
         deadline = time.monotonic() + PEER_TIMEOUT_S
-        for thread in self._threads:
+        for thread in self.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:

@@ -151,14 +151,13 @@ static int take_statuses(struct mkv_job *job, const struct mkv_header *header)
         return MKV_PROTOCOL;
     if (!mkv_hints_are_sound(hints, hints_bytes, job->item_count))
         return MKV_PROTOCOL;
-    int32_t status_max = job->header.opcode == MKV_OP_EXISTS;
-    for (uint32_t i = 0; i < job->item_count; i++) {
-        int32_t status;
-        memcpy(&status, job->reply + 4 * i, 4);
-        if (status > status_max)
+    int32_t statuses[MKV_ITEMS_PER_FRAME_MAX], status_max = job->header.opcode == MKV_OP_EXISTS;
+    memcpy(statuses, job->reply, statuses_bytes);
+    for (uint32_t i = 0; i < job->item_count; i++)
+        if (statuses[i] > status_max)
             return MKV_PROTOCOL;
-        job->items[i].status = status;
-    }
+    for (uint32_t i = 0; i < job->item_count; i++)
+        job->items[i].status = statuses[i];
     return hints_bytes && mkv_job_keep_hints(job, hints, hints_bytes) ? MKV_INTERNAL : MKV_OK;
 }
 

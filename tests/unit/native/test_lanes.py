@@ -4,7 +4,6 @@ import json
 import select
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from memkv._hotpath import (
 )
 from memkv.status import Status
 from memkv.tenant import tenant_tag
+from memkv.testing.lane_jobs import TENANT_TAG as TAG
+from memkv.testing.lane_jobs import get_job, group_with, identity, put_job, soon
 from memkv.testing.lane_peer import (
     Connection,
     LanePeer,
@@ -33,29 +34,18 @@ from memkv.testing.lane_peer import (
 from memkv.wire.frame import encode_frame
 from memkv.wire.hints import Hint, decode_hints
 from memkv.wire.items import (
-    PutItem,
     RangesItem,
     decode_put_item,
     encode_get_request,
     encode_get_result,
     encode_get_result_with_hint,
-    encode_put_item,
     encode_ranges_request,
 )
 from memkv.wire.messages import encode_keys, encode_statuses, pack_statuses
 from memkv.wire.opcodes import Flag, Opcode
 
-TAG = bytes(range(16))
 CHUNK = 256 * 1024
 GOLDEN = Path(__file__).parents[2] / "golden" / "frames.json"
-
-
-def soon(seconds: float = 20.0) -> int:
-    return time.monotonic_ns() + int(seconds * 1e9)
-
-
-def identity(number: int) -> bytes:
-    return number.to_bytes(32, "little")
 
 
 def pattern(length: int, seed: int = 1) -> bytes:
@@ -63,31 +53,11 @@ def pattern(length: int, seed: int = 1) -> bytes:
     return (unit * (length // 1000 + 1))[:length]
 
 
-def get_frame(count: int, max_length: int) -> bytes:
-    ids = b"".join(identity(i) for i in range(count))
-    return encode_frame(
-        Opcode.GET, Flag.NONE, 0, encode_get_request(ids, [max_length] * count), count=count
-    )
-
-
-def get_job(targets: list[bytearray], deadline_ns: int | None = None) -> Job:
-    scatters = [[(address_of(target), len(target))] for target in targets]
-    frame = get_frame(len(targets), len(targets[0]))
-    return Job.get(frame, scatters, TAG, deadline_ns or soon(), owner=targets)
-
-
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     engine = Engine()
     yield engine
     engine.close()
-
-
-def group_with(engine: Engine, peer: LanePeer, lanes: int = 1) -> LaneGroup:
-    group = LaneGroup(engine, "test", lanes)
-    for _ in range(lanes):
-        group.add_lane(peer.connect())
-    return group
 
 
 def test_a_get_by_the_calling_thread(engine: Engine) -> None:
@@ -165,7 +135,9 @@ def test_a_block_is_scattered_over_pieces(engine: Engine, piece: int) -> None:
         pieces = [bytearray(piece) for _ in range(len(data) // piece + 1)]
         scatter = [(address_of(part), piece) for part in pieces]
         scatter.insert(1, (0, 0))
-        job = Job.get(get_frame(1, len(data)), [scatter], TAG, soon(), owner=pieces)
+        body = encode_get_request(identity(0), [len(data)])
+        frame = encode_frame(Opcode.GET, Flag.NONE, 0, body, count=1)
+        job = Job.get(frame, [scatter], TAG, soon(), owner=pieces)
         group.run(job)
         assert job.statuses == [len(data)]
         assert b"".join(pieces)[: len(data)] == data
@@ -209,18 +181,6 @@ def test_ranges_have_a_sum_each(engine: Engine) -> None:
         assert job.sources == [1, 1]
         assert targets[0] == block[:10] + block[CHUNK - 5 : 2 * CHUNK + 5] + block[7:8]
         group.close()
-
-
-def put_job(blocks: list[bytes], deadline_ns: int | None = None) -> Job:
-    items = b"".join(
-        encode_put_item(PutItem(identity(i), len(block), bytes(16), b"", ttl_s=60, depth=i))
-        for i, block in enumerate(blocks)
-    )
-    frame = encode_frame(Opcode.PUT, Flag.NONE, 0, items, count=len(blocks))
-    scatters = [
-        [(address_of(block), 100), (address_of(block) + 100, len(block) - 100)] for block in blocks
-    ]
-    return Job.put(frame, scatters, TAG, deadline_ns or soon(), owner=blocks)
 
 
 def test_a_put_batch_is_summed_and_acknowledged(engine: Engine) -> None:

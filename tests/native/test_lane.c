@@ -1,0 +1,328 @@
+/* Lanes, queues and the engine under many threads at once, for the sanitizers: callers, lane
+ * threads, a canceller, peers that die, and a close with jobs in flight. */
+#define _GNU_SOURCE
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "lane.h"
+#include "sums.h"
+
+enum { ITEMS = 3, BLOCK = 300 * 1000, CALLERS = 3, ROUNDS = 60, LANES = 3 };
+
+static const uint8_t tag[MKV_TENANT_TAG_BYTES] = "tenant";
+
+/* --- the peer: answers GETs with a block made of the id's first byte, takes PUTs --- */
+
+struct peer {
+    int fd;
+    int requests_left; /* closes after so many; negative: never */
+    int is_silent;     /* reads and never answers */
+};
+
+static int take(int fd, void *target, size_t len)
+{
+    return len == 0 || recv(fd, target, len, MSG_WAITALL) == (ssize_t)len;
+}
+
+static int give(int fd, const void *source, size_t len)
+{
+    const char *at = source;
+    while (len) {
+        ssize_t done = send(fd, at, len, MSG_NOSIGNAL);
+        if (done <= 0)
+            return 0;
+        at += done;
+        len -= (size_t)done;
+    }
+    return 1;
+}
+
+static int respond(int fd, const struct mkv_header *request, uint16_t flags, const void *body,
+                   size_t body_bytes, uint32_t count, uint64_t payload_bytes)
+{
+    struct mkv_header header = {.opcode = request->opcode, .request_id = request->request_id};
+    header.flags = (uint16_t)(MKV_FLAG_RESPONSE | flags);
+    header.count = count;
+    header.payload_bytes = payload_bytes;
+    mkv_header_seal(&header, body, body_bytes);
+    return give(fd, &header, sizeof header) && give(fd, body, body_bytes);
+}
+
+static int serve_get(int fd, const struct mkv_header *request, const uint8_t *items)
+{
+    static const struct mkv_get_result miss = {.status = -1};
+    uint8_t *block = malloc(BLOCK);
+    int alive = block != NULL;
+    for (uint32_t i = 0; i < request->count && alive; i++) {
+        uint16_t flags = i + 1 == request->count ? MKV_FLAG_LAST : 0;
+        struct {
+            struct mkv_get_result result;
+            uint64_t sums[2];
+        } body = {.result = miss};
+        body.result.index = i;
+        if (items[48 * i] == 0) {
+            alive = respond(fd, request, flags, &body, sizeof body.result, 1, 0);
+            continue;
+        }
+        memset(block, items[48 * i], BLOCK);
+        mkv_chunk_sums(block, BLOCK, body.sums);
+        body.result.status = 0;
+        body.result.length = BLOCK;
+        body.result.chunk_count = 2;
+        mkv_block_root(items + 48 * i, tag, BLOCK, body.sums, 2, body.result.root);
+        alive = respond(fd, request, flags, &body, sizeof body, 1, BLOCK) && give(fd, block, BLOCK);
+    }
+    free(block);
+    return alive;
+}
+
+static int serve_put(int fd, const struct mkv_header *first, const uint8_t *body)
+{
+    struct mkv_header header = *first;
+    uint8_t *block = malloc(BLOCK), next[88 + 16];
+    int32_t statuses[ITEMS] = {0};
+    uint32_t count = 0;
+    int alive = block != NULL;
+    while (alive) {
+        uint64_t sums[2];
+        alive = take(fd, block, header.payload_bytes);
+        mkv_chunk_sums(block, BLOCK, sums);
+        assert(!alive || memcmp(sums, body + 88, sizeof sums) == 0);
+        count++;
+        if (!alive || header.flags & MKV_FLAG_LAST)
+            break;
+        alive = take(fd, &header, sizeof header) && take(fd, next, header.body_bytes);
+        body = next;
+    }
+    free(block);
+    return alive && respond(fd, first, MKV_FLAG_LAST, statuses, 4 * count, count, 0);
+}
+
+static void *run_peer(void *argument)
+{
+    struct peer *peer = argument;
+    struct mkv_header header;
+    char dropped[4096];
+    int alive = !peer->is_silent;
+    while (peer->is_silent && recv(peer->fd, dropped, sizeof dropped, 0) > 0)
+        ;
+    while (alive && peer->requests_left-- && take(peer->fd, &header, sizeof header)) {
+        assert(mkv_header_is_sound(&header));
+        uint8_t *body = malloc(header.body_bytes + 1);
+        assert(body);
+        alive = take(peer->fd, body, header.body_bytes);
+        if (alive)
+            alive = header.opcode == MKV_OP_GET ? serve_get(peer->fd, &header, body)
+                                                : serve_put(peer->fd, &header, body);
+        free(body);
+    }
+    close(peer->fd);
+    free(peer);
+    return NULL;
+}
+
+static int add_lane(struct mkv_group *group, int requests_left, int is_silent)
+{
+    int pair[2];
+    pthread_t thread;
+    struct peer *peer = malloc(sizeof *peer);
+    assert(peer && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    *peer = (struct peer){pair[1], requests_left, is_silent};
+    assert(pthread_create(&thread, NULL, run_peer, peer) == 0);
+    pthread_detach(thread);
+    return mkv_group_add_lane(group, mkv_stream_plain(pair[0]));
+}
+
+/* --- jobs --- */
+
+struct work {
+    struct mkv_job *job;
+    uint8_t *memory;
+};
+
+static uint64_t after_ms(uint64_t ms)
+{
+    return mkv_monotonic_ns() + ms * 1000000u;
+}
+
+/* A GET of ids 0, 1, 2 (0 is a miss), or a PUT of 1, 2, 3. */
+static struct work make(int is_put, uint64_t deadline_ns)
+{
+    uint8_t frame[64 + ITEMS * 88] = {0};
+    size_t item_bytes = is_put ? 88 : 48;
+    uint64_t length = BLOCK;
+    const char *error;
+    struct mkv_header header = {.opcode = is_put ? MKV_OP_PUT : MKV_OP_GET, .count = ITEMS};
+    struct work work = {NULL, calloc(ITEMS, BLOCK)};
+    assert(work.memory);
+    memcpy(frame, &header, sizeof header);
+    for (int i = 0; i < ITEMS; i++) {
+        frame[64 + i * item_bytes] = (uint8_t)(i + is_put);
+        memcpy(frame + 64 + i * item_bytes + 32, &length, 8);
+    }
+    work.job = mkv_job_new(is_put ? MKV_JOB_PUT : MKV_JOB_GET, frame, 64 + ITEMS * item_bytes,
+                           deadline_ns, &error);
+    assert(work.job);
+    memcpy(work.job->tenant_tag, tag, sizeof tag);
+    for (int i = 0; i < ITEMS; i++) {
+        uint8_t *at = work.memory + (size_t)i * BLOCK;
+        struct iovec parts[2] = {{at, 1000}, {at + 1000, BLOCK - 1000}};
+        assert(mkv_job_scatter(work.job, (uint32_t)i, parts, 2) == NULL);
+    }
+    return work;
+}
+
+/* A done job has a status for each item, and a hit's bytes are the block's. */
+static void check_and_free(struct work work)
+{
+    assert(mkv_job_is_done(work.job));
+    for (uint32_t i = 0; i < ITEMS; i++) {
+        int64_t status = work.job->items[i].status;
+        assert(status != MKV_UNANSWERED && status != MKV_PROTOCOL && status != MKV_CORRUPT);
+        if (work.job->kind == MKV_JOB_GET && status > 0) {
+            assert(status == BLOCK);
+            for (size_t at = 0; at < BLOCK; at += 997)
+                assert(work.memory[(size_t)i * BLOCK + at] == i);
+        }
+    }
+    mkv_job_release(work.job);
+    free(work.memory);
+}
+
+/* --- scenes --- */
+
+struct scene {
+    struct mkv_engine *engine;
+    struct mkv_group *group;
+    int is_cancelling;
+};
+
+static void *call(void *argument)
+{
+    struct scene *scene = argument;
+    for (int round = 0; round < ROUNDS; round++) {
+        struct work ran = make(round % 3 == 0, after_ms(20000));
+        struct work queued = make(round % 4 == 0, after_ms(20000));
+        mkv_group_submit(scene->group, queued.job, 0);
+        mkv_group_run(scene->group, ran.job);
+        if (scene->is_cancelling && round % 5 == 0)
+            mkv_group_cancel(scene->group, queued.job);
+        assert(mkv_job_wait(ran.job, after_ms(20000), 0));
+        assert(mkv_job_wait(queued.job, after_ms(20000), 0));
+        check_and_free(ran);
+        check_and_free(queued);
+    }
+    return NULL;
+}
+
+static void callers_share_lanes_while_peers_die(int is_cancelling)
+{
+    struct scene scene = {mkv_engine_new(), NULL, is_cancelling};
+    struct mkv_group_statistics statistics;
+    pthread_t callers[CALLERS];
+    scene.group = mkv_group_new(scene.engine, LANES, 1000);
+    for (int i = 0; i < LANES; i++)
+        assert(add_lane(scene.group, i ? 5 : -1, 0) == 0);
+    for (int i = 0; i < CALLERS; i++)
+        assert(pthread_create(&callers[i], NULL, call, &scene) == 0);
+    for (int i = 0; i < 40; i++) {
+        mkv_group_reap(scene.group);
+        int error = add_lane(scene.group, 3 + i % 7, 0);
+        assert(error == 0 || error == -ENOSPC);
+        if (error)
+            poll(NULL, 0, 1);
+    }
+    for (int i = 0; i < CALLERS; i++)
+        pthread_join(callers[i], NULL);
+    mkv_group_get_statistics(scene.group, &statistics);
+    assert(statistics.protocol_faults == 0 && statistics.items_corrupt == 0);
+    assert(statistics.jobs_run > 0);
+    mkv_group_close(scene.group);
+    mkv_group_free(scene.group);
+    mkv_engine_free(scene.engine);
+}
+
+static void completions_are_reported_once(void)
+{
+    enum { JOBS = 50 };
+    struct mkv_engine *engine = mkv_engine_new();
+    struct mkv_group *group = mkv_group_new(engine, 2, JOBS);
+    struct work works[JOBS];
+    struct mkv_job *done[7];
+    uint32_t seen = 0, count;
+    assert(add_lane(group, -1, 0) == 0 && add_lane(group, -1, 0) == 0);
+    for (int i = 0; i < JOBS; i++) {
+        works[i] = make(i % 2, after_ms(20000));
+        mkv_group_submit(group, works[i].job, 1);
+    }
+    while (seen < JOBS) {
+        struct pollfd entry = {.fd = mkv_engine_event_fd(engine), .events = POLLIN};
+        assert(poll(&entry, 1, 20000) == 1);
+        while ((count = mkv_engine_take(engine, done, 7)) != 0) {
+            seen += count;
+            while (count)
+                mkv_job_release(done[--count]);
+        }
+    }
+    for (int i = 0; i < JOBS; i++)
+        check_and_free(works[i]);
+    mkv_group_close(group);
+    mkv_group_free(group);
+    mkv_engine_free(engine);
+}
+
+static void silent_peers_cost_the_deadline(void)
+{
+    struct mkv_engine *engine = mkv_engine_new();
+    struct mkv_group *group = mkv_group_new(engine, 1, 10);
+    struct work ran = make(0, after_ms(30)), queued = make(1, after_ms(20));
+    assert(add_lane(group, -1, 1) == 0);
+    mkv_group_submit(group, ran.job, 0);
+    mkv_group_submit(group, queued.job, 0);
+    assert(mkv_job_wait(ran.job, after_ms(20000), 0));
+    assert(mkv_job_wait(queued.job, after_ms(20000), 0));
+    assert(ran.job->status == MKV_TIMEOUT && queued.job->status == MKV_TIMEOUT);
+    assert(mkv_group_lanes_open(group) == 0);
+    check_and_free(ran);
+    check_and_free(queued);
+    mkv_group_close(group);
+    mkv_group_free(group);
+    mkv_engine_free(engine);
+}
+
+static void closing_ends_what_is_in_flight(void)
+{
+    enum { JOBS = 8 };
+    for (int round = 0; round < 20; round++) {
+        struct mkv_engine *engine = mkv_engine_new();
+        struct mkv_group *group = mkv_group_new(engine, LANES, JOBS);
+        struct work works[JOBS];
+        for (int i = 0; i < LANES; i++)
+            assert(add_lane(group, -1, i == 0) == 0);
+        for (int i = 0; i < JOBS; i++) {
+            works[i] = make(i % 2, after_ms(20000));
+            mkv_group_submit(group, works[i].job, i % 2);
+        }
+        mkv_group_close(group);
+        for (int i = 0; i < JOBS; i++)
+            check_and_free(works[i]);
+        assert(add_lane(group, -1, 0) == -ESHUTDOWN);
+        mkv_group_free(group);
+        mkv_engine_free(engine); /* releases the completions that nobody took */
+    }
+}
+
+int main(void)
+{
+    callers_share_lanes_while_peers_die(0);
+    callers_share_lanes_while_peers_die(1);
+    completions_are_reported_once();
+    silent_peers_cost_the_deadline();
+    closing_ends_what_is_in_flight();
+    return 0;
+}
