@@ -244,7 +244,8 @@ class MapWatcher:
                 return min(event.go_away.reconnect_after_ms, self._config.backoff_ms_max)
             if kind == "snapshot" and self._take(event.snapshot, trusted) is Offer.DIVERGED:
                 call.cancel()
-                return 0.0  # again at once, without a version to resume from
+                # Again, without a version to resume from; a server that flaps is not hammered.
+                return float(self._config.backoff_ms_min)
         return None
 
     def _take(self, message: pb.ShardMap, trusted: bool) -> Offer:
