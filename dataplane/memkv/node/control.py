@@ -174,6 +174,9 @@ class ControlService:
             "blocks": statistics.blocks,
             "bytes": sum(tenant.flash_bytes for tenant in statistics.tenants),
             "capacity_bytes": statistics.capacity_bytes,
+            "memory_bytes": statistics.memory_bytes,
+            "memory_free_bytes": statistics.memory_free_bytes,
+            "counters": statistics.counters,
             "sessions": sessions,
             "lanes": lanes,
         }

@@ -1,0 +1,1 @@
+"""Measurements. Each has its limit, measured in the same run and interleaved with it."""

@@ -1,0 +1,1 @@
+"""A whole pool on one machine as real processes, for `memkv up`, demo, benchmarks and tests."""

@@ -1,0 +1,243 @@
+"""A pool of real processes on this machine: one metadata service and some nodes.
+
+    with LocalPool(PoolPlan(Path("/tmp/pool"))) as pool:
+        client = memkv.connect(pool.endpoint)
+
+Everything binds to loopback unless the plan says otherwise. Nothing is restarted by itself: a child
+that ends is reported by `check`. A directory that holds a pool already is opened again with its
+blocks. Processes end with the pool, by their ids.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from memkv.client.options import ConnectOptions
+from memkv.client.sync import Client
+from memkv.errors import ConfigError, RetryLater
+from memkv.limits import GIB, MIB
+from memkv.localpool.ports import free_ports
+from memkv.localpool.process import Child
+from memkv.shardmap.map import ShardMap, Worker, WorkerState
+
+START_TIMEOUT_S = 60.0  # preallocating and scanning some GiB on a slow disk
+WAIT_STEP_S = 0.1
+PORTS_PER_NODE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """What to run. `capacity_bytes` and `memory_bytes` are for each node."""
+
+    directory: Path
+    nodes: int = 3
+    capacity_bytes: int = 2 * GIB
+    memory_bytes: int = 256 * MIB
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Of the metadata service; 0: any free one."""
+    name: str = "default/local"
+    insecure: bool = False
+    node_arguments: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise ConfigError("a pool needs at least one node")
+
+
+@dataclass(slots=True)
+class LocalNode:
+    """One node of the pool: its process and its addresses."""
+
+    name: str
+    child: Child
+    data_port: int
+    admin_port: int
+    http_port: int
+
+
+class LocalPool:
+    """Processes of one pool. `start` and `stop`, or a `with` block."""
+
+    def __init__(self, plan: PoolPlan) -> None:
+        self.plan = plan
+        prepare_directory(plan.directory)
+        ports = free_ports(1 + plan.nodes * PORTS_PER_NODE, plan.host)
+        self.port = plan.port or ports.pop(0)
+        self.nodes = [
+            self._node(index, *ports[index * PORTS_PER_NODE : (index + 1) * PORTS_PER_NODE])
+            for index in range(plan.nodes)
+        ]
+        self.metadata = Child(
+            "metadata", self._metadata_arguments(), plan.directory / "logs/metadata.log"
+        )
+        self._watcher: Client | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """HOST:PORT of the metadata service."""
+        host = f"[{self.plan.host}]" if ":" in self.plan.host else self.plan.host
+        return f"{host}:{self.port}"
+
+    @property
+    def local_dir(self) -> Path:
+        """Where the nodes' Unix sockets lie, for clients on this machine."""
+        return self.plan.directory / "run"
+
+    # --- life ---------------------------------------------------------------------------------
+    def start(
+        self, report: Callable[[str], None] = lambda text: None,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        """Start everything and wait until every slot has an owner that serves, or `given_up()`.
+
+        Raises ConfigError with the end of the log when a process ends, RetryLater when the pool is
+        not complete in time. What was started is stopped again.
+        """
+        try:
+            for node in self.nodes:
+                report(f"starting {node.name}")
+                node.child.start()
+            report("starting the metadata service")
+            self.metadata.start()
+            report("waiting for the shard map")
+            self.wait_complete(START_TIMEOUT_S, given_up)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End every process, cleanly if they let us, and reap it. Idempotent."""
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
+        for node in self.nodes:
+            node.child.terminate()  # all at once: they flush side by side
+        for child in (*(node.child for node in self.nodes), self.metadata):
+            child.stop()
+
+    def check(self) -> None:
+        """Raise ConfigError when a process ended by itself."""
+        for child in (self.metadata, *(node.child for node in self.nodes)):
+            child.check_running()
+
+    # --- the map ------------------------------------------------------------------------------
+    def watcher(self) -> Client:
+        """Return a client of the pool's own, for looking at the map."""
+        if self._watcher is None:
+            self._watcher = Client(
+                ConnectOptions(self.endpoint, pool=self.plan.name, bootstrap_timeout_ms=1)
+            )
+        return self._watcher
+
+    def shard_map(self) -> ShardMap | None:
+        """Return the newest map that arrived here."""
+        return self.watcher().attachment.shard_map
+
+    def worker_of(self, node: LocalNode) -> Worker | None:
+        """Return the node's worker in the map."""
+        shard_map = self.shard_map()
+        workers = shard_map.workers if shard_map else ()
+        return next((worker for worker in workers if worker.node_name == node.name), None)
+
+    def wait_complete(
+        self, timeout_s: float, given_up: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Wait until all nodes are in the map, own slots, and can be reached."""
+        deadline = time.monotonic() + timeout_s
+        while not given_up() and not self._complete():
+            self.check()
+            if time.monotonic() > deadline:
+                problems = "; ".join(self.watcher().attachment.problems()) or "slots are moving"
+                raise RetryLater(
+                    f"the pool was not complete within {timeout_s:g} s: {problems}.\n"
+                    f"  logs: {self.plan.directory / 'logs'}"
+                )
+            changed = self.watcher().attachment.core.changed
+            with changed:
+                changed.wait(WAIT_STEP_S)
+
+    def _complete(self) -> bool:
+        attachment = self.watcher().attachment
+        shard_map = attachment.shard_map
+        if shard_map is None:
+            return False
+        active = {
+            worker.node_name for worker in shard_map.workers if worker.state == WorkerState.ACTIVE
+        }
+        return active >= {node.name for node in self.nodes} and attachment.wait_ready(0)
+
+    # --- faults -------------------------------------------------------------------------------
+    def kill(self, node: LocalNode) -> int:
+        """SIGKILL a node with its workers, at once; return how many processes that ended."""
+        count = len(node.child.processes())
+        node.child.kill()
+        return count
+
+    def start_again(self, node: LocalNode) -> None:
+        """Start a node that was killed. `wait_complete` tells when it serves."""
+        node.child.start()
+
+    # --- inside -------------------------------------------------------------------------------
+    def _node(self, index: int, data_port: int, admin_port: int, http_port: int) -> LocalNode:
+        name = f"node-{index + 1}"
+        directory = self.plan.directory
+        arguments = [
+            "node", "--quiet", "--name", name, "--pool", self.plan.name,
+            "--host", self.plan.host, "--metadata", self.endpoint,
+            "--data-port", str(data_port), "--admin-port", str(admin_port),
+            "--http-port", str(http_port),
+            "--dir", str(directory / name), "--capacity", str(self.plan.capacity_bytes),
+            "--memory", str(self.plan.memory_bytes),
+            *(["--insecure"] if self.plan.insecure else []), *self.plan.node_arguments,
+        ]  # fmt: skip
+        child = Child(name, arguments, directory / f"logs/{name}.log")
+        return LocalNode(name, child, data_port, admin_port, http_port)
+
+    def _metadata_arguments(self) -> list[str]:
+        admins = ",".join(f"{self.plan.host}:{node.admin_port}" for node in self.nodes)
+        return [
+            "metadata", "--quiet", "--publish", "--pool", self.plan.name, "--listen", self.endpoint,
+            "--nodes", admins, "--state", str(self.plan.directory / "metadata/state"),
+            *(["--insecure"] if self.plan.insecure else []),
+        ]  # fmt: skip
+
+    def describe(self) -> dict[str, object]:
+        """Return addresses and process ids, for people and scripts."""
+        return {
+            "endpoint": self.endpoint,
+            "pool": self.plan.name,
+            "directory": str(self.plan.directory),
+            "metadata": {"pid": self.metadata.pid, "log": str(self.metadata.log)},
+            "nodes": [
+                {
+                    "name": node.name,
+                    "pid": node.child.pid,
+                    "data_port": node.data_port,
+                    "http": f"http://{self.plan.host}:{node.http_port}",
+                    "log": str(node.child.log),
+                }
+                for node in self.nodes
+            ],
+        }
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make the directories. ConfigError when that is not possible."""
+    try:
+        (directory / "logs").mkdir(parents=True, exist_ok=True)
+        (directory / "metadata").mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make {error.filename}: {error.strerror}; choose another --dir, one that you"
+            " can write to"
+        ) from error
