@@ -1,0 +1,61 @@
+"""Opens a client for commands, and says in words what a status means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memkv.cli.settings import DEADLINE, ENDPOINT, POOL, TENANT, Settings
+from memkv.errors import RetryLater
+from memkv.status import Status
+
+if TYPE_CHECKING:
+    from memkv.client.sync import Client
+
+EXPLANATIONS: dict[Status, str] = {
+    Status.MISS: "not stored: never put, evicted, expired or deleted",
+    Status.CORRUPT: "the stored bytes failed their checks and were not returned; put it again",
+    Status.TIMEOUT: "no answer within the deadline; a longer --deadline may help",
+    Status.BUSY: "the node is over a limit; try again, or give it more memory",
+    Status.UNAVAILABLE: "its owner did not answer; `memkv nodes` shows which nodes are away",
+    Status.QUARANTINED: "the node is stuck: the answer may still come; `memkv nodes` shows it",
+    Status.TOO_LARGE: "the block is longer than this pool takes (16 MiB at most)",
+    Status.INVALID: "the node refused the arguments",
+    Status.NO_SPACE: "nothing could be evicted: pins, or a pool smaller than a few blocks",
+    Status.DENIED: "this tenant may not do that in this pool; check --pool and --tenant",
+    Status.PROTOCOL: "client and node do not understand each other; are their versions close?",
+    Status.CLOSED: "the node closed the session; try again",
+    Status.INTERNAL: "a bug in MemKV; please report it with the node's log",
+    Status.BUFFER_TOO_SMALL: "the stored block is longer than the buffer",
+    Status.QUOTA: "the tenant's pins or bytes are at their limit",
+}
+
+UNREACHABLE = frozenset({Status.UNAVAILABLE, Status.TIMEOUT, Status.QUARANTINED, Status.CLOSED})
+
+
+def explain(result: int) -> str:
+    """Return what a negative result means and what to do."""
+    try:
+        status = Status(result)
+    except ValueError:
+        return f"status {result} (from a newer version?)"
+    return f"{status.name}: {EXPLANATIONS.get(status, 'no explanation')}"
+
+
+def open_client(settings: Settings) -> Client:
+    """Attach to the pool of the settings. Raises RetryLater with the reason when that fails."""
+    import memkv
+
+    client = memkv.connect(
+        settings[ENDPOINT], pool=settings[POOL], tenant=settings[TENANT],
+        deadline_ms=settings[DEADLINE],
+    )  # fmt: skip
+    if client.attachment.shard_map is None:
+        problems = "; ".join(client.attachment.problems())
+        client.close()
+        raise RetryLater(
+            f"no pool {settings[POOL]} at {settings[ENDPOINT]} "
+            f"(from {settings.origin(ENDPOINT)}).\n"
+            f"  cause: {problems or 'the metadata service did not answer'}\n"
+            "  fix:   start one with `memkv up --nodes 3 --dir DIR`, or name another --endpoint"
+        )
+    return client

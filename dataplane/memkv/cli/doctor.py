@@ -1,0 +1,67 @@
+"""`memkv doctor`: what this machine can do, and what to fix."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memkv.cli.command import Call, Command
+from memkv.cli.exits import Exit
+from memkv.cli.output import table
+from memkv.cli.settings import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from memkv.cli.checks import Check
+
+STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "broken": "[bold red]broken[/]"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dir", metavar="DIR", default=tempfile.gettempdir(),
+        help="directory where nodes would keep their files (default: %(default)s)",
+    )  # fmt: skip
+
+
+def run(call: Call) -> int:
+    from memkv.cli.checks import BROKEN, WARNING, all_checks
+
+    directory = Path(call.arguments.dir)
+    if not directory.is_dir():
+        raise UsageError(f"--dir {directory}: no such directory; make it first")
+    checks = all_checks(directory)
+    broken = sum(check.state == BROKEN for check in checks)
+    warnings = sum(check.state == WARNING for check in checks)
+
+    def draw(console: Console) -> None:
+        console.print(table("", columns(), [row(check) for check in checks]))
+        if broken:
+            console.print(f"[bold red]{broken} broken[/]: MemKV cannot run here until fixed")
+        elif warnings:
+            console.print(f"fit to run; {warnings} to look at")
+        else:
+            console.print("[green]fit to run[/]")
+
+    document = {"fit": not broken, "checks": [asdict(check) for check in checks]}
+    call.output.result(document, draw)
+    return Exit.UNFIT if broken else Exit.OK
+
+
+def columns() -> tuple[tuple[str, str], ...]:
+    return ("check", "left"), ("", "left"), ("found", "left"), ("fix", "left")
+
+
+def row(check: Check) -> tuple[str, str, str, str]:
+    return check.name, STYLES[check.state], check.found, check.fix
+
+
+COMMAND = Command(
+    "Check what this machine can do for MemKV and say what to fix. Changes nothing.\n"
+    "Exit code 4: something is broken.",
+    run, (), add_arguments, ("memkv doctor --dir /var/lib/memkv",),
+)  # fmt: skip

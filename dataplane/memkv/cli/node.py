@@ -1,0 +1,117 @@
+"""`memkv node`: one storage node, a supervisor with a worker for each drive."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from memkv.cli import units
+from memkv.cli.command import Call, Command
+from memkv.cli.exits import Exit
+from memkv.cli.logs import LOG_LEVEL, start_logging
+from memkv.cli.metadata import parse_endpoints
+from memkv.cli.settings import POOL, Field, UsageError
+from memkv.limits import GIB, MIB
+
+FILE_NAME = "flash.data"
+
+
+def parse_paths(text: str) -> tuple[str, ...]:
+    """Return PATH,PATH,..."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+NAME: Field[str] = Field(
+    "name", units.parse_name, platform.node() or "node", "name of the node in the map", "node",
+    "NAME",
+)  # fmt: skip
+DIR: Field[str] = Field(
+    "dir", units.parse_name, "", "keeps the node's state; made when it does not exist", "node",
+    "DIR",
+)  # fmt: skip
+DRIVES: Field[tuple[str, ...]] = Field(
+    "drives", parse_paths, (),
+    f"block devices or files, a worker for each; default: DIR/{FILE_NAME}", "node", "PATH,...",
+)  # fmt: skip
+CAPACITY: Field[int] = Field(
+    "capacity", units.parse_size, 2 * GIB, "size of each file that is made anew", "node", "SIZE"
+)
+MEMORY: Field[int] = Field(
+    "memory", units.parse_size, 256 * MIB, "DRAM of each worker for blocks and index", "node",
+    "SIZE",
+)  # fmt: skip
+METADATA: Field[tuple[str, ...]] = Field(
+    "metadata", parse_endpoints, (),
+    "metadata services to follow; without one the node serves every key", "node", "HOST:PORT,...",
+)  # fmt: skip
+HOST: Field[str] = Field(
+    "host", units.parse_name, "127.0.0.1", "address to listen on", "node", "ADDRESS"
+)
+ADVERTISE: Field[str] = Field(
+    "advertise", units.parse_name, "", "address that clients are told, if another", "node",
+    "ADDRESS",
+)  # fmt: skip
+DATA_PORT: Field[int] = Field(
+    "data_port", units.parse_port, 7070, "of the first worker; the next has the next port", "node",
+    "PORT",
+)  # fmt: skip
+ADMIN_PORT: Field[int] = Field(
+    "admin_port", units.parse_port, 9470, "gRPC for who runs the pool", "node", "PORT"
+)
+HTTP_PORT: Field[int] = Field(
+    "http_port", units.parse_port, 9471, "/metrics, /healthz and /readyz", "node", "PORT"
+)
+FAILURE_DOMAIN: Field[str] = Field(
+    "failure_domain", units.parse_name, "", "nodes that may fail together share it", "node", "NAME"
+)
+INSECURE: Field[bool] = Field(
+    "insecure", units.parse_flag, False, "allow an address other than loopback without TLS", "node"
+)
+
+
+def run(call: Call) -> int:
+    from memkv.node.node_config import DriveConfig, NodeConfig
+    from memkv.node.supervisor import run_node
+
+    settings = call.settings
+    if not settings[DIR]:
+        raise UsageError("--dir is missing: a directory that keeps the node's state")
+    directory = Path(settings[DIR])
+    paths = [Path(path) for path in settings[DRIVES]] or [directory / FILE_NAME]
+    # What exists is used as it is: its superblock knows how large the store in it was made.
+    drives = tuple(
+        DriveConfig(path, 0 if path.exists() else settings[CAPACITY]) for path in paths
+    )
+    config = NodeConfig(
+        name=settings[NAME],
+        pool=settings[POOL],
+        state_dir=directory,
+        drives=drives,
+        memory_bytes=settings[MEMORY],
+        host=settings[HOST],
+        advertised_host=settings[ADVERTISE],
+        data_port=settings[DATA_PORT],
+        admin_host=settings[HOST],
+        admin_port=settings[ADMIN_PORT],
+        http_host=settings[HOST],
+        http_port=settings[HTTP_PORT],
+        metadata=settings[METADATA],
+        failure_domain=settings[FAILURE_DOMAIN],
+        insecure=settings[INSECURE],
+    )
+    start_logging(settings[LOG_LEVEL])
+    run_node(config)
+    return Exit.OK
+
+
+COMMAND = Command(
+    "Run one storage node until SIGTERM: a supervisor, and a worker process for each drive.",
+    run,
+    (NAME, POOL, DIR, DRIVES, CAPACITY, MEMORY, METADATA, HOST, ADVERTISE, DATA_PORT, ADMIN_PORT,
+     HTTP_PORT, FAILURE_DOMAIN, INSECURE, LOG_LEVEL),
+    examples=(
+        "memkv node --dir /var/lib/memkv --capacity 20GiB",
+        "memkv node --dir /var/lib/memkv --drives /dev/nvme1n1,/dev/nvme2n1 \\\n"
+        "      --metadata memkv-metadata:7443 --host 10.0.0.7",
+    ),
+)  # fmt: skip
