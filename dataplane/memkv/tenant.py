@@ -3,7 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 from memkv.errors import CallerError
 from memkv.limits import TENANT_NAME_BYTES_MAX, TENANT_TAG_BYTES
@@ -27,6 +27,26 @@ def tenant_tag(name: str) -> bytes:
     return hashlib.blake2b(
         name.encode(), digest_size=TENANT_TAG_BYTES, person=b"memkv-tenant"
     ).digest()
+
+
+class TenantScope(Protocol):
+    """Whose blocks a call is about."""
+
+    @property
+    def name(self) -> str:
+        """For people; "" when only the tag is known."""
+
+    @property
+    def tag(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedTenant:
+    """A tenant of whom another worker told the tag. Workers among themselves only: whoever speaks
+    for a tenant proves its name, and has a `Tenant`."""
+
+    tag: bytes
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from memkv.store.recovery import Recovery, RecoveryReport
 from memkv.store.requests import PutRequest
 from memkv.store.statistics import StoreStatistics
 from memkv.store.superblock import SuperblockOpener
-from memkv.tenant import Tenant
+from memkv.tenant import TenantScope
 
 __all__ = [
     "ListedBlock", "ListedTombstone", "PendingPut", "PutRequest", "ReadResult", "Store",
@@ -34,6 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 CLOSE_TIMEOUT_NS = 30_000_000_000
+HANDLES_PER_STEP = 8192  # looked at under the lock in one go: about a millisecond
 
 
 class PendingPut:
@@ -56,8 +57,8 @@ class PendingPut:
         """Check what arrived and make it visible.
 
         OK: visible and queued (or another put of this key was first). CORRUPT: the bytes do not
-        have the sums or root of the request. NO_SPACE: the index is full. `received_sums` are chunk
-        sums of `payload` made by the caller while receiving.
+        have the sums or root of the request. NO_SPACE: the index is full. MISS: as `begin_put`.
+        `received_sums` are chunk sums of `payload` made by the caller while receiving.
         """
         request = self._put.request
         sums = _hotpath.chunk_sums(self.payload) if received_sums is None else received_sums
@@ -94,7 +95,7 @@ class Store:
 
     # --- lookups -----------------------------------------------------------------------------
 
-    def exists(self, tenant: Tenant, ids: bytes, now_s: int | None = None) -> bytes:
+    def exists(self, tenant: TenantScope, ids: bytes, now_s: int | None = None) -> bytes:
         """Return an i32 of 1 or 0 for each 32-byte id. Touches nothing."""
         with self._engine.lock:
             owner = self._core.tenants.find(tenant.tag)
@@ -111,12 +112,13 @@ class Store:
     # --- puts --------------------------------------------------------------------------------
 
     def begin_put(
-        self, tenant: Tenant, request: PutRequest, deadline_ns: int
+        self, tenant: TenantScope, request: PutRequest, deadline_ns: int
     ) -> PendingPut | Status:
         """Return a buffer to fill, or a status.
 
         OK: present already (and durable, if the request says durable). BUSY: no buffer by the
         deadline. TOO_LARGE, INVALID: never. NO_SPACE: index full, or the drive refuses writes.
+        MISS: a copy of what expired or was deleted here (`unless_deleted_since`).
         """
         core, engine = self._core, self._engine
         status = core.check_put(request)
@@ -136,7 +138,7 @@ class Store:
         return PendingPut(self, result)
 
     def _wait_for_buffer(
-        self, tenant: Tenant, request: PutRequest, deadline_ns: int
+        self, tenant: TenantScope, request: PutRequest, deadline_ns: int
     ) -> Put | Status:
         core = self._core
         found: list[Put | Status] = []
@@ -190,7 +192,7 @@ class Store:
 
     # --- deletes and pins --------------------------------------------------------------------
 
-    def delete(self, tenant: Tenant, ids: bytes, deadline_ns: int) -> bytes:
+    def delete(self, tenant: TenantScope, ids: bytes, deadline_ns: int) -> bytes:
         """Delete blocks, present or not; return an i32 for each id.
 
         All are invisible at once. OK: the tombstone is durable, so it stays deleted after any
@@ -217,7 +219,7 @@ class Store:
             status = Status.OK if all(outcomes) else Status.UNAVAILABLE
         return struct.pack("<i", status) * len(split)
 
-    def pin(self, tenant: Tenant, ids: bytes, ttl_s: int) -> bytes:
+    def pin(self, tenant: TenantScope, ids: bytes, ttl_s: int) -> bytes:
         """Pin blocks for `ttl_s` (0: unpin); return an i32 for each: OK, MISS or QUOTA."""
         results = []
         with self._engine.lock:
@@ -246,6 +248,46 @@ class Store:
                     dropped += 1
             self._engine.progress()
         return dropped
+
+    @property
+    def generation(self) -> int:
+        """The number of the last put or delete accepted; later ones get larger numbers."""
+        with self._engine.lock:
+            return self._core.generation
+
+    def purge_slots(self, slots: Iterable[int]) -> dict[int, int]:
+        """Forget the blocks of slots for good; return the floor of each, a generation.
+
+        Records up to the floor never come back, after a restart only if the caller kept the floors
+        and opens the store with them (`StoreConfig.slot_floors`).
+        """
+        floors: dict[int, int] = {}
+        for slot in slots:
+            with self._engine.lock:  # for one slot at a time: each is a scan of the index
+                floors[slot] = self._core.purge_slot(slot)
+                self._engine.progress()
+        return floors
+
+    def purge_tenant(self, tenant_tag: bytes) -> int:
+        """Forget a tenant's blocks for good; return the floor, as `purge_slots` does."""
+        core = self._core
+        with self._engine.lock:
+            floor = core.tenant_floors[tenant_tag] = core.next_generation()
+            owner = core.tenants.find(tenant_tag)
+            end = core.index.handles_end
+        if owner is None:
+            return floor
+        for first in range(0, end, HANDLES_PER_STEP):
+            with self._engine.lock:
+                for handle in range(first, min(first + HANDLES_PER_STEP, end)):
+                    try:
+                        mine = core.index.tenant(handle) == owner.number
+                    except ValueError:
+                        continue  # no entry has this number
+                    if mine:
+                        core.remove_entry(handle)
+                self._engine.progress()
+        return floor
 
     def list_slot(self, slot: int, cursor: int, limit: int) -> tuple[int, list[ListedBlock]]:
         """Return (next cursor, blocks) of a slot; start with cursor 0, ends with cursor -1."""
@@ -343,6 +385,10 @@ def open_store(
         core = _new_core(config, opener.result, clock, random)
         recovery = Recovery(core)
         drive(recovery.steps(), engine.queue, engine.depth)
+        if not opener.formatted:
+            # Reclaim drops a tombstone once no older record is left here; what others may still
+            # have to hear of is not all on flash.
+            core.tombstones.complete_since = core.generation
     except BaseException:
         engine.queue.close()
         raise

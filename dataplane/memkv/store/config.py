@@ -1,6 +1,6 @@
 """What a store is told when it is opened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -51,3 +51,7 @@ class StoreConfig:
     on_evict: Callable[[bytes, bytes], None] | None = None
     """Told (tenant tag, block id) of every block evicted from flash, under the store's lock."""
     queue_depth: int = 32
+    slot_floors: Mapping[int, int] = field(default_factory=dict)
+    """Slot -> generation: what `Store.purge_slots` returned in earlier lives of the store."""
+    tenant_floors: Mapping[bytes, int] = field(default_factory=dict)
+    """Tenant tag -> generation: what `Store.purge_tenant` returned."""

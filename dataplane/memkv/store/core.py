@@ -31,7 +31,7 @@ from memkv.store.statistics import (
 )
 from memkv.store.tenants import Tenants, TenantState
 from memkv.store.tombstones import Tombstones
-from memkv.tenant import Tenant
+from memkv.tenant import TenantScope
 
 GENERATION_OPEN_SHIFT = 40  # upper bits: how often the store was opened; lower: puts since
 PENDING_SECTOR = 0  # in the index: written nowhere yet; the superblock lies there
@@ -75,6 +75,8 @@ class StoreCore:
         self.tombstones = Tombstones(self)
         self.reclaim = Reclaim(self)
         self.undurable: dict[int, Put] = {}
+        self.slot_floors = dict(config.slot_floors)  # records up to these generations are gone
+        self.tenant_floors = dict(config.tenant_floors)
         self._generation = superblock.incarnation << GENERATION_OPEN_SHIFT
         self._last_prefix = b""
 
@@ -94,6 +96,11 @@ class StoreCore:
     def now_ns(self) -> int:
         """Return monotonic time."""
         return self.clock.monotonic_ns()
+
+    @property
+    def generation(self) -> int:
+        """The largest number given so far."""
+        return self._generation
 
     def next_generation(self) -> int:
         """Return a number larger than that of every put and delete accepted before."""
@@ -135,8 +142,8 @@ class StoreCore:
             return Status.INVALID
         return Status.OK
 
-    def begin_put(self, tenant: Tenant, request: PutRequest) -> Put | Status:
-        """Return a put to fill, PRESENT at once for a known block, or BUSY or NO_SPACE."""
+    def begin_put(self, tenant: TenantScope, request: PutRequest) -> Put | Status:
+        """Return a put to fill, PRESENT at once for a known block, or BUSY, NO_SPACE or MISS."""
         owner = self.tenants.get(tenant.tag, tenant.name)
         handle = self.valid_handle(owner, request.block_id)
         if handle >= 0:
@@ -149,6 +156,8 @@ class StoreCore:
             put = Put(self, owner, request, waiting.extent)
             put.state, put.alias = PutState.PRESENT, waiting
             return put
+        if self._outlived(owner, request):
+            return Status.MISS
         if self.log.paused(self.now_ns()) or not self._room_in_index(owner):
             self.counters.puts_refused += 1
             return Status.NO_SPACE
@@ -156,6 +165,23 @@ class StoreCore:
         if extent is None:
             return Status.BUSY
         return Put(self, owner, request, extent)
+
+    def _outlived(self, owner: TenantState, request: PutRequest) -> bool:
+        """Say whether a copy comes too late: its block expired, or was deleted here meanwhile."""
+        if request.expiry_s and request.expiry_s <= self.clock.wall_s():
+            return True
+        since = request.unless_deleted_since
+        if since is None:
+            return False
+        slot = self._slot_of(request.block_id)
+        return (
+            self.slot_floors.get(slot, 0) > since
+            or self.tenant_floors.get(owner.tag, 0) > since
+            or self.tombstones.deleted_since(owner.tag, request.block_id, since)
+        )
+
+    def _slot_of(self, block_id: bytes) -> int:
+        return int.from_bytes(slots_of(block_id, self.config.slots), "little")
 
     def _room_in_index(self, owner: TenantState) -> bool:
         free = self.index.capacity - len(self.index)
@@ -174,11 +200,15 @@ class StoreCore:
             self.arena.release(put.extent)
             self.counters.puts_present += 1
             return Status.OK
-        expiry_s = self.clock.wall_s() + request.ttl_s if request.ttl_s else 0
+        if self._outlived(owner, request):
+            put.state = PutState.ABORTED
+            self.arena.release(put.extent)
+            return Status.MISS
+        expiry_s = self.clock.wall_s() + request.ttl_s if request.ttl_s else request.expiry_s
         if request.prefix_id != self._last_prefix:
             self._last_prefix = request.prefix_id
             self.access_clock += 1
-        slot = struct.unpack("<H", slots_of(request.block_id, self.config.slots))[0]
+        slot = self._slot_of(request.block_id)
         handle = self.index.insert(
             owner.number, request.block_id, slot, PENDING_SECTOR, put.sectors, expiry_s,
             request.depth, self.access_clock,
@@ -345,6 +375,13 @@ class StoreCore:
             if handle >= 0:
                 self.remove_entry(handle)
         self.counters.deletes += len(ids)
+
+    def purge_slot(self, slot: int) -> int:
+        """Forget all blocks of a slot; return the generation up to which none comes back."""
+        floor = self.slot_floors[slot] = self.next_generation()
+        for (handle,) in struct.iter_unpack("<I", self.index.handles_of_slot(slot)):
+            self.remove_entry(handle)
+        return floor
 
     def pin(self, owner: TenantState, block_id: bytes, ttl_s: int) -> Status:
         """Pin for `ttl_s`, or unpin with 0. MISS when absent, QUOTA over the limit."""

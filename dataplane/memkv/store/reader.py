@@ -18,7 +18,7 @@ from memkv.store.layout import RecordHeader, record_sectors
 from memkv.store.records import Flaw, Place, judge, payload_ok
 from memkv.store.segments import Segment
 from memkv.store.tenants import TenantState
-from memkv.tenant import Tenant
+from memkv.tenant import TenantScope
 
 WINDOW_ITEMS = 16  # looked up together: bounds what a slow consumer of results holds in DRAM
 ATTEMPTS_MAX = 2  # transient errors of a bus go away when the record is read again
@@ -80,7 +80,9 @@ class _Flight:
 class _Batch:
     """One call of `read`."""
 
-    __slots__ = ("deadline_ns", "flights", "ids", "max_lengths", "owner", "todo", "verify")
+    __slots__ = (
+        "background", "deadline_ns", "flights", "ids", "max_lengths", "owner", "todo", "verify",
+    )  # fmt: skip
 
     def __init__(
         self, owner: TenantState, ids: bytes, max_lengths: Sequence[int] | None,
@@ -91,6 +93,7 @@ class _Batch:
         self.max_lengths = max_lengths
         self.deadline_ns = deadline_ns
         self.verify = verify
+        self.background = False
         self.todo = list(range(len(ids) // BLOCK_ID_BYTES - 1, -1, -1))  # taken from the end
         self.flights: set[int] = set()
 
@@ -117,25 +120,27 @@ class StoreReader:
         queue.register_arena(core.arena.memory)
 
     def read(
-        self, tenant: Tenant, ids: bytes, max_lengths: Sequence[int] | None, deadline_ns: int,
-        verify: bool = False,
+        self, tenant: TenantScope, ids: bytes, max_lengths: Sequence[int] | None, deadline_ns: int,
+        verify: bool = False, background: bool = False,
     ) -> Iterator[Answer]:  # fmt: skip
         """Yield (position, result) for each id, in the order in which they become known.
 
         Never waits past the deadline: what is not there by then is TIMEOUT. A result with OK holds
         its buffer until released; an iterator that is dropped leaves nothing behind. `verify` sums
-        every payload before it is answered.
+        every payload before it is answered. `background` reads leave no trace: blocks get neither
+        younger nor a place in DRAM by them.
         """
         self._reap(0)
         with self._engine.lock:
             owner = self._core.tenants.find(tenant.tag)
-            if owner is not None:
+            if owner is not None and not background:
                 self._core.touch(owner, ids)
         if owner is None:
             for position in range(len(ids) // BLOCK_ID_BYTES):
                 yield position, self._miss()
             return
         batch = _Batch(owner, ids, max_lengths, deadline_ns, verify)
+        batch.background = background
         try:
             while batch.todo or batch.flights:
                 if self._core.now_ns() >= deadline_ns:
@@ -323,7 +328,10 @@ class StoreReader:
                 core.drop_corrupt(flight.owner, flight.block_id, sector)
                 core.counters.expired += 1
             else:
-                core.promote(flight.owner, flight.block_id, sector, flight.extent, header)
+                if batch.background:
+                    flight.extent.header = header
+                else:
+                    core.promote(flight.owner, flight.block_id, sector, flight.extent, header)
                 core.counters.hits_flash += 1
             if core.reclaim.active:
                 self._engine.wake()

@@ -230,6 +230,7 @@ class Recovery:
         ids = b"".join([entry[0] for entry in entries])
         slots = struct.unpack(f"<{len(entries)}H", slots_of(ids, core.config.slots))
         insert, base, now_s = core.index.insert, segment.base_sector, self._now_s
+        floors, tenant_floors = core.slot_floors, core.tenant_floors
         added: dict[int, list[int]] = {}
         numbers: dict[bytes, int] = {}
         for i in range(len(entries) - 1, -1, -1):
@@ -241,11 +242,14 @@ class Recovery:
             if kind != Kind.BLOCK:
                 if dead.get((tag, block_id), -1) < generation:
                     dead[tag, block_id] = generation
-                    core.tombstones.remember(tag, block_id, generation)
+                    core.tombstones.recovered(tag, block_id, generation)
                 report.tombstones += 1
                 continue
             if dead and dead.get((tag, block_id), -1) > generation:
                 report.superseded += 1
+                continue
+            if generation <= floors.get(slots[i], -1) or generation <= tenant_floors.get(tag, -1):
+                report.superseded += 1  # purged; whatever is older of this key is so too
                 continue
             if expiry_s and expiry_s <= now_s:
                 dead[tag, block_id] = generation + 1

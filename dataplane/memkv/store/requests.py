@@ -51,3 +51,8 @@ class PutRequest(NamedTuple):
     prefix_id: bytes = bytes(8)
     session_id: bytes = bytes(8)
     durable: bool = False
+    expiry_s: int = 0
+    """Wall time, instead of `ttl_s`: for a block that already lived elsewhere."""
+    unless_deleted_since: int | None = None
+    """A generation: the block is a copy of what another worker has, and is refused with MISS when
+    this store deleted its key, or all of its slot or tenant, after that."""

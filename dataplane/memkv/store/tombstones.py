@@ -106,6 +106,7 @@ class Tombstones:
         self.carrying = 0
         self.recent: OrderedDict[tuple[bytes, bytes], int] = OrderedDict()
         self.complete_since = 0  # generations before this one may have been forgotten
+        self.forgotten_to = 0  # the youngest one that fell out of `recent`
 
     def __len__(self) -> int:
         return len(self.recent)
@@ -157,7 +158,26 @@ class Tombstones:
         self.recent.move_to_end((tenant_tag, block_id))
         if len(self.recent) > TOMBSTONES_KEPT_MAX:
             _, forgotten = self.recent.popitem(last=False)
-            self.complete_since = max(self.complete_since, forgotten + 1)
+            self._fell_out(forgotten)
+
+    def recovered(self, tenant_tag: bytes, block_id: bytes, generation: int) -> None:
+        """Keep a tombstone found on flash; recovery meets the youngest first."""
+        if len(self.recent) >= TOMBSTONES_KEPT_MAX:
+            self._fell_out(generation)
+            return
+        self.recent[tenant_tag, block_id] = generation
+        self.recent.move_to_end((tenant_tag, block_id), last=False)
+
+    def _fell_out(self, generation: int) -> None:
+        self.forgotten_to = max(self.forgotten_to, generation)
+        self.complete_since = max(self.complete_since, generation + 1)
+
+    def deleted_since(self, tenant_tag: bytes, block_id: bytes, generation: int) -> bool:
+        """Say whether a key was, or may have been, deleted after `generation`."""
+        return (
+            self.recent.get((tenant_tag, block_id), 0) > generation
+            or self.forgotten_to > generation
+        )
 
     def forget(self, tenant_tag: bytes, block_id: bytes) -> None:
         """A new put of the key supersedes its tombstone."""

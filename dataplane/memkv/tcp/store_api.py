@@ -10,7 +10,7 @@ from typing import Protocol
 from memkv.status import Status
 from memkv.store.requests import PutRequest
 from memkv.store.statistics import StoreStatistics
-from memkv.tenant import Tenant
+from memkv.tenant import TenantScope
 from memkv.wire.messages import ListPage, ListRequest
 
 
@@ -52,15 +52,17 @@ class StoreReader(Protocol):
 
     def read(
         self,
-        tenant: Tenant,
+        tenant: TenantScope,
         ids: bytes,
         max_lengths: Sequence[int],
         deadline_ns: int,
         verify: bool = False,
+        background: bool = False,
     ) -> Iterator[tuple[int, ReadResult]]:
         """Yield (position, result) once for each id, in order of completion.
 
-        `verify`: check payload sums, reading again what fails. Closing the iterator early gives
+        `verify`: check payload sums, reading again what fails. `background`: leave recency and
+        DRAM as they are. Closing the iterator early gives
         back what was not yielded yet.
         """
 
@@ -84,22 +86,23 @@ class PendingPut(Protocol):
 class BlockStore(Protocol):
     """The store of one worker."""
 
-    def exists(self, tenant: Tenant, ids: bytes, now_s: int) -> bytes:
+    def exists(self, tenant: TenantScope, ids: bytes, now_s: int) -> bytes:
         """Return an i32 of 1 or 0 for each id."""
 
     def new_reader(self) -> StoreReader: ...
     def begin_put(
-        self, tenant: Tenant, request: PutRequest, deadline_ns: int
+        self, tenant: TenantScope, request: PutRequest, deadline_ns: int
     ) -> PendingPut | Status:
-        """Reserve memory, waiting until the deadline; OK when the block is present already."""
+        """Reserve memory, waiting until the deadline; OK when the block is present already, MISS
+        for a copy of what was deleted here."""
 
     def wait_durable(self, puts: Sequence[PendingPut], deadline_ns: int) -> list[Status]:
         """Wait until committed puts are behind a completed flush."""
 
-    def delete(self, tenant: Tenant, ids: bytes, deadline_ns: int) -> bytes:
+    def delete(self, tenant: TenantScope, ids: bytes, deadline_ns: int) -> bytes:
         """Return an i32 status for each id once its tombstone is durable."""
 
-    def pin(self, tenant: Tenant, ids: bytes, ttl_s: int) -> bytes:
+    def pin(self, tenant: TenantScope, ids: bytes, ttl_s: int) -> bytes:
         """Return an i32 status for each id; `ttl_s` 0 unpins."""
 
     def list_page(self, request: ListRequest) -> ListPage:
