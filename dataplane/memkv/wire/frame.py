@@ -237,6 +237,20 @@ class FrameReader:
         frames before the faulty one in the same call are lost with the connection.
         """
         events: list[Frame | memoryview] = []
+        if self.is_between_frames and len(data) >= HEADER_BYTES:
+            # Whole frames in one piece are the rule; this is the loop below without its states.
+            header = parse_header(data, responses=self._responses)
+            end = HEADER_BYTES + header.body_bytes
+            if len(data) >= end:
+                if self._admit is not None:
+                    self._admit(header)
+                body = bytes(data[HEADER_BYTES:end])
+                check_body(header, body)
+                self._payload_pending = header.payload_bytes
+                events.append(Frame(header, body))
+                if len(data) == end:
+                    return events
+                data = data[end:]
         view = memoryview(data)
         while True:
             if self._payload_pending:

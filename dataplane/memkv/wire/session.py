@@ -157,10 +157,22 @@ class Session:
     lanes: int = 0
     closed: bool = False
 
+    allowed: frozenset[int] = frozenset()
+    """Operations that the ticket's rights cover."""
+
+    def __post_init__(self) -> None:
+        self.take_over(self.ticket)
+
+    def take_over(self, ticket: Ticket) -> None:
+        """Go by a ticket from now on."""
+        self.ticket = ticket
+        self.allowed = frozenset(
+            opcode for opcode, needed in RIGHTS_OF_OPCODE.items() if needed & ~ticket.rights == 0
+        )
+
     def allows(self, opcode: int) -> bool:
         """Whether the ticket's rights cover an operation."""
-        needed = RIGHTS_OF_OPCODE[opcode]
-        return self.ticket.rights & needed == needed
+        return opcode in self.allowed
 
 
 class SessionTable:
@@ -198,7 +210,7 @@ class SessionTable:
             return Status.CLOSED
         if (ticket.tenant, ticket.pool) != (session.ticket.tenant, session.ticket.pool):
             return Status.DENIED
-        session.ticket = ticket
+        session.take_over(ticket)
         self._refill(session)
         return Status.OK
 
