@@ -32,6 +32,7 @@ class Connection:
         self.on_lane_poller = False
         self.unsettled_since_ns: int | None = None
         self.partial_bytes = 0
+        self.linger_skips = 0
         self.pending: deque[Frame] = deque()
         """Requests that were read and wait for another thread to serve them."""
 
