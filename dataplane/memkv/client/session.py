@@ -110,9 +110,13 @@ class WorkerSession:
     # --- connecting ---------------------------------------------------------------------------
     def wants_keeper(self) -> bool:
         """Return whether connect() or top_up() has work to do and its pause is over."""
+        lanes = self._lanes
+        if lanes is not None:
+            for group in lanes.groups():
+                group.reap()  # a lane whose node died while it was idle
         if self.state is SessionState.CLOSED or not self.backoff.due():
             return False
-        return self._lanes is None or self._missing(self._lanes) > 0
+        return lanes is None or self._missing(lanes) > 0
 
     def keep(self, hello: HelloRequest) -> None:
         """Connect, or replace lost lanes. Never raises; failures set `last_error` and back off."""
