@@ -131,6 +131,7 @@ class BlockCopy(Append):
         """A failed flush: the source is still whole, point back at it."""
         if ok:
             return
+        self._reclaim.copy_lost()
         entry = self._wanted.entry
         handle = self._core.live_handle(self._wanted.tenant.number, entry.block_id, self.sector)
         if handle >= 0:

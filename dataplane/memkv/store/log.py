@@ -280,7 +280,8 @@ class Log:
             self.counters.flush_errors += 1
             # The kernel reports an error once; what completed meanwhile may be hit by it too.
             covered = covered + self._unflushed
-            self._unflushed = []
+            barriers = barriers + self._barriers
+            self._unflushed, self._barriers = [], []
             self._unflushed_bytes = 0
             for append in covered:
                 assert append.segment is not None

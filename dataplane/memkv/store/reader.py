@@ -81,7 +81,8 @@ class _Batch:
     """One call of `read`."""
 
     __slots__ = (
-        "background", "deadline_ns", "flights", "ids", "max_lengths", "owner", "todo", "verify",
+        "background", "deadline_ns", "flights", "ids", "max_lengths", "owner", "stalled", "todo",
+        "verify",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +95,7 @@ class _Batch:
         self.deadline_ns = deadline_ns
         self.verify = verify
         self.background = False
+        self.stalled = False
         self.todo = list(range(len(ids) // BLOCK_ID_BYTES - 1, -1, -1))  # taken from the end
         self.flights: set[int] = set()
 
@@ -163,7 +165,7 @@ class StoreReader:
     def _plan(self, batch: _Batch) -> Iterator[Answer]:
         """Look up the next items; start reads for those on flash."""
         ready: list[tuple[int, Extent | None]] = []
-        started = False
+        started = batch.stalled = False
         with self._engine.lock:
             while batch.todo and len(ready) < WINDOW_ITEMS and self._room():
                 position = batch.todo[-1]
@@ -173,6 +175,7 @@ class StoreReader:
                 elif self._fly(batch, position, found):
                     started = True
                 elif batch.flights or ready:
+                    batch.stalled = not ready  # until a read lands, there is no memory
                     break
                 elif not self._wait_for_memory(batch, found):
                     batch.todo.pop()
@@ -262,7 +265,7 @@ class StoreReader:
         if not batch.flights:
             return
         left_ms = max(0, (batch.deadline_ns - self._core.now_ns()) // 1_000_000)
-        wait = 0 if batch.todo and self._room() else 1
+        wait = 0 if batch.todo and self._room() and not batch.stalled else 1
         wait = 0 if self._arrived else wait
         results, self._arrived = self._arrived, []
         results += self._queue.wait(wait, min(left_ms + 1, 60_000) if wait else 0)

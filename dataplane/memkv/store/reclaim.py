@@ -80,7 +80,7 @@ class Reclaim:
         self._candidates: list[Candidate] = []
         self._kept: list[Wanted] = []
         self._carried: dict[int, list[tuple[bytes, int]]] = {}
-        self._carry_lost = False
+        self._copy_lost = False
         self.copies_in_flight = 0
         self._copied = 0
         self._credit_bytes = 0.0
@@ -172,7 +172,7 @@ class Reclaim:
         self._next = 0
         self._wanted, self._candidates, self._kept = [], [], []
         self._carried = {}
-        self._carry_lost = False
+        self._copy_lost = False
         self._copied = 0
         self._phase = Phase.SORTING
 
@@ -216,9 +216,9 @@ class Reclaim:
             self._core.tombstones.carry(self._core.tenants.all[number], tombstones)
         self._carried = {}
 
-    def carry_failed(self) -> None:
-        """A tombstone could not be written again: the segment must not be erased now."""
-        self._carry_lost = True
+    def copy_lost(self) -> None:
+        """A block or tombstone did not become durable elsewhere: the segment must not be erased."""
+        self._copy_lost = True
 
     def _choose(self, segment: Segment) -> None:
         core = self._core
@@ -267,7 +267,7 @@ class Reclaim:
                 self.evict(wanted)
         if self._kept or self.copies_in_flight or self._core.tombstones.carrying:
             return False
-        if self._carry_lost:
+        if self._copy_lost:
             self._retry()
         elif self._copied:
             self._phase = Phase.FLUSHING

@@ -29,11 +29,10 @@ Steps = Generator[list[IoRequest], None, None]
 
 
 class _Copy(NamedTuple):
-    """One copy as found: its version and content when whole; whether it is blank or begun."""
+    """One copy as found: its version and content when whole."""
 
     version: int
     superblock: Superblock | None
-    begun: bool
 
 
 def plan(capacity_bytes: int, config: StoreConfig, random: Randomness) -> Superblock:
@@ -66,14 +65,13 @@ class SuperblockOpener:
         """Open the drive for one more incarnation. Raises ConfigError when it is unfit."""
         if self._capacity_bytes < SUPERBLOCK_AREA_BYTES + SEGMENTS_MIN * SEGMENT_BYTES_MIN:
             plan(self._capacity_bytes, self._config, self._random)
-        area = aligned_buffer(SUPERBLOCK_AREA_BYTES)
-        yield [IoRequest(IoKind.READ, 0, [area], self._note)]
-        if self._failed:
-            raise ConfigError(
-                "the first MiB of the device cannot be read; check the drive (smartctl, dmesg)"
-            )
-        found = self._choose(area)
+        area = aligned_buffer(COPIES * SECTOR_BYTES)
+        yield from self._read(area)
+        found = self._newest(area)
         if found is None:
+            area = aligned_buffer(SUPERBLOCK_AREA_BYTES)
+            yield from self._read(area)
+            self._refuse_foreign(area)
             found = plan(self._capacity_bytes, self._config, self._random)
             self.formatted = True
         self._check(found)
@@ -89,11 +87,18 @@ class SuperblockOpener:
                 )
         self.result = found
 
+    def _read(self, area: memoryview) -> Steps:
+        yield [IoRequest(IoKind.READ, 0, [area], self._note)]
+        if self._failed:
+            raise ConfigError(
+                "the first MiB of the device cannot be read; check the drive (smartctl, dmesg)"
+            )
+
     def _note(self, ok: bool, _error: int) -> None:
         self._failed = self._failed or not ok
 
-    def _choose(self, area: memoryview) -> Superblock | None:
-        """Return the newest whole copy, None for a blank drive. Raises ConfigError otherwise."""
+    def _newest(self, area: memoryview) -> Superblock | None:
+        """Return the newest whole copy. Raises ConfigError for another format."""
         copies = [self._read_copy(area[i * SECTOR_BYTES :][:SECTOR_BYTES]) for i in range(COPIES)]
         for copy in copies:
             if copy.version and copy.version != FORMAT_VERSION:
@@ -103,13 +108,14 @@ class SuperblockOpener:
                     " MiB to format it anew (all blocks on it are lost)"
                 )
         whole = [copy.superblock for copy in copies if copy.superblock is not None]
-        if whole:
-            return max(whole, key=lambda superblock: superblock.incarnation)
-        blank = area == bytes(SUPERBLOCK_AREA_BYTES)
-        # Formatting was cut short: the first copy is ours but torn, and nothing else was written.
-        begun = copies[0].begun and area[SECTOR_BYTES:] == bytes(len(area) - SECTOR_BYTES)
-        if blank or begun:
-            return None
+        return max(whole, key=lambda superblock: superblock.incarnation, default=None)
+
+    def _refuse_foreign(self, area: memoryview) -> None:
+        """Raise ConfigError unless the area is blank, or formatting it was cut short."""
+        # The first copy is written first: torn, it begins with our magic and all else is zero.
+        rest = area[SECTOR_BYTES:] if area[:8] == SUPERBLOCK_MAGIC else area
+        if rest == bytes(len(rest)):
+            return
         raise ConfigError(
             "the device holds data that is not a MemKV store; to use it, wipe it first, for"
             " example with: dd if=/dev/zero of=DEVICE bs=1M count=1 conv=notrunc"
@@ -118,9 +124,9 @@ class SuperblockOpener:
     def _read_copy(self, page: memoryview) -> _Copy:
         decoded = decode_superblock(page)
         if decoded is None:
-            return _Copy(0, None, page[:8] == SUPERBLOCK_MAGIC)
+            return _Copy(0, None)
         version, superblock = decoded
-        return _Copy(version, superblock if version == FORMAT_VERSION else None, True)
+        return _Copy(version, superblock if version == FORMAT_VERSION else None)
 
     def _check(self, found: Superblock) -> None:
         if found.capacity_bytes > self._capacity_bytes:

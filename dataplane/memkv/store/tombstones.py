@@ -150,7 +150,7 @@ class Tombstones:
     def _carried(self, ok: bool) -> None:
         self.carrying -= 1
         if not ok:
-            self._core.reclaim.carry_failed()
+            self._core.reclaim.copy_lost()
 
     def remember(self, tenant_tag: bytes, block_id: bytes, generation: int) -> None:
         """Keep a tombstone for `list_tombstones`."""

@@ -1,6 +1,6 @@
 """What goes wrong on a simulated device, and how often. All chances are per operation."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 
@@ -32,8 +32,12 @@ class Faults:
     """A flush fails, and what it should have covered is lost."""
     crash_at: int = 0
     """Power goes at the nth operation (from 1); 0: never."""
-    tags: tuple[str, ...] = field(default=())
-    """Free text for messages."""
+
+    @property
+    def lies(self) -> bool:
+        """Say whether the device may return or keep other bytes than were written."""
+        chances = (self.misdirected_read, self.misdirected_write, self.lost_write, self.rot)
+        return any(chances) or self.rot_in_headers > 0
 
     def at_nth(self, count: int) -> Self:
         """Return the same faults with the nth operation failing."""

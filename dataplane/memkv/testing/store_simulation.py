@@ -1,0 +1,272 @@
+"""Random lives of a store on a simulated device: operations, power losses, recoveries, judgement.
+
+Everything follows from the seed. A run is a chain of lives: each ends by a power loss at a random
+device operation (also in the middle of a recovery), and after each recovery every key is read and
+judged by the oracle.
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+from memkv import checksum, keys, pattern
+from memkv.errors import ConfigError
+from memkv.limits import KIB, MIB
+from memkv.status import Status
+from memkv.store.api import PendingPut, PutRequest, Store, StoreConfig, StoreReader, open_store
+from memkv.store.checks import ALL_CHECKS, Checks
+from memkv.tenant import Tenant
+from memkv.testing.clock import ManualClock
+from memkv.testing.device import PowerLoss, WriteListDevice
+from memkv.testing.faults import HONEST, LYING, Faults
+from memkv.testing.oracle import ContentOracle, Name, Verdict, content_seed
+
+_V = Verdict
+ANY_ANSWER = frozenset({_V.WRONG, _V.STALE, _V.EXPIRED})
+LENGTHS = (1, 700, 4096, 5000, 8192, 12_288)
+WAIT_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a simulation does, and what it holds the store to."""
+
+    name: str
+    serving: Faults = HONEST
+    recovering: Faults = HONEST
+    checks: Checks = ALL_CHECKS
+    tag_bits: int = 128
+    check_tenant: bool = True
+    durable_required: bool = True
+    """Durable blocks that were not evicted must be back after a crash."""
+    forbidden: frozenset[Verdict] = ANY_ANSWER
+    segments: int = 10
+    segment_bytes: int = 32 * KIB
+    keys: int = 10
+    lengths: tuple[int, ...] = LENGTHS
+    crash_at_max: int = 110
+    lives: int = 12
+    ttl_chance: float = 0.2
+
+
+# Honest drives lose power; the others only owe C1: never bytes of no put of the key.
+HONEST_PROFILE = Profile("honest")
+LYING_PROFILE = Profile(
+    "lying", serving=LYING, recovering=LYING, durable_required=False,
+    forbidden=frozenset({_V.WRONG}),
+)  # fmt: skip
+FLUSH_PROFILE = Profile("failing flushes", serving=Faults(fail_flush=0.1))
+
+# Each is harmless with all checks on, and shows what one check is for when that is off.
+NEGATIVE_CONTROLS = {
+    "payload_sum": Profile("torn payloads"),
+    "header_sum": Profile(
+        "rotten headers", recovering=Faults(rot_in_headers=0.3), durable_required=False,
+        forbidden=frozenset({_V.WRONG, _V.EXPIRED}), ttl_chance=0.7,
+    ),
+    "offset": Profile(
+        "misdirected reads", serving=Faults(misdirected_read=0.3), durable_required=False, keys=2,
+        lengths=(4096, 8192), segment_bytes=64 * KIB, crash_at_max=60,
+    ),
+    "generation": Profile(
+        "segments used again", segments=8, keys=4, crash_at_max=60, ttl_chance=0.0
+    ),
+    "block_id": Profile("colliding ids", tag_bits=3, durable_required=False),
+    "tenant": Profile("colliding tenants", check_tenant=False, durable_required=False),
+}  # fmt: skip
+
+
+class WrongAnswer(AssertionError):
+    """The store broke a promise."""
+
+    def __init__(self, verdict: str, text: str) -> None:
+        super().__init__(f"{verdict}: {text}")
+        self.verdict = verdict
+
+
+class Simulation:
+    """One seed of one profile."""
+
+    def __init__(self, seed: int, profile: Profile) -> None:
+        self.seed = seed
+        self.profile = profile
+        self.random = random.Random(seed)
+        self.clock = ManualClock()
+        self.oracle = ContentOracle()
+        size = MIB + profile.segments * profile.segment_bytes
+        self.device = WriteListDevice(seed, size_bytes=size)
+        self.tenants = [Tenant.named("alpha"), Tenant.named("beta")]
+        self.names = [
+            (tenant, f"key-{number}") for tenant in self.tenants for number in range(profile.keys)
+        ]
+        self.ids = {name: keys.block_id(name[1]) for name in self.names}
+        self._by_tag = {(t.tag, self.ids[t, key]): (t.name, key) for t, key in self.names}
+        self.crash_points = 0
+        self.hits = 0
+        self._store: Store | None = None
+        self._reader: StoreReader | None = None
+        self.config = StoreConfig(
+            memory_bytes=128 * KIB, block_bytes_max=max(profile.lengths), index_blocks_max=200,
+            segment_bytes=profile.segment_bytes, checks=profile.checks,
+            index_tag_bits=profile.tag_bits, index_check_tenant=profile.check_tenant,
+            threads=False, on_evict=self._evicted, queue_depth=8,
+        )  # fmt: skip
+
+    def run(self) -> None:
+        """Live all lives. Raises WrongAnswer."""
+        self._open()
+        while self.crash_points < self.profile.lives:
+            self._arm()
+            try:
+                while True:
+                    self._operate()
+            except PowerLoss:
+                self._power_loss()
+            try:
+                self._recover()
+                self._check_all()
+            except ConfigError:
+                if not self.profile.recovering.lies:
+                    raise
+                return  # both superblocks are gone: refusing the drive is right
+
+    # --- lives -------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Let power go at a random operation from now on."""
+        self.device.operations = 0
+        crash_at = self.random.randint(1, self.profile.crash_at_max)
+        self.device.faults = replace(self.device.faults, crash_at=crash_at)
+
+    def _power_loss(self) -> None:
+        self.crash_points += 1
+        self.device.after_crash(self.profile.recovering)
+
+    def _open(self) -> None:
+        self._store = open_store(self.device, self.config, self.clock, self.random)
+        self._reader = self._store.new_reader()
+        self.device.faults = self.profile.serving
+
+    def _recover(self) -> None:
+        """Open after a power loss, sometimes with another one on the way."""
+        while True:
+            if self.random.random() < 0.25:
+                self._arm()
+            try:
+                self._open()
+                return
+            except PowerLoss:
+                self._power_loss()
+
+    @property
+    def store(self) -> Store:
+        """The open store."""
+        assert self._store is not None
+        return self._store
+
+    def _check_all(self) -> None:
+        """Judge every key."""
+        found = self._read(self.names)
+        if self.profile.durable_required:
+            for name in self.oracle.required(self.clock.wall_s()):
+                if name not in found:
+                    raise WrongAnswer("lost", f"durable {name} is gone: {self.store.recovery}")
+        if self.random.random() < 0.3:
+            self.clock.advance_ms(31_000)
+            self._read(self.names)
+        if self.random.random() < 0.1:
+            self.store.close(clean=self.random.random() < 0.5)
+            self.device.faults = self.profile.recovering
+            self._open()
+            self._read(self.names)
+
+    def _operate(self) -> None:
+        chance = self.random.random()
+        if chance < 0.55:
+            self._put(durable=chance < 0.3)
+        elif chance < 0.7:
+            self._delete()
+        elif chance < 0.85:
+            self._read(self.random.sample(self.names, 4))
+        elif chance < 0.93:
+            self.store.pump()
+        elif chance < 0.96:
+            self.store.flush(self._deadline_ns())
+        elif chance < 0.98:
+            self.clock.advance_ms(self.random.randrange(10_000))
+        else:
+            tenant, key = self.random.choice(self.names)
+            self.store.pin(tenant, self.ids[tenant, key], 10)
+
+    # --- operations --------------------------------------------------------------------------
+
+    def _deadline_ns(self) -> int:
+        return self.clock.monotonic_ns() + WAIT_NS
+
+    def _put(self, durable: bool) -> None:
+        tenant, key = self.random.choice(self.names)
+        lives_on = self.random.random() >= self.profile.ttl_chance
+        ttl_s = 0 if lives_on else self.random.randint(5, 30)
+        self.put(tenant, key, self.random.choice(self.profile.lengths), durable, ttl_s)
+
+    def put(self, tenant: Tenant, key: str, length: int, durable: bool, ttl_s: int = 0) -> None:
+        """Put a block and tell the oracle what was promised."""
+        name: Name = (tenant.name, key)
+        block_id = self.ids[tenant, key]
+        expiry_s = self.clock.wall_s() + ttl_s if ttl_s else 0
+        known = self.oracle.begin_put(name, length, expiry_s)
+        data = pattern.block(content_seed(name, known.number), length)
+        seal = checksum.seal(data, block_id, tenant.tag)
+        request = PutRequest(
+            block_id, length, seal.root, seal.sums, ttl_s=ttl_s, durable=durable
+        )
+        pending = self.store.begin_put(tenant, request, self._deadline_ns())
+        if not isinstance(pending, PendingPut):
+            self.oracle.withdraw(name, known)
+            if pending is Status.OK and durable:
+                self.oracle.present_is_durable(name)
+            return
+        pending.payload[:] = data
+        if pending.commit() is not Status.OK:
+            self.oracle.withdraw(name, known)
+            return
+        if durable:
+            status = self.store.wait_durable([pending], self._deadline_ns())[0]
+            known.durable = status is Status.OK
+
+    def _delete(self) -> None:
+        tenant = self.random.choice(self.tenants)
+        chosen = self.random.sample(range(self.profile.keys), 2)
+        self.delete(tenant, [f"key-{number}" for number in chosen])
+
+    def delete(self, tenant: Tenant, chosen: list[str]) -> None:
+        """Delete keys and tell the oracle what was promised."""
+        for key in chosen:
+            self.oracle.delete_asked((tenant.name, key))
+        ids = b"".join(self.ids[tenant, key] for key in chosen)
+        statuses = self.store.delete(tenant, ids, self._deadline_ns())
+        if statuses == bytes(4 * len(chosen)):
+            for key in chosen:
+                self.oracle.delete_acknowledged((tenant.name, key))
+
+    def _evicted(self, tag: bytes, block_id: bytes) -> None:
+        self.oracle.evicted(self._by_tag[tag, block_id])
+
+    def _read(self, names: list[tuple[Tenant, str]]) -> set[Name]:
+        """Read and judge; return the names that hit."""
+        found: set[Name] = set()
+        assert self._reader is not None
+        for tenant in self.tenants:
+            chosen = [key for owner, key in names if owner is tenant]
+            ids = b"".join(self.ids[tenant, key] for key in chosen)
+            for position, result in self._reader.read(
+                tenant, ids, None, self._deadline_ns(), verify=True
+            ):
+                if result.status is Status.OK:
+                    name = (tenant.name, chosen[position])
+                    verdict = self.oracle.judge(name, result.payload, self.clock.wall_s())
+                    if verdict in self.profile.forbidden:
+                        raise WrongAnswer(verdict.value, f"{name} from {result.source}")
+                    found.add(name)
+                    self.hits += 1
+                result.release()
+        return found
