@@ -51,7 +51,7 @@ class RecoveryReport:
     superseded: int = 0
     """Records with a newer one, a tombstone, or past their expiry."""
     torn: int = 0
-    """Records of scans whose payload was not whole."""
+    """Records whose payload was not whole, or whose place cannot be."""
     over_capacity: int = 0
     """Blocks left out because the index is too small."""
     duration_ms: int = 0
@@ -110,7 +110,7 @@ class Recovery:
                 else:
                     self._loaded(f)
         self._core.access_clock = HORIZON_RECOVERED + 1
-        self.report.torn = scanner.torn if scanner else 0
+        self.report.torn += scanner.torn if scanner else 0
 
     def _count(self, action: str) -> None:
         self.report.segments[action] = self.report.segments.get(action, 0) + 1
@@ -256,6 +256,9 @@ class Recovery:
                 report.superseded += 1
                 continue
             sectors = record_sectors(length)
+            if sector + sectors > core.table.sectors:
+                report.torn += 1
+                continue
             handle = insert(
                 number, block_id, slots[i], base + sector, sectors, expiry_s, depth,
                 STAMP_RECOVERED,

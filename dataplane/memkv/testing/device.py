@@ -23,7 +23,7 @@ class PowerLoss(Exception):
     """The simulated machine stopped; go on with `device.after_crash()`."""
 
 
-class _Pending:
+class PendingWrite:
     """One write that no flush has covered."""
 
     __slots__ = ("before", "data", "offset")
@@ -47,7 +47,7 @@ class WriteListDevice:
         self.crashed = False
         self.written: list[tuple[int, int]] = []
         self._written_known: set[tuple[int, int]] = set()
-        self._pending: list[_Pending] = []
+        self._pending: list[PendingWrite] = []
         self._broken_kind = ""
 
     @property
@@ -130,9 +130,18 @@ class WriteListDevice:
         """Writes on the list."""
         return len(self._pending)
 
+    @property
+    def pending(self) -> list[PendingWrite]:
+        """A copy of the list, the oldest first; its writes never change."""
+        return list(self._pending)
+
+    def take_pending(self, writes: list[PendingWrite]) -> None:
+        """Go on from a copied image with the list that belonged to it."""
+        self._pending = list(writes)
+
     def _put(self, offset: int, data: bytes) -> None:
         end = offset + len(data)
-        self._pending.append(_Pending(offset, data, bytes(self.image[offset:end])))
+        self._pending.append(PendingWrite(offset, data, bytes(self.image[offset:end])))
         self.image[offset:end] = data
 
     def _chance(self, chance: float) -> bool:
@@ -159,7 +168,7 @@ class WriteListDevice:
         self._pending = []
         self.crashed = False
 
-    def _lose(self, writes: list[_Pending]) -> None:
+    def _lose(self, writes: list[PendingWrite]) -> None:
         """Take the writes back, then let some happen after all, in any order."""
         for write in reversed(writes):
             self.image[write.offset : write.offset + len(write.data)] = write.before

@@ -163,13 +163,14 @@ class Simulation:
         assert self._store is not None
         return self._store
 
+    def recover_and_check(self) -> None:
+        """Open the drive as it is and judge every key."""
+        self._open()
+        self._judge_all()
+
     def _check_all(self) -> None:
-        """Judge every key."""
-        found = self._read(self.names)
-        if self.profile.durable_required:
-            for name in self.oracle.required(self.clock.wall_s()):
-                if name not in found:
-                    raise WrongAnswer("lost", f"durable {name} is gone: {self.store.recovery}")
+        """Judge every key, sometimes again when all has expired or after a reopen."""
+        self._judge_all()
         if self.random.random() < 0.3:
             self.clock.advance_ms(31_000)
             self._read(self.names)
@@ -178,6 +179,13 @@ class Simulation:
             self.device.faults = self.profile.recovering
             self._open()
             self._read(self.names)
+
+    def _judge_all(self) -> None:
+        found = self._read(self.names)
+        if self.profile.durable_required:
+            for name in self.oracle.required(self.clock.wall_s()):
+                if name not in found:
+                    raise WrongAnswer("lost", f"durable {name} is gone: {self.store.recovery}")
 
     def _operate(self) -> None:
         chance = self.random.random()
@@ -190,7 +198,7 @@ class Simulation:
         elif chance < 0.93:
             self.store.pump()
         elif chance < 0.96:
-            self.store.flush(self._deadline_ns())
+            self.store.flush(self.deadline_ns())
         elif chance < 0.98:
             self.clock.advance_ms(self.random.randrange(10_000))
         else:
@@ -199,7 +207,8 @@ class Simulation:
 
     # --- operations --------------------------------------------------------------------------
 
-    def _deadline_ns(self) -> int:
+    def deadline_ns(self) -> int:
+        """Return a deadline that is not reached: the clock stands still during an operation."""
         return self.clock.monotonic_ns() + WAIT_NS
 
     def _put(self, durable: bool) -> None:
@@ -219,7 +228,7 @@ class Simulation:
         request = PutRequest(
             block_id, length, seal.root, seal.sums, ttl_s=ttl_s, durable=durable
         )
-        pending = self.store.begin_put(tenant, request, self._deadline_ns())
+        pending = self.store.begin_put(tenant, request, self.deadline_ns())
         if not isinstance(pending, PendingPut):
             self.oracle.withdraw(name, known)
             if pending is Status.OK and durable:
@@ -230,7 +239,7 @@ class Simulation:
             self.oracle.withdraw(name, known)
             return
         if durable:
-            status = self.store.wait_durable([pending], self._deadline_ns())[0]
+            status = self.store.wait_durable([pending], self.deadline_ns())[0]
             known.durable = status is Status.OK
 
     def _delete(self) -> None:
@@ -243,7 +252,7 @@ class Simulation:
         for key in chosen:
             self.oracle.delete_asked((tenant.name, key))
         ids = b"".join(self.ids[tenant, key] for key in chosen)
-        statuses = self.store.delete(tenant, ids, self._deadline_ns())
+        statuses = self.store.delete(tenant, ids, self.deadline_ns())
         if statuses == bytes(4 * len(chosen)):
             for key in chosen:
                 self.oracle.delete_acknowledged((tenant.name, key))
@@ -259,7 +268,7 @@ class Simulation:
             chosen = [key for owner, key in names if owner is tenant]
             ids = b"".join(self.ids[tenant, key] for key in chosen)
             for position, result in self._reader.read(
-                tenant, ids, None, self._deadline_ns(), verify=True
+                tenant, ids, None, self.deadline_ns(), verify=True
             ):
                 if result.status is Status.OK:
                     name = (tenant.name, chosen[position])
