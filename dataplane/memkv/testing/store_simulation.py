@@ -142,8 +142,7 @@ class Simulation:
         self.device.after_crash(self.profile.recovering)
 
     def _open(self) -> None:
-        self._store = open_store(self.device, self.config, self.clock, self.random)
-        self._reader = self._store.new_reader()
+        self.open(self.device.faults)
         self.device.faults = self.profile.serving
 
     def _recover(self) -> None:
@@ -163,6 +162,12 @@ class Simulation:
         assert self._store is not None
         return self._store
 
+    def open(self, faults: Faults) -> None:
+        """Open the drive with these faults, then and afterwards. Raises ConfigError."""
+        self.device.faults = faults
+        self._store = open_store(self.device, self.config, self.clock, self.random)
+        self._reader = self._store.new_reader()
+
     def recover_and_check(self) -> None:
         """Open the drive as it is and judge every key."""
         self._open()
@@ -173,15 +178,15 @@ class Simulation:
         self._judge_all()
         if self.random.random() < 0.3:
             self.clock.advance_ms(31_000)
-            self._read(self.names)
+            self.read(self.names)
         if self.random.random() < 0.1:
             self.store.close(clean=self.random.random() < 0.5)
             self.device.faults = self.profile.recovering
             self._open()
-            self._read(self.names)
+            self.read(self.names)
 
     def _judge_all(self) -> None:
-        found = self._read(self.names)
+        found = self.read(self.names)
         if self.profile.durable_required:
             for name in self.oracle.required(self.clock.wall_s()):
                 if name not in found:
@@ -194,7 +199,7 @@ class Simulation:
         elif chance < 0.7:
             self._delete()
         elif chance < 0.85:
-            self._read(self.random.sample(self.names, 4))
+            self.read(self.random.sample(self.names, 4))
         elif chance < 0.93:
             self.store.pump()
         elif chance < 0.96:
@@ -260,7 +265,7 @@ class Simulation:
     def _evicted(self, tag: bytes, block_id: bytes) -> None:
         self.oracle.evicted(self._by_tag[tag, block_id])
 
-    def _read(self, names: list[tuple[Tenant, str]]) -> set[Name]:
+    def read(self, names: list[tuple[Tenant, str]]) -> set[Name]:
         """Read and judge; return the names that hit."""
         found: set[Name] = set()
         assert self._reader is not None
