@@ -9,7 +9,7 @@ from memkv.store.checks import ALL_CHECKS, Checks
 from memkv.store.eviction import EvictionPolicy, LruTailsFirst
 
 INDEX_BYTES_PER_BLOCK = 64  # 56 in the native table, and room for what Python keeps of few blocks
-INDEX_MEMORY_FRACTION_MAX = 0.25  # the rest of memory holds blocks
+INDEX_MEMORY_FRACTION_MAX = 0.125  # the rest of memory holds blocks
 RECORD_BYTES_MIN = 8192  # a header and one sector: more blocks than this do not fit the drive
 
 
@@ -35,7 +35,7 @@ class StoreConfig:
     memory_bytes: int = 256 * MIB
     block_bytes_max: int = BLOCK_BYTES_MAX
     index_blocks_max: int | None = None
-    """None: as many as fit the drive, within a quarter of memory."""
+    """None: as many as fit the drive, within an eighth of memory."""
     segment_bytes: int | None = None
     """Only for formatting; None: min(256 MiB, capacity / 64)."""
     worker_uuid: bytes | None = None
