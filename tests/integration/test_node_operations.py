@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -10,13 +11,14 @@ from memkv import limits
 from memkv.node.ownership import Ownership
 from memkv.shardmap import MapVersion, Move, ShardMap, Worker, pack_owners
 from memkv.status import Status
+from memkv.tenant import tenant_tag
 from memkv.testing.memory_store import MemoryStore
 from memkv.testing.running_worker import WORKER_UUID, RunningWorker, running_worker
 from memkv.testing.wire_client import Block, Lane, RequestFailed
 from memkv.wire.items import Durability, RangesItem
 from memkv.wire.messages import ListRequest, decode_statuses, encode_keys, unpack_statuses
 from memkv.wire.opcodes import Flag, Opcode
-from memkv.wire.ticket import Rights
+from memkv.wire.ticket import CLIENT_RIGHTS, Rights
 
 KIB = 1024
 OTHER_UUID = b"worker uuid 0002"
@@ -300,8 +302,74 @@ def test_previous_owner_still_reads_and_deletes(worker: RunningWorker) -> None:
     assert lane.get(block.block_id)[0].payload == block.data
     assert lane.put([block]) == [Status.WRONG_OWNER]
     assert client.exists(block.block_id) == [1]
-    assert client.delete(block.block_id) == [0]
+    assert client.delete(block.block_id, map_epoch=7) == [0]
     assert client.exists(block.block_id) == [0]
+
+
+def test_delete_by_a_map_from_before_the_move_is_done_but_not_acknowledged(
+    worker: RunningWorker,
+) -> None:
+    shard_map = map_of((0, 1), {})
+    block = blocks_by_slot(shard_map, 0)
+    client = worker.client()
+    client.lane().put([block])
+    for owners, previous in (((1, 1), 0), ((0, 1), 1)):
+        worker.server.set_map(map_of(owners, {0: Move((previous,), 7)}))
+        answered = client.statuses(Opcode.DELETE, block.block_id, map_epoch=6)
+        assert unpack_statuses(answered.values) == (Status.WRONG_OWNER,)
+        [hint] = answered.hints
+        assert hint.map_epoch == 7
+        assert hint.worker_uuid == (WORKER_UUID if previous else OTHER_UUID)
+        assert client.exists(block.block_id) == [0]
+    worker.server.set_map(map_of((0, 1), {0: Move((1,), 6)}))
+    assert client.delete(block.block_id, map_epoch=6) == [0]
+
+
+def test_worker_behind_takes_no_deletes_and_shows_no_slots(worker: RunningWorker) -> None:
+    shard_map = map_of((0, 1), {})
+    block = blocks_by_slot(shard_map, 0)
+    worker.server.set_map(shard_map)
+    client = worker.client(rights=CLIENT_RIGHTS | Rights.PEER)
+    lane = client.lane()
+    lane.put([block])
+    with pytest.raises(RequestFailed, match="older shard map") as failed:
+        client.delete(block.block_id, map_epoch=8)
+    assert failed.value.status is Status.BUSY
+    assert client.exists(block.block_id) == [1]
+    with pytest.raises(RequestFailed, match="older shard map"):
+        client.list_page(ListRequest(0), map_epoch=8)
+    with pytest.raises(RequestFailed, match="older shard map"):
+        lane.pull(block.block_id, map_epoch=8)
+    assert [one.payload for one in lane.pull(block.block_id, map_epoch=7)] == [block.data]
+
+
+def test_pull_gives_all_that_is_stored_and_needs_the_peer_right(worker: RunningWorker) -> None:
+    [block] = blocks_of(300_000)
+    lane = worker.client(rights=CLIENT_RIGHTS | Rights.PEER, tenant="memkv-peer").lane()
+    worker.client().lane().put([block])
+    found, missing = lane.pull(block.block_id + bytes(32), tag=tenant_tag("default"))
+    if missing.status is Status.OK:
+        found, missing = missing, found
+    assert missing.status is Status.MISS
+    assert found.payload == block.data
+    with pytest.raises(RequestFailed, match="peer right"):
+        worker.client().lane().pull(block.block_id)
+    express = worker.client(rights=Rights.PEER).lane(express=True)
+    with pytest.raises(RequestFailed, match="bulk lane"):
+        express.pull(block.block_id)
+
+
+def test_copy_is_taken_only_on_its_way_to_this_worker(worker: RunningWorker) -> None:
+    shard_map = map_of((0, 1), {})
+    block = blocks_by_slot(shard_map, 0)
+    lane = worker.client().lane()
+    copy = replace(block, durability=Durability.COPY)
+    assert lane.put([copy]) == [Status.MISS]
+    worker.server.set_map(shard_map)
+    assert lane.put([copy]) == [Status.MISS]
+    worker.server.set_map(map_of((0, 1), {0: Move((1,), 7)}), {0: 5})
+    assert lane.put([copy]) == [Status.OK]
+    assert lane.get(block.block_id)[0].payload == block.data
 
 
 def test_requests_by_a_newer_map_are_counted(worker: RunningWorker) -> None:

@@ -15,7 +15,7 @@ from memkv.client.backoff import Backoff
 from memkv.client.core import ClientCore
 from memkv.client.drive import run_to_end
 from memkv.client.operations import put_operation
-from memkv.client.options import DEFAULT_PUT
+from memkv.client.options import COPY_PUT
 from memkv.client.routing import Keys
 from memkv.client.session import WorkerSession
 from memkv.client.source import MapSource
@@ -115,7 +115,7 @@ class Keeper:
                 scatter = ((_hotpath.address_of(copy.data), len(copy.data)),)
                 keys = Keys(1, copy.block_id, copy.slot)
                 results = run_to_end(
-                    put_operation(requests, keys, [scatter], DEFAULT_PUT), requests.deadline_ns
+                    put_operation(requests, keys, [scatter], COPY_PUT), requests.deadline_ns
                 )
                 if results[0] == 0:
                     core.counters.copies_to_new_owner += 1

@@ -74,8 +74,14 @@ class PutOptions:
         return self.hints[position]
 
 
+@dataclass(frozen=True, slots=True)
+class CopyOptions(PutOptions):
+    """Of a background put of what a previous owner had; the owner refuses what was deleted."""
+
+
 NO_HINT = BlockHint()
 DEFAULT_PUT = PutOptions()
+COPY_PUT = CopyOptions()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from memkv.client.buffers import Scatter, scatter_bytes
 from memkv.client.calls import Call
 from memkv.client.native import NativeRequest
 from memkv.client.operations import Started
-from memkv.client.options import PutOptions
+from memkv.client.options import CopyOptions, PutOptions
 from memkv.client.ranges import ByteRange
 from memkv.client.routing import Keys
 from memkv.client.session import Lanes, WorkerSession
@@ -131,6 +131,8 @@ class Requests:
         if isinstance(lanes, Status):
             return lanes
         durability = Durability.DURABLE if options.durability == "durable" else Durability.CACHED
+        if isinstance(options, CopyOptions):
+            durability = Durability.COPY
         calls = []
         for group, part in self._parts(lanes, positions, scatters):
             buffers = [scatters[position] for position in part]

@@ -4,7 +4,7 @@ Each takes a whole request and returns the bytes of its response; none touches a
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from memkv import limits
 from memkv.clock import Clock
@@ -14,6 +14,7 @@ from memkv.node.connection import Connection, NodeSession, Sessions
 from memkv.node.ownership import Ownership
 from memkv.status import Status
 from memkv.tcp.lane import Tally
+from memkv.tcp.pull import BEHIND
 from memkv.tcp.store_api import BlockStore
 from memkv.tenant import Tenant
 from memkv.wire.frame import Frame, encode_error, encode_frame
@@ -128,6 +129,10 @@ class ControlService:
             tally.item(header.opcode, Status.TIMEOUT)
             why = "the deadline had passed when the request arrived"
             return encode_error(header.opcode, header.request_id, Status.TIMEOUT, why)
+        ownership = self._ownership()
+        if header.opcode == Opcode.DELETE and ownership.is_behind(header.map_epoch):
+            tally.item(header.opcode, Status.BUSY)
+            return encode_error(header.opcode, header.request_id, Status.BUSY, BEHIND)
 
         def serve(ids: bytes) -> bytes:
             tenant = session.tenant
@@ -137,11 +142,16 @@ class ControlService:
                 return self._store.delete(tenant, ids, deadline_ns)
             return self._store.pin(tenant, ids, request.argument)
 
-        refused = self._ownership().refused(request.block_ids, header.opcode == Opcode.PIN)
+        refused = ownership.refused(request.block_ids, header.opcode == Opcode.PIN)
         if refused:
             values = _serve_the_rest(request.block_ids, refused, serve)
         else:
             values = serve(request.block_ids)
+        if header.opcode == Opcode.DELETE:
+            half = ownership.half_deleted(request.block_ids, header.map_epoch)
+            if half:
+                values = _overwrite(values, half, Status.WRONG_OWNER)
+                refused = {**refused, **half}
         self._count(header.opcode, values, tally)
         hints = [hint for hint in refused.values() if hint is not None]
         body = encode_statuses(values, hints)
@@ -185,6 +195,9 @@ class ControlService:
     def list(self, frame: Frame) -> bytes:
         """Answer LIST. Raises MalformedBody or Oversized."""
         request = ListRequest.decode(frame.body)
+        header = frame.header
+        if self._ownership().is_behind(header.map_epoch):
+            return encode_error(header.opcode, header.request_id, Status.BUSY, BEHIND)
         page = self._store.list_page(request)
         return self._response(frame, page.encode(), len(page.entries))
 
@@ -196,6 +209,13 @@ class ControlService:
     def _response(frame: Frame, body: bytes = b"", count: int = 0) -> bytes:
         header = frame.header
         return encode_frame(header.opcode, _DONE, header.request_id, body, count=count)
+
+
+def _overwrite(values: bytes, positions: Iterable[int], status: Status) -> bytes:
+    statuses = list(unpack_statuses(values))
+    for position in positions:
+        statuses[position] = status
+    return pack_statuses(statuses)
 
 
 def _serve_the_rest(

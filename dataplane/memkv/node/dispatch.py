@@ -20,6 +20,7 @@ from memkv.node.unsettled import Unsettled
 from memkv.status import Status
 from memkv.tcp.get import GetService
 from memkv.tcp.lane import NS_PER_MS, ServingThread, request_deadline_ns
+from memkv.tcp.pull import PullService
 from memkv.tcp.put import PutService
 from memkv.wire.errors import WireError
 from memkv.wire.frame import Frame, encode_error
@@ -35,7 +36,7 @@ _LINGER_ROUNDS = 8  # then others get their turn: they wait for a fraction of a 
 _LINGER_SKIPS = 15  # requests of a lane that was not back in time, before it is waited for again
 _EXPRESS_ITEMS_MAX = limits.EXPRESS_INLINE_BYTES_MAX // limits.SMALL_PAYLOAD_BYTES_MAX
 _KEY_OPCODES = (Opcode.EXISTS, Opcode.DELETE, Opcode.PIN)
-_LONG_OPCODES = (Opcode.DELETE, Opcode.LIST, Opcode.PUT, Opcode.GET_RANGES)
+_LONG_OPCODES = (Opcode.DELETE, Opcode.LIST, Opcode.PUT, Opcode.GET_RANGES, Opcode.PULL)
 
 
 class Verdict(Enum):
@@ -55,6 +56,7 @@ class Dispatcher:
         control: ControlService,
         gets: GetService,
         puts: PutService,
+        pulls: PullService,
         ownership: Callable[[], Ownership],
         counters: ConnectionCounters,
         unsettled: Unsettled,
@@ -62,6 +64,7 @@ class Dispatcher:
         self._control = control
         self._gets = gets
         self._puts = puts
+        self._pulls = pulls
         self._ownership = ownership
         self._counters = counters
         self._unsettled = unsettled
@@ -202,6 +205,8 @@ class Dispatcher:
             self._gets.get(lane, frame, deadline_ns, thread)
         elif opcode == Opcode.PUT:
             self._puts.put(lane, frame, deadline_ns, thread)
+        elif opcode == Opcode.PULL:
+            self._pulls.pull(lane, frame, deadline_ns, thread)
         else:
             self._gets.get_ranges(lane, frame, deadline_ns, thread)
 

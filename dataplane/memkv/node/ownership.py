@@ -9,10 +9,15 @@
 
 A previous owner still answers reads while blocks move, and takes deletes so that none of its blocks
 comes back. A refusal names the owner when the map knows one.
+
+A delete is judged by two maps, since it counts only when everyone who may have the block took it.
+Where the sender's is older than the move of the slot, it knows too few: the delete is done and
+answered with WRONG_OWNER. Where this worker's is older than the sender's, it is refused whole.
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from memkv._hotpath import group_by_owner, slots_of
 from memkv.shardmap import UNASSIGNED, ShardMap, pack_owners, unpack_owners
@@ -20,15 +25,26 @@ from memkv.wire.hints import Hint
 from memkv.wire.messages import NO_LINEAGE
 
 _MINE, _ELSEWHERE = 0, 1
+_NONE: Mapping[int, int] = MappingProxyType({})
 _FEW = 16  # bytes of slots up to which looking at each is cheaper than grouping them
 
 
 class Ownership:
     """Decides for whole batches without a step of Python for each served key."""
 
-    def __init__(self, worker_uuid: bytes, shard_map: ShardMap | None) -> None:
-        """Without a map (a worker that stands alone) everything is served."""
+    def __init__(
+        self,
+        worker_uuid: bytes,
+        shard_map: ShardMap | None,
+        deletes_known_since: Mapping[int, int] = _NONE,
+    ) -> None:
+        """Without a map (a worker that stands alone) everything is served.
+
+        `deletes_known_since`: slot on its way here -> generation of the store since when it has
+        every delete of the slot; nothing is known to be missing for a slot without an entry.
+        """
         self.shard_map = shard_map
+        self._deletes_known_since = deletes_known_since
         self.lineage, self.term, self.epoch = NO_LINEAGE, 0, 0
         self._reads = self._writes = b""
         if shard_map is not None:
@@ -41,9 +57,31 @@ class Ownership:
             self._writes = _table(shard_map.slots, owned)
             self._reads = _table(shard_map.slots, owned | before)
 
-    def newer_than(self, term: int, epoch: int) -> bool:
-        """Return whether a request with this map version was sent by an older map."""
-        return (self.term, self.epoch) > (term, epoch)
+    def is_behind(self, epoch: int) -> bool:
+        """Return whether this worker goes by an older map than that of a request."""
+        return self.shard_map is not None and self.epoch < epoch
+
+    def copies_since(self, block_id: bytes) -> int | None:
+        """Return the generation after which a delete outweighs a copy of this block; None: copies
+        of it are not wanted (any more), since its slot is not on its way here."""
+        if self.shard_map is None:
+            return None
+        slot = int.from_bytes(slots_of(block_id, self.shard_map.slots), "little")
+        moves = slot in self.shard_map.moving and self._writes[2 * slot] == _MINE
+        return self._deletes_known_since.get(slot, 0) if moves else None
+
+    def half_deleted(self, ids: bytes, epoch: int) -> dict[int, Hint | None]:
+        """Return the positions of ids whose slot moved after the map of a delete was made, with
+        the owner: others than the sender knows may have the block."""
+        if self.shard_map is None or epoch >= self.epoch:
+            return {}
+        moving = self.shard_map.moving
+        slots = array("H", slots_of(ids, self.shard_map.slots))
+        return {
+            position: self._hint(position, slot)
+            for position, slot in enumerate(slots)
+            if slot in moving and moving[slot].since_epoch > epoch
+        }
 
     def refused(self, ids: bytes, is_write: bool) -> dict[int, Hint | None]:
         """Return the positions of ids that are another worker's, with the way there if known."""

@@ -11,7 +11,7 @@ session's lanes, and a bounded time of one thread.
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from memkv import limits
 from memkv._hotpath import Stream
@@ -34,6 +34,7 @@ from memkv.node.unsettled import Unsettled
 from memkv.shardmap import ShardMap
 from memkv.tcp.get import GetService
 from memkv.tcp.lane import NS_PER_MS, PayloadLimits, ServingThread
+from memkv.tcp.pull import PullService
 from memkv.tcp.put import PutService
 from memkv.tcp.store_api import BlockStore
 from memkv.wire.hints import Hint
@@ -72,7 +73,8 @@ class WorkerServer:
         self._dispatcher = Dispatcher(
             ControlService(config, store, self._sessions, self._current_ownership, verifier, clock),
             GetService(self._refused, payload_limits),
-            PutService(store, self._refused, payload_limits),
+            PutService(store, self._refused, payload_limits, self._copies_since),
+            PullService(lambda epoch: self._ownership.is_behind(epoch)),
             self._current_ownership,
             self._counters,
             self._unsettled,
@@ -135,9 +137,12 @@ class WorkerServer:
             thread.store_reader.close()
         self._control = self._lanes = None
 
-    def set_map(self, shard_map: ShardMap) -> None:
-        """Go by a new shard map from the next request on."""
-        self._ownership = Ownership(self._config.worker_uuid, shard_map)
+    def set_map(
+        self, shard_map: ShardMap, deletes_known_since: Mapping[int, int] | None = None
+    ) -> None:
+        """Go by a new shard map from the next request on; see `Ownership`."""
+        known = deletes_known_since or {}
+        self._ownership = Ownership(self._config.worker_uuid, shard_map, known)
 
     def statistics(self) -> WorkerStatistics:
         """Return what happened so far."""
@@ -160,6 +165,9 @@ class WorkerServer:
 
     def _refused(self, ids: bytes, is_put: bool) -> dict[int, Hint | None]:
         return self._ownership.refused(ids, is_put)
+
+    def _copies_since(self, block_id: bytes) -> int | None:
+        return self._ownership.copies_since(block_id)
 
     def _new_thread(self, stall_ms: int, *, serves_bulk: bool) -> ServingThread:
         return ServingThread(

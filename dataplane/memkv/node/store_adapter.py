@@ -1,6 +1,6 @@
 """The store as transports see it (`memkv.tcp.store_api`), and its listings as the wire has them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from memkv.errors import InternalBug
 from memkv.status import Status
@@ -14,8 +14,13 @@ from memkv.wire.messages import ListEntry, ListKind, ListPage, ListRequest
 class NodeStore:
     """A `BlockStore` over an open `Store`, which stays the caller's."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, generation_at: Callable[[int], int] = lambda _: 0
+    ) -> None:
+        """`generation_at(epoch)`: a generation of the store from before it served by any map newer
+        than that."""
         self._store = store
+        self._generation_at = generation_at
         # No layer of Python in between where every block passes.
         self.exists = store.exists
         self.begin_put = store.begin_put
@@ -38,7 +43,11 @@ class NodeStore:
         return self._store.wait_durable(mine, deadline_ns)
 
     def list_page(self, request: ListRequest) -> ListPage:
-        """Return a page of a slot. The cursor of tombstones is a generation."""
+        """Return a page of a slot. The cursor of tombstones is a generation.
+
+        Pages of tombstones are cut from a list made anew each time: a delete accepted in between
+        has a larger generation than all before, so it is on a later page.
+        """
         if request.kind == ListKind.TOMBSTONES:
             return self._tombstones(request)
         next_cursor, blocks = self._store.list_slot(request.slot, request.cursor, request.limit)
@@ -49,7 +58,8 @@ class NodeStore:
         return ListPage(request.kind, max(0, next_cursor), entries)
 
     def _tombstones(self, request: ListRequest) -> ListPage:
-        complete, found = self._store.list_tombstones(request.slot, request.cursor)
+        since = max(request.cursor, self._generation_at(request.since_epoch))
+        complete, found = self._store.list_tombstones(request.slot, since)
         found.sort(key=lambda tombstone: tombstone.generation)
         page, rest = found[: request.limit], found[request.limit :]
         entries = tuple(

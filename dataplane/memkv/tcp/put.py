@@ -5,6 +5,7 @@ not taken is read and dropped, so that the rest of the batch can be. A lane that
 middle leaves nothing of its unfinished block.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from memkv import limits
@@ -39,10 +40,19 @@ class _Batch:
 class PutService:
     """Serves writes for all lanes of a worker. Stateless; called by many threads at once."""
 
-    def __init__(self, store: BlockStore, refuse: Refuse, payload_limits: PayloadLimits) -> None:
+    def __init__(
+        self,
+        store: BlockStore,
+        refuse: Refuse,
+        payload_limits: PayloadLimits,
+        copies_since: Callable[[bytes], int | None] = lambda _: None,
+    ) -> None:
+        """`copies_since(id)`: generation after which a delete outweighs a copy of the block, None
+        where no copy is wanted."""
         self._store = store
         self._refuse = refuse
         self._limits = payload_limits
+        self._copies_since = copies_since
 
     def put(self, lane: Lane, frame: Frame, deadline_ns: int, thread: ServingThread) -> None:
         """Take a whole batch, from its first frame to its response.
@@ -139,6 +149,11 @@ class PutService:
         # Before any memory is spent on it: sums that do not belong to this id and tenant.
         if not verify_root(item.block_id, owner.tenant.tag, item.length, item.sums, item.root):
             return Status.INVALID
+        since = None
+        if item.durability == Durability.COPY:
+            since = self._copies_since(item.block_id)
+            if since is None:
+                return Status.MISS
         if thread.clock.monotonic_ns() >= batch.deadline_ns:
             return Status.TIMEOUT
         if not owner.take_credit(item.length):
@@ -147,6 +162,7 @@ class PutService:
         request = PutRequest(
             item.block_id, item.length, item.root, item.sums, item.ttl_s, item.depth,
             item.prefix_id, item.session_id, item.durability == Durability.DURABLE,
+            unless_deleted_since=since,
         )  # fmt: skip
         return self._store.begin_put(owner.tenant, request, batch.deadline_ns)
 

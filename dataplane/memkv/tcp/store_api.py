@@ -23,6 +23,17 @@ class BlockHeader(Protocol):
     def sums(self) -> bytes:
         """8 bytes a chunk."""
 
+    @property
+    def expiry_s(self) -> int:
+        """Wall time, 0: never."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def prefix_id(self) -> bytes: ...
+    @property
+    def session_id(self) -> bytes: ...
+
 
 class ReadResult(Protocol):
     """One block of a read. When `status` is OK, `payload` is pinned until `release`."""

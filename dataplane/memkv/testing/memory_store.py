@@ -12,7 +12,7 @@ from memkv.checksum import verify_payload, verify_root
 from memkv.status import Status
 from memkv.store.requests import PutRequest
 from memkv.store.statistics import StoreStatistics
-from memkv.tenant import Tenant
+from memkv.tenant import TenantScope
 from memkv.wire.messages import ListEntry, ListPage, ListRequest, pack_statuses
 
 ID_BYTES = 32
@@ -32,6 +32,22 @@ class MemoryBlock:
     @property
     def sums(self) -> bytes:
         return self.request.sums
+
+    @property
+    def expiry_s(self) -> int:
+        return self.request.expiry_s
+
+    @property
+    def depth(self) -> int:
+        return self.request.depth
+
+    @property
+    def prefix_id(self) -> bytes:
+        return self.request.prefix_id
+
+    @property
+    def session_id(self) -> bytes:
+        return self.request.session_id
 
 
 class MemoryResult:
@@ -58,11 +74,12 @@ class MemoryReader:
 
     def read(
         self,
-        tenant: Tenant,
+        tenant: TenantScope,
         ids: bytes,
         max_lengths: Sequence[int],
         deadline_ns: int,
         verify: bool = False,
+        background: bool = False,
     ) -> Iterator[tuple[int, MemoryResult]]:
         self._store.reads_verified += verify
         for position in reversed(range(len(max_lengths))):
@@ -86,7 +103,7 @@ class MemoryReader:
 class MemoryPut:
     """A block being received."""
 
-    def __init__(self, store: "MemoryStore", tenant: Tenant, request: PutRequest) -> None:
+    def __init__(self, store: "MemoryStore", tenant: TenantScope, request: PutRequest) -> None:
         self._store = store
         self._tenant = tenant
         self._request = request
@@ -123,14 +140,14 @@ class MemoryStore:
         self.delete_gate.set()
         self.in_delete = threading.Event()
 
-    def exists(self, tenant: Tenant, ids: bytes, now_s: int) -> bytes:
+    def exists(self, tenant: TenantScope, ids: bytes, now_s: int) -> bytes:
         return pack_statuses([(tenant.tag, one) in self.blocks for one in _split(ids)])
 
     def new_reader(self) -> MemoryReader:
         return MemoryReader(self)
 
     def begin_put(
-        self, tenant: Tenant, request: PutRequest, deadline_ns: int
+        self, tenant: TenantScope, request: PutRequest, deadline_ns: int
     ) -> MemoryPut | Status:
         if self.put_answer is not None:
             return self.put_answer
@@ -142,14 +159,14 @@ class MemoryStore:
         self.waited_durable += len(puts)
         return [Status.OK] * len(puts)
 
-    def delete(self, tenant: Tenant, ids: bytes, deadline_ns: int) -> bytes:
+    def delete(self, tenant: TenantScope, ids: bytes, deadline_ns: int) -> bytes:
         self.in_delete.set()
         self.delete_gate.wait()
         for one in _split(ids):
             self.blocks.pop((tenant.tag, one), None)
         return pack_statuses([Status.OK] * (len(ids) // ID_BYTES))
 
-    def pin(self, tenant: Tenant, ids: bytes, ttl_s: int) -> bytes:
+    def pin(self, tenant: TenantScope, ids: bytes, ttl_s: int) -> bytes:
         return pack_statuses(
             [Status.OK if (tenant.tag, one) in self.blocks else Status.MISS for one in _split(ids)]
         )

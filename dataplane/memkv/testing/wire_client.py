@@ -21,7 +21,9 @@ from memkv.wire.items import (
     PutItem,
     RangesItem,
     decode_get_result,
+    decode_pull_result,
     encode_get_request,
+    encode_pull_request,
     encode_put_item,
     encode_ranges_request,
 )
@@ -142,6 +144,29 @@ class Lane(Wire):
         self.tenant = tenant
         self.send(session.encode_lane_hello(express=express))
         self.answer()
+
+    def pull(self, ids: bytes, *, tag: bytes = b"", map_epoch: int = 0) -> list[Got]:
+        """Pull blocks of a tenant, this session's by default; in order of arrival."""
+        body = encode_pull_request(tag or self.tenant.tag, ids)
+        self.send(
+            encode_frame(
+                Opcode.PULL,
+                0,
+                self.new_id(),
+                body,
+                count=len(ids) // 32,
+                deadline_ms=DEADLINE_MS,
+                map_epoch=map_epoch,
+            )
+        )
+        items: list[Got] = []
+        while True:
+            frame, payload = self.receive()
+            if frame.header.status < 0:
+                raise RequestFailed(status_of(frame.header.status), error_text(frame.body))
+            items.append(Got(decode_pull_result(frame.body).block, payload))
+            if frame.header.flags & Flag.LAST:
+                return items
 
     def get_frame(
         self,
@@ -326,16 +351,27 @@ class WireClient:
         return self.control.answer()
 
     def statuses(
-        self, opcode: int, ids: bytes, argument: int = 0, *, deadline_ms: int = DEADLINE_MS
+        self,
+        opcode: int,
+        ids: bytes,
+        argument: int = 0,
+        *,
+        deadline_ms: int = DEADLINE_MS,
+        map_epoch: int = 0,
     ) -> Statuses:
         body = encode_keys(argument, ids)
-        return decode_statuses(*self.request(opcode, body, len(ids) // 32, deadline_ms=deadline_ms))
+        frame = self.request(
+            opcode, body, len(ids) // 32, deadline_ms=deadline_ms, map_epoch=map_epoch
+        )
+        return decode_statuses(*frame)
 
     def exists(self, ids: bytes) -> list[int]:
         return list(unpack_statuses(self.statuses(Opcode.EXISTS, ids).values))
 
-    def delete(self, ids: bytes) -> list[int]:
-        return list(unpack_statuses(self.statuses(Opcode.DELETE, ids).values))
+    def delete(self, ids: bytes, map_epoch: int = 0) -> list[int]:
+        return list(
+            unpack_statuses(self.statuses(Opcode.DELETE, ids, map_epoch=map_epoch).values)
+        )
 
     def pin(self, ids: bytes, ttl_s: int) -> list[int]:
         return list(unpack_statuses(self.statuses(Opcode.PIN, ids, ttl_s).values))
@@ -345,8 +381,8 @@ class WireClient:
         assert isinstance(facts, dict)
         return facts
 
-    def list_page(self, request: ListRequest) -> ListPage:
-        frame = self.request(Opcode.LIST, request.encode())
+    def list_page(self, request: ListRequest, map_epoch: int = 0) -> ListPage:
+        frame = self.request(Opcode.LIST, request.encode(), map_epoch=map_epoch)
         return ListPage.decode(frame.body, frame.header.item_count)
 
     def goodbye(self) -> None:

@@ -16,6 +16,8 @@ from memkv.wire.hints import Hint, decode_hints, encode_hints
 from memkv.wire.opcodes import (
     GET_ITEM_BYTES,
     GET_RESULT_BYTES,
+    PULL_PREFIX_BYTES,
+    PULL_TAIL_BYTES,
     PUT_ITEM_BYTES,
     RANGE_BYTES,
     RANGES_ITEM_BYTES,
@@ -27,12 +29,15 @@ NO_ROOT = bytes(limits.ROOT_BYTES)
 
 _GET_ITEM = struct.Struct("<32sQII")
 _GET_RESULT = struct.Struct("<IiQ16sII")
+_PULL_TAIL = struct.Struct("<II8s8s")
 _RANGES_ITEM = struct.Struct("<32sII")
 _RANGE = struct.Struct("<QQ")
 _PUT_ITEM = struct.Struct("<32sQ16s8s8sIIII")
 
 assert _GET_ITEM.size == GET_ITEM_BYTES
 assert _GET_RESULT.size == GET_RESULT_BYTES
+assert _PULL_TAIL.size == PULL_TAIL_BYTES
+assert limits.TENANT_TAG_BYTES == PULL_PREFIX_BYTES
 assert _RANGES_ITEM.size == RANGES_ITEM_BYTES
 assert _RANGE.size == RANGE_BYTES
 assert _PUT_ITEM.size == PUT_ITEM_BYTES
@@ -52,6 +57,12 @@ class Durability(IntEnum):
     """Visible and queued for flash; lost by a crash before the write."""
     DURABLE = 1
     """On flash behind a completed flush."""
+    COPY = 2
+    """As CACHED, for a block found at a previous owner of a moving slot: refused with MISS when it
+    was deleted here since the slot moved, so that a late copy brings nothing back."""
+
+
+_DURABILITIES = frozenset(int(durability) for durability in Durability)
 
 
 class GetRequest(NamedTuple):
@@ -135,6 +146,50 @@ def decode_get_result(body: bytes, *, hints: bool) -> GetResult:
 def encode_get_result_with_hint(index: int, status: int, hint: Hint) -> bytes:
     """Return the body of a refused item that says where to go; the frame needs flag HINTS."""
     return encode_get_result(index, status) + encode_hints([hint])
+
+
+class PullRequest(NamedTuple):
+    """Whole blocks of one tenant, wanted by the worker that owns their slot now."""
+
+    tenant_tag: bytes
+    block_ids: bytes
+
+
+def encode_pull_request(tenant_tag: bytes, block_ids: bytes) -> bytes:
+    """Return the body of a PULL."""
+    return tenant_tag + block_ids
+
+
+def decode_pull_request(body: bytes, count: int) -> PullRequest:
+    """Parse a PULL body. Raises MalformedBody."""
+    if count < 1 or len(body) != PULL_PREFIX_BYTES + count * ID_BYTES:
+        raise malformed("PULL", f"{count} ids do not take {len(body)} bytes")
+    return PullRequest(body[:PULL_PREFIX_BYTES], body[PULL_PREFIX_BYTES:])
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """One block of a PULL response: as of a GET, and what else is stored beside the bytes."""
+
+    block: GetResult
+    expiry_s: int
+    """Wall time, 0: never."""
+    depth: int
+    prefix_id: bytes
+    session_id: bytes
+
+
+def encode_pull_result(get_result: bytes, tail: tuple[int, int, bytes, bytes]) -> bytes:
+    """Return the body of one PULL response frame; `tail`: expiry_s, depth, prefix and session."""
+    return get_result + _PULL_TAIL.pack(*tail)
+
+
+def decode_pull_result(body: bytes) -> PullResult:
+    """Parse the body of one PULL response frame. Raises MalformedBody."""
+    if len(body) < GET_RESULT_BYTES + PULL_TAIL_BYTES:
+        raise malformed("PULL response", f"{len(body)} bytes hold no item")
+    block = decode_get_result(body[:-PULL_TAIL_BYTES], hints=False)
+    return PullResult(block, *_PULL_TAIL.unpack(body[-PULL_TAIL_BYTES:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +303,7 @@ def decode_put_item(body: bytes, payload_bytes: int) -> PutItem:
         raise malformed("PUT", f"{chunk_count} sums for a block of {length} bytes")
     if len(body) != PUT_ITEM_BYTES + chunk_count * SUM_BYTES:
         raise malformed("PUT", f"{chunk_count} sums do not take {len(body)} bytes with the item")
-    if durability not in (Durability.CACHED, Durability.DURABLE):
+    if durability not in _DURABILITIES:
         raise malformed("PUT", f"durability {durability} is not in protocol 1")
     return PutItem(
         block_id, length, root, body[PUT_ITEM_BYTES:], prefix_id, session_id, ttl_s, depth,

@@ -32,7 +32,7 @@ NO_LINEAGE = bytes(16)
 _HELLO_REQUEST = struct.Struct("<HH16sHH16sI")
 _HELLO_RESPONSE = struct.Struct("<HH16sQ16sQIQI16sIQ")
 _KEYS_PREFIX = struct.Struct("<II")
-_LIST_REQUEST = struct.Struct("<IIQII")
+_LIST_REQUEST = struct.Struct("<IIQIIQ")
 _LIST_PAGE = struct.Struct("<QII")
 _LIST_ENTRY = struct.Struct("<32s16sQQII")
 _LIST_COMPLETE = 1
@@ -235,22 +235,28 @@ class ListKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ListRequest:
-    """One page of a slot. `cursor`: 0 for the first page, then `ListPage.next_cursor`."""
+    """One page of a slot. `cursor`: 0 for the first page, then `ListPage.next_cursor`.
+
+    `since_epoch`, for tombstones: only deletes under maps newer than this one matter.
+    """
 
     slot: int
     kind: int = ListKind.BLOCKS
     cursor: int = 0
     limit: int = limits.ITEMS_PER_FRAME_MAX
+    since_epoch: int = 0
 
     def encode(self) -> bytes:
-        return _LIST_REQUEST.pack(self.slot, self.kind, self.cursor, self.limit, 0)
+        return _LIST_REQUEST.pack(
+            self.slot, self.kind, self.cursor, self.limit, 0, self.since_epoch
+        )
 
     @classmethod
     def decode(cls, body: bytes) -> "ListRequest":
         """Raises MalformedBody or Oversized."""
         if len(body) != LIST_REQUEST_BYTES:
             raise malformed("LIST", f"{len(body)} bytes instead of {LIST_REQUEST_BYTES}")
-        slot, kind, cursor, limit, _ = _LIST_REQUEST.unpack(body)
+        slot, kind, cursor, limit, _, since_epoch = _LIST_REQUEST.unpack(body)
         if kind not in (ListKind.BLOCKS, ListKind.TOMBSTONES):
             raise malformed("LIST", f"kind {kind} is not in protocol 1")
         if slot >= limits.SLOTS_MAX or not 1 <= limit <= limits.ITEMS_PER_FRAME_MAX:
@@ -258,7 +264,7 @@ class ListRequest:
                 f"LIST: slot {slot} or limit {limit} is out of range; slots are below "
                 f"{limits.SLOTS_MAX}, a page has 1 to {limits.ITEMS_PER_FRAME_MAX} entries"
             )
-        return cls(slot, kind, cursor, limit)
+        return cls(slot, kind, cursor, limit, since_epoch)
 
 
 class ListEntry(NamedTuple):
@@ -280,8 +286,8 @@ class ListEntry(NamedTuple):
 class ListPage:
     """Part of a slot's list. `next_cursor` 0: this was the last page.
 
-    `complete` False, for tombstones: older ones than the cursor asked for were forgotten, so what
-    a puller holds of the slot must count as missing.
+    `complete` False, for tombstones: some that were asked for may have been forgotten, so what the
+    asker holds of the slot must count as missing.
     """
 
     kind: int

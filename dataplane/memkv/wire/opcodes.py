@@ -22,6 +22,7 @@ class Opcode(IntEnum):
     STAT = 8
     GOODBYE = 9
     LIST = 10
+    PULL = 11
 
 
 class Flag(IntFlag):
@@ -75,9 +76,11 @@ HELLO_REQUEST_BYTES = 44
 HELLO_RESPONSE_BYTES = 96
 LANE_HELLO_BYTES = 48
 LANE_TOKEN_BYTES = 32
-LIST_REQUEST_BYTES = 24
+LIST_REQUEST_BYTES = 32
 LIST_PAGE_BYTES = 16
 LIST_ENTRY_BYTES = 72
+PULL_PREFIX_BYTES = 16
+PULL_TAIL_BYTES = 24
 
 _ITEMS = limits.ITEMS_PER_FRAME_MAX
 _SUMS = limits.CHUNKS_PER_BLOCK_MAX * SUM_BYTES
@@ -98,6 +101,7 @@ REQUEST_LIMITS: dict[int, FrameLimits] = {
     Opcode.STAT: FrameLimits(0),
     Opcode.GOODBYE: FrameLimits(0),
     Opcode.LIST: FrameLimits(LIST_REQUEST_BYTES),
+    Opcode.PULL: FrameLimits(PULL_PREFIX_BYTES + _ITEMS * limits.BLOCK_ID_BYTES, 0, _ITEMS),
 }
 
 # Every response may instead carry the text of a frame-level error.
@@ -119,6 +123,9 @@ RESPONSE_LIMITS: dict[int, FrameLimits] = {
     Opcode.STAT: FrameLimits(limits.STATISTICS_BYTES_MAX),
     Opcode.GOODBYE: FrameLimits(_TEXT),
     Opcode.LIST: FrameLimits(LIST_PAGE_BYTES + _ITEMS * LIST_ENTRY_BYTES, 0, _ITEMS),
+    Opcode.PULL: FrameLimits(
+        max(_TEXT, GET_RESULT_BYTES + _SUMS + PULL_TAIL_BYTES), limits.BLOCK_BYTES_MAX, 1
+    ),
 }
 
 # A lane's first read of a request may take this much: no PUT frame has fewer bytes before its

@@ -74,6 +74,7 @@ EVENT_OF_OPCODE: dict[int, Event] = {
     Opcode.STAT: _E.CONTROL_REQUEST,
     Opcode.GOODBYE: _E.GOODBYE,
     Opcode.LIST: _E.CONTROL_REQUEST,
+    Opcode.PULL: _E.LANE_REQUEST,
 }
 
 RIGHTS_OF_OPCODE: dict[int, Rights] = {
@@ -85,6 +86,7 @@ RIGHTS_OF_OPCODE: dict[int, Rights] = {
     Opcode.PIN: Rights.PIN,
     Opcode.STAT: Rights.NONE,
     Opcode.LIST: Rights.PEER,
+    Opcode.PULL: Rights.PEER,
 }
 
 assert set(EVENT_OF_OPCODE) == set(Opcode)

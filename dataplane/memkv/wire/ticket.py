@@ -36,7 +36,7 @@ class Rights(IntFlag):
     DELETE = 4
     PIN = 8
     PEER = 16
-    """Listing slots: for nodes that move blocks."""
+    """Listing slots and pulling blocks of every tenant: for nodes that move them."""
 
 
 CLIENT_RIGHTS = Rights.GET | Rights.PUT | Rights.DELETE | Rights.PIN

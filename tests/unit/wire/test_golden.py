@@ -23,6 +23,8 @@ from memkv.wire.items import (
     encode_get_request,
     encode_get_result,
     encode_get_result_with_hint,
+    encode_pull_request,
+    encode_pull_result,
     encode_put_item,
     encode_ranges_request,
 )
@@ -130,6 +132,18 @@ def payload_frames() -> dict[str, bytes]:
             count=1,
             payload_bytes=10,
         ) + b"hellotwice",
+        "pull": encode_frame(
+            Opcode.PULL, 0, 18, encode_pull_request(TENANT_TAG, ID_A + ID_B), count=2,
+            deadline_ms=2000, **VERSION,
+        ),
+        "pull_response": encode_frame(
+            Opcode.PULL,
+            DONE,
+            18,
+            encode_pull_result(result, (1_800_000_000, 3, b"prefix01", b"session1")),
+            count=1,
+            payload_bytes=len(PAYLOAD),
+        ) + PAYLOAD,
     }  # fmt: skip
 
 
@@ -155,6 +169,10 @@ def control_frames() -> dict[str, bytes]:
         "stat": encode_frame(Opcode.STAT, 0, 15, deadline_ms=2000),
         "stat_response": encode_frame(Opcode.STAT, DONE, 15, b'{"blocks":1}'),
         "list": encode_frame(Opcode.LIST, 0, 16, ListRequest(1234).encode(), deadline_ms=2000),
+        "list_tombstones": encode_frame(
+            Opcode.LIST, 0, 16, ListRequest(1234, ListKind.TOMBSTONES, 77, 100, 6).encode(),
+            deadline_ms=2000, **VERSION,
+        ),
         "list_response": encode_frame(Opcode.LIST, DONE, 16, page.encode(), count=1),
     }
 

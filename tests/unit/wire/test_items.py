@@ -11,15 +11,20 @@ from memkv.wire.errors import MalformedBody, Oversized, Truncated, WireError
 from memkv.wire.hints import Hint, decode_hints, encode_hints
 from memkv.wire.items import (
     GetResult,
+    PullResult,
     PutItem,
     RangesItem,
     decode_get_request,
     decode_get_result,
+    decode_pull_request,
+    decode_pull_result,
     decode_put_item,
     decode_ranges_request,
     encode_get_request,
     encode_get_result,
     encode_get_result_with_hint,
+    encode_pull_request,
+    encode_pull_result,
     encode_put_item,
     encode_ranges_request,
 )
@@ -94,7 +99,7 @@ def test_ranges_request_round_trip(items: list[RangesItem]) -> None:
         session_id=st.binary(min_size=8, max_size=8),
         ttl_s=U32,
         depth=U32,
-        durability=st.integers(0, 1),
+        durability=st.integers(0, 2),
     )
 )
 def test_put_item_round_trip(item: PutItem) -> None:
@@ -112,7 +117,7 @@ PUT_BODY = encode_put_item(PutItem(bytes(32), 300_000, bytes(16), bytes(16)))
         ("one sum missing", PUT_BODY[:-8], 300_000),
         ("a byte too many", PUT_BODY + b"\0", 300_000),
         ("sums for another length", PUT_BODY[:32] + bytes(8) + PUT_BODY[40:], 0),
-        ("unknown durability", PUT_BODY[:80] + b"\2" + PUT_BODY[81:], 300_000),
+        ("unknown durability", PUT_BODY[:80] + b"\3" + PUT_BODY[81:], 300_000),
     ],
 )
 def test_put_that_contradicts_itself_is_refused(
@@ -164,3 +169,26 @@ def test_garbage_bodies_are_typed_errors_or_values(body: bytes, count: int, hint
     ):
         with suppress(WireError):
             decode()
+
+
+@given(tag=st.binary(min_size=16, max_size=16), ids=st.lists(IDS, min_size=1, max_size=20))
+def test_pull_request_round_trip(tag: bytes, ids: list[bytes]) -> None:
+    body = encode_pull_request(tag, b"".join(ids))
+    assert decode_pull_request(body, len(ids)) == (tag, b"".join(ids))
+    for wrong in (0, len(ids) + 1):
+        with pytest.raises(MalformedBody, match="PULL"):
+            decode_pull_request(body, wrong)
+
+
+@given(expiry_s=U32, depth=U32, prefix=st.binary(min_size=8, max_size=8), length=U64)
+def test_pull_result_round_trip(expiry_s: int, depth: int, prefix: bytes, length: int) -> None:
+    block = encode_get_result(1, 0, length, bytes(16), bytes(24))
+    body = encode_pull_result(block, (expiry_s, depth, prefix, bytes(8)))
+    wanted = GetResult(1, 0, length, bytes(16), bytes(24))
+    assert decode_pull_result(body) == PullResult(wanted, expiry_s, depth, prefix, bytes(8))
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_no_pull_result(body: bytes) -> None:
+    with suppress(WireError):
+        decode_pull_result(body)

@@ -53,7 +53,9 @@ ALLOWED = {
         Opcode.HELLO, Opcode.EXISTS, Opcode.DELETE, Opcode.PIN, Opcode.STAT, Opcode.LIST,
         Opcode.GOODBYE,
     },
-    ConnectionState.LANE_OPEN: {Opcode.GET, Opcode.GET_RANGES, Opcode.PUT, Opcode.GOODBYE},
+    ConnectionState.LANE_OPEN: {
+        Opcode.GET, Opcode.GET_RANGES, Opcode.PUT, Opcode.PULL, Opcode.GOODBYE,
+    },
     ConnectionState.NEW: {Opcode.HELLO},
 }  # fmt: skip
 
