@@ -198,6 +198,32 @@ class Stream:
         """Wake any thread inside this stream with StreamClosed; safe from any thread."""
     def close(self) -> None: ...
 
+@final
+class SingleGet:
+    """A GET frame of one block without flags, its sums checked."""
+
+    @property
+    def block_id(self) -> bytes: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def request_id(self) -> int: ...
+    @property
+    def deadline_ms(self) -> int: ...
+    @property
+    def map_epoch(self) -> int: ...
+    @property
+    def map_term(self) -> int: ...
+
+def receive_get(stream: Stream, target: Buffer, deadline_ns: int) -> SingleGet | int:
+    """As `Stream.receive_some`, but bytes that are one sound SingleGet come back as that."""
+
+def send_hit(
+    stream: Stream, request_id: int, root: bytes, sums: bytes, payload: Buffer, source: int,
+    deadline_ns: int,
+) -> None:
+    """Send the answer to a SingleGet: its frame with LAST and the payload. As `Stream.send`."""
+
 Scatter = Sequence[tuple[int, int]]
 """(address, bytes) of the pieces of one block in the caller's memory, in the block's order."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from memkv import limits
-from memkv._hotpath import StreamClosed, StreamTimeout
+from memkv._hotpath import SingleGet, StreamClosed, StreamTimeout, receive_get
 from memkv.node.connection import Connection
 from memkv.node.control import ControlService
 from memkv.node.ownership import Ownership
@@ -24,7 +24,7 @@ from memkv.tcp.pull import PullService
 from memkv.tcp.put import PutService
 from memkv.wire.errors import WireError
 from memkv.wire.frame import Frame, encode_error
-from memkv.wire.opcodes import Flag, Opcode
+from memkv.wire.opcodes import GET_ITEM_BYTES, HEADER_BYTES, Flag, Opcode
 from memkv.wire.session import ConnectionState, Event
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ _LINGER_NS = 50_000  # a prompt client on a local network is back in less
 _LINGER_ROUNDS = 8  # then others get their turn: they wait for a fraction of a millisecond
 _LINGER_SKIPS = 15  # requests of a lane that was not back in time, before it is waited for again
 _EXPRESS_ITEMS_MAX = limits.EXPRESS_INLINE_BYTES_MAX // limits.SMALL_PAYLOAD_BYTES_MAX
+_SINGLE_GET_BYTES = HEADER_BYTES + GET_ITEM_BYTES
 _KEY_OPCODES = (Opcode.EXISTS, Opcode.DELETE, Opcode.PIN)
 _LONG_OPCODES = (Opcode.DELETE, Opcode.LIST, Opcode.PUT, Opcode.GET_RANGES, Opcode.PULL)
 
@@ -140,15 +141,29 @@ class Dispatcher:
         return Verdict.KEEP
 
     @staticmethod
-    def _receive(connection: Connection, thread: ServingThread, wait_ns: int) -> int:
-        closing = connection.protocol.state is ConnectionState.CLOSING
-        bounded = connection.lane is not None and not closing
-        size = connection.reader.bytes_wanted() if bounded else READ_BYTES
-        target = thread.scratch[: min(size, READ_BYTES)]
-        return connection.stream.receive_some(target, thread.clock.monotonic_ns() + wait_ns)
+    def _receive(
+        connection: Connection, thread: ServingThread, wait_ns: int
+    ) -> SingleGet | int:
+        """Return the next request if it is of the commonest kind, else how much was received."""
+        deadline_ns = thread.clock.monotonic_ns() + wait_ns
+        lane, stream, reader = connection.lane, connection.stream, connection.reader
+        if lane is None or connection.protocol.state is ConnectionState.CLOSING:
+            return stream.receive_some(thread.scratch, deadline_ns)
+        target = thread.scratch[: reader.bytes_wanted()]
+        if lane.express and reader.is_between_frames:
+            return receive_get(stream, target, deadline_ns)
+        return stream.receive_some(target, deadline_ns)
 
-    def _take_in(self, connection: Connection, thread: ServingThread, received: int) -> Verdict:
-        """Serve what the bytes that were just received complete."""
+    def _take_in(
+        self, connection: Connection, thread: ServingThread, received: SingleGet | int
+    ) -> Verdict:
+        """Serve what was just received, or what its bytes complete."""
+        if isinstance(received, SingleGet):
+            assert connection.lane is not None
+            if self._gets.hit(connection.lane, received, thread):
+                self._note_map(received.map_term, received.map_epoch)
+                return Verdict.KEEP
+            received = _SINGLE_GET_BYTES
         if not received:
             return Verdict.CLOSE
         if connection.protocol.state is ConnectionState.CLOSING:
@@ -200,7 +215,7 @@ class Dispatcher:
     ) -> None:
         lane, opcode = connection.lane, frame.header.opcode
         assert lane is not None
-        self._note_map(frame)
+        self._note_map(frame.header.map_term, frame.header.map_epoch)
         if opcode == Opcode.GET:
             self._gets.get(lane, frame, deadline_ns, thread)
         elif opcode == Opcode.PUT:
@@ -234,16 +249,16 @@ class Dispatcher:
             why = "the ticket does not allow this operation; ask for a ticket with more rights"
             return encode_error(header.opcode, header.request_id, Status.DENIED, why)
         if header.opcode in _KEY_OPCODES:
-            self._note_map(frame)
+            self._note_map(frame.header.map_term, frame.header.map_epoch)
             return self._control.keys(session, frame, deadline_ns, thread.tally)
         thread.tally.item(header.opcode, Status.OK)
         if header.opcode == Opcode.LIST:
             return self._control.list(frame)
         return self._control.stat(frame)
 
-    def _note_map(self, frame: Frame) -> None:
-        header, ownership = frame.header, self._ownership()
-        if (header.map_term, header.map_epoch) > (ownership.term, ownership.epoch):
+    def _note_map(self, term: int, epoch: int) -> None:
+        ownership = self._ownership()
+        if (term, epoch) > (ownership.term, ownership.epoch):
             self._counters.add("map_behind")
 
     @staticmethod

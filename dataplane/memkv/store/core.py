@@ -334,6 +334,35 @@ class StoreCore:
         self.arena.hold(extent)
         return Found(handle, extent, None, sector, sectors)
 
+    def take_hit(self, tenant_tag: bytes, block_id: bytes, max_length: int) -> Extent | None:
+        """Touch, count and reference one block in DRAM, in one step for the sake of latency.
+
+        None leaves no trace: `touch` and `lookup` find out why.
+        """
+        owner = self.tenants.find(tenant_tag)
+        handle = -1 if owner is None else self.index.find(owner.number, block_id)
+        if handle < 0:
+            return None
+        buffer = self.index.buffer(handle)
+        expiry_s = self.index.expiry_s(handle)
+        if buffer < 0 or (expiry_s and expiry_s <= self.clock.wall_s()):
+            return None
+        extent = self.arena.get(buffer)
+        header = extent.header
+        if (
+            header is None
+            or header.length > max_length
+            # Another block of the same tag, if so. Whether that counts is for `lookup` to say.
+            or header.block_id != block_id
+            or header.tenant_tag != tenant_tag
+        ):
+            return None
+        self.index.touch(handle, self.access_clock)
+        self.access_clock += 1
+        self.counters.hits_dram += 1
+        self.arena.hold(extent)
+        return extent
+
     def place(self, segment: Segment, sector: int) -> Place:
         """Return what a record read at `sector` must say of itself."""
         return Place(sector * SECTOR_BYTES, segment.sequence, segment.nonce)

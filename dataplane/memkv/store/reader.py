@@ -154,6 +154,21 @@ class StoreReader:
             for token in batch.flights:
                 self._flights[token].wanted = False
 
+    def hit(self, tenant: TenantScope, block_id: bytes, max_length: int) -> ReadResult | None:
+        """Return a block that is in DRAM and no longer than `max_length`, as `read` would.
+
+        None leaves no trace, whatever the reason: the caller goes on with `read`.
+        """
+        if self._flights:
+            return None  # `read` takes back first what an earlier call left behind
+        with self._engine.lock:
+            extent = self._core.take_hit(tenant.tag, block_id, max_length)
+        if extent is None or extent.header is None:
+            return None
+        result = ReadResult(Status.OK)
+        result.hold(self._engine, extent, extent.header, "dram")
+        return result
+
     def close(self) -> None:
         """Wait for reads in flight and give their buffers back."""
         while self._flights:

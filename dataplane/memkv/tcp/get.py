@@ -7,9 +7,15 @@ which is pinned from the read to the end of that send.
 from collections.abc import Sequence
 
 from memkv import limits
-from memkv._hotpath import xxh3_64
+from memkv._hotpath import SingleGet, send_hit, xxh3_64
 from memkv.status import Status
-from memkv.tcp.lane import Lane, PayloadLimits, Refuse, ServingThread
+from memkv.tcp.lane import (
+    Lane,
+    PayloadLimits,
+    Refuse,
+    ServingThread,
+    request_deadline_ns,
+)
 from memkv.tcp.store_api import ReadResult
 from memkv.wire.frame import Frame, encode_frame
 from memkv.wire.hints import Hint
@@ -46,8 +52,6 @@ class GetService:
     def get(self, lane: Lane, frame: Frame, deadline_ns: int, thread: ServingThread) -> None:
         """Answer a GET. Raises StreamTimeout or StreamClosed, or a WireError for a bad body."""
         header = frame.header
-        if header.item_count == 1 and self._get_one(lane, frame, deadline_ns, thread):
-            return
         ids, max_lengths = decode_get_request(frame.body, header.item_count)
         room = self._limits.small_bytes_max if lane.express else limits.BLOCK_BYTES_MAX
         max_lengths = [min(length, room) for length in max_lengths]
@@ -62,31 +66,45 @@ class GetService:
         finally:
             lane.owner.give_credit(credit)
 
-    def _get_one(self, lane: Lane, frame: Frame, deadline_ns: int, thread: ServingThread) -> bool:
-        """Answer a GET of one small block, where every microsecond of Python shows.
+    def hit(self, lane: Lane, request: SingleGet, thread: ServingThread) -> bool:
+        """Answer a GET of one small block in DRAM, where every microsecond of Python shows.
 
-        False: something is out of the ordinary and nothing was done; `get` goes the long way.
+        False: something is out of the ordinary, nothing was done or counted, and `get` answers.
+        Raises as `get`.
         """
-        header, owner = frame.header, lane.owner
-        ids, (max_length,) = decode_get_request(frame.body, 1)
-        small = self._limits.small_bytes_max
-        if (
-            header.flags
-            or (max_length > small and not lane.express)
-            or not owner.allows(_GET)
-            or self._refuse(ids, False)
-            or thread.clock.monotonic_ns() >= deadline_ns
-        ):
+        started_ns = thread.clock.monotonic_ns()
+        deadline_ns = request_deadline_ns(started_ns, request.deadline_ms)
+        owner, block_id = lane.owner, request.block_id
+        credit = min(request.max_length, self._limits.small_bytes_max)
+        if not owner.allows(_GET) or started_ns >= deadline_ns or not owner.take_credit(credit):
             return False
-        # At most 64 KiB a lane: not worth the lock of the session's credit.
-        lengths = (min(max_length, small),)
-        for _, result in thread.store_reader.read(owner.tenant, ids, lengths, deadline_ns):
+        try:
+            if self._refuse(block_id, False):
+                return False
+            result = thread.store_reader.hit(owner.tenant, block_id, credit)
+            if result is None:
+                return False
             try:
-                answer = _Answer(lane, frame, deadline_ns, thread)
-                answer.block(0, result)
+                self._send_hit(lane, request, result, deadline_ns, thread)
             finally:
                 result.release()
+        finally:
+            owner.give_credit(credit)
+        thread.tally.request(_GET, thread.clock.monotonic_ns() - started_ns)
         return True
+
+    @staticmethod
+    def _send_hit(
+        lane: Lane, request: SingleGet, result: ReadResult, deadline_ns: int, thread: ServingThread
+    ) -> None:
+        header = result.header
+        assert header is not None
+        thread.tally.item(_GET, _OK)
+        send_hit(
+            lane.stream, request.request_id, header.root, header.sums, result.payload, _DRAM,
+            thread.io_deadline_ns(deadline_ns),
+        )  # fmt: skip
+        thread.tally.bytes_out += result.length
 
     def _split(
         self, answer: "_Answer", ids: bytes, max_lengths: list[int]

@@ -77,6 +77,12 @@ class StoreReader(Protocol):
         back what was not yielded yet.
         """
 
+    def hit(self, tenant: TenantScope, block_id: bytes, max_length: int) -> ReadResult | None:
+        """Return a block that is in DRAM and fits, with what `read` would do for it, or None.
+
+        None says nothing about the block and leaves no trace: `read` is asked instead.
+        """
+
     def close(self) -> None: ...
 
 

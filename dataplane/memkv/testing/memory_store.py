@@ -96,6 +96,13 @@ class MemoryReader:
                 status = Status.CORRUPT
             yield position, MemoryResult(self._store, status, block)
 
+    def hit(self, tenant: TenantScope, block_id: bytes, max_length: int) -> MemoryResult | None:
+        for _, result in self.read(tenant, block_id, [max_length], 0):
+            if result.status is Status.OK:
+                return result
+            result.release()
+        return None
+
     def close(self) -> None:
         """Nothing to free."""
 
