@@ -14,7 +14,7 @@ from memkv.cli import units
 from memkv.cli.command import Call, Command
 from memkv.cli.demo import write_json
 from memkv.cli.exits import Exit
-from memkv.cli.output import table
+from memkv.cli.output import pairs_table, table
 from memkv.cli.settings import ENDPOINT, POOL, TENANT, Field, UsageError
 from memkv.limits import BLOCK_BYTES_MAX, MIB
 
@@ -112,7 +112,8 @@ def run_one(call: Call, directory: Path) -> int:
     document = {"results": [result.document()]}
     if arguments.json_file:
         write_json(Path(arguments.json_file), document)
-    call.output.result(document, lambda console: draw_results(console, [result]))
+    draw = draw_rate if arguments.op == "exists" else draw_result
+    call.output.result(document, lambda console: draw(console, result))
     return Exit.OK
 
 
@@ -147,28 +148,37 @@ def limit_of(spec: Transfer, directory: Path) -> Limit:
     return limits[0] if len(limits) == 1 else SmallestOf(limits)
 
 
-def draw_results(console: Console, results: Sequence[Result]) -> None:
-    rows = [
-        (
-            result.op, result.transport, result.tier, units.format_bytes(result.size_bytes),
-            f"{result.gbps:.2f}", f"{result.limit_gbps:.2f}" if result.ratio else "-",
-            f"{result.ratio:.2f}" if result.ratio is not None else "-",
-            units.format_us(result.p50_us), units.format_us(result.p99_us),
-            f"{result.cpu_s_per_gb:.2f}" if result.cpu_s_per_gb is not None else "-",
-            result.remark or result.limit,
-        )
-        for result in results
-    ]  # fmt: skip
+def draw_result(console: Console, result: Result) -> None:
+    """Print gets or puts beside their limit."""
+    known = result.ratio is not None
+    row = (
+        result.op, result.transport, result.tier, units.format_bytes(result.size_bytes),
+        f"{result.gbps:.2f}", f"{result.limit_gbps:.2f}" if known else "-",
+        f"{result.ratio:.2f}" if result.ratio is not None else "-",
+        units.format_us(result.p50_us), units.format_us(result.p99_us),
+        f"{result.cpu_s_per_gb:.2f}" if result.cpu_s_per_gb is not None else "-", result.limit,
+    )  # fmt: skip
     columns = (
         ("op", "left"), ("over", "left"), ("tier", "left"), ("block", "right"),
         ("GB/s", "right"), ("limit", "right"), ("ratio", "right"), ("p50", "right"),
         ("p99", "right"), ("CPU s/GB", "right"), ("the limit is", "left"),
     )  # fmt: skip
-    console.print(table("", columns, rows))
+    console.print(table("", columns, [row]))
     console.print(
         "GB = 10^9 bytes; medians of interleaved pairs; p50 and p99 are of one call of"
-        f" {results[0].blocks_per_call} blocks; checksums on"
+        f" {result.blocks_per_call} blocks; checksums on"
     )
+
+
+def draw_rate(console: Console, result: Result) -> None:
+    """Print how fast existence is answered."""
+    keys = f"{result.blocks_per_call} keys a call, hashing included, half of them stored"
+    rows = [
+        ("batch_is_exist", result.remark, keys),
+        ("p50 of a call", units.format_us(result.p50_us), ""),
+        ("p99 of a call", units.format_us(result.p99_us), ""),
+    ]
+    console.print(pairs_table("", rows))
 
 
 # --- the suite -------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def draw_map(console: Console, shard_map: ShardMap) -> None:
         ("node", "left"), ("worker", "left"), ("address", "left"), ("state", "left"),
         ("slots", "right"), ("share", "right"),
     )  # fmt: skip
-    console.print(table("", columns, rows))
+    console.print(table("", columns, sorted(rows)))
 
 
 COMMAND = Command(

@@ -68,14 +68,15 @@ class FactsReader:
         self._open: dict[tuple[bytes, str, int], socket.socket] = {}
 
     def read(self) -> list[WorkerFacts]:
-        """Ask every worker of the map, one after the other."""
+        """Ask every worker of the map, one after the other; ordered by the nodes' names."""
         shard_map = self._client.attachment.shard_map
         if shard_map is None:
             return []
-        return [
+        found = [
             self._facts(worker, len(shard_map.slots_of(index)))
             for index, worker in enumerate(shard_map.workers)
         ]
+        return sorted(found, key=lambda facts: (facts.worker.node_name, facts.worker.uuid))
 
     def _facts(self, worker: Worker, slots: int) -> WorkerFacts:
         place = (worker.uuid, worker.host, worker.port)
