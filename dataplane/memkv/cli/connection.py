@@ -50,12 +50,12 @@ def open_client(settings: Settings) -> Client:
         deadline_ms=settings[DEADLINE],
     )  # fmt: skip
     if client.attachment.shard_map is None:
-        problems = "; ".join(client.attachment.problems())
+        problems = client.attachment.problems()
         client.close()
         raise RetryLater(
             f"no pool {settings[POOL]} at {settings[ENDPOINT]} "
             f"(from {settings.origin(ENDPOINT)}).\n"
-            f"  cause: {problems or 'the metadata service did not answer'}\n"
+            f"  cause: {problems[0] if problems else 'the metadata service did not answer'}\n"
             "  fix:   start one with `memkv up --nodes 3 --dir DIR`, or name another --endpoint"
         )
     return client

@@ -56,6 +56,7 @@ def run(call: Call) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     try:
+        make_directory(directory)
         check_room(directory, settings[NODES] * settings[CAPACITY])
         pool = LocalPool(
             PoolPlan(
@@ -78,11 +79,20 @@ def run(call: Call) -> int:
     return Exit.OK
 
 
+def make_directory(directory: Path) -> None:
+    """Make it, or say why not."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--dir {directory}: {error.strerror}; choose a directory that you can write to"
+        ) from None
+
+
 def check_room(directory: Path, wanted_bytes: int) -> None:
     """Raise UsageError when the files cannot fit, before the first of them is made."""
-    place = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     existing = sum(file.stat().st_blocks * 512 for file in directory.rglob("*") if file.is_file())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(directory).free
     if wanted_bytes > free + existing:
         raise UsageError(
             f"the nodes need {units.format_bytes(wanted_bytes)} below {directory}, and"

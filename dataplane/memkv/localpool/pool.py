@@ -8,6 +8,7 @@ that ends is reported by `check`. A directory that holds a pool already is opene
 blocks. Processes end with the pool, by their ids.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,11 +21,15 @@ from memkv.errors import ConfigError, RetryLater
 from memkv.limits import GIB, MIB
 from memkv.localpool.ports import free_ports
 from memkv.localpool.process import Child
+from memkv.metadata.endpoint import check_exposure
 from memkv.shardmap.map import ShardMap, Worker, WorkerState
 
 START_TIMEOUT_S = 60.0  # preallocating and scanning some GiB on a slow disk
 WAIT_STEP_S = 0.1
+# A worker that fails for so long will go on failing: a lock of a killed process is free by then.
+FAILURE_PATIENCE_S = 6.0
 PORTS_PER_NODE = 3
+READY_FILE = "node.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class PoolPlan:
     def __post_init__(self) -> None:
         if self.nodes < 1:
             raise ConfigError("a pool needs at least one node")
+        check_exposure("the pool", self.host, None, insecure=self.insecure)
 
 
 @dataclass(slots=True)
@@ -146,10 +152,13 @@ class LocalPool:
         self, timeout_s: float, given_up: Callable[[], bool] = lambda: False
     ) -> None:
         """Wait until all nodes are in the map, own slots, and can be reached."""
-        deadline = time.monotonic() + timeout_s
+        began = time.monotonic()
         while not given_up() and not self._complete():
             self.check()
-            if time.monotonic() > deadline:
+            waited_s = time.monotonic() - began
+            if waited_s > FAILURE_PATIENCE_S:
+                self._check_workers()
+            if waited_s > timeout_s:
                 problems = "; ".join(self.watcher().attachment.problems()) or "slots are moving"
                 raise RetryLater(
                     f"the pool was not complete within {timeout_s:g} s: {problems}.\n"
@@ -168,6 +177,15 @@ class LocalPool:
             worker.node_name for worker in shard_map.workers if worker.state == WorkerState.ACTIVE
         }
         return active >= {node.name for node in self.nodes} and attachment.wait_ready(0)
+
+    def _check_workers(self) -> None:
+        """Raise ConfigError with the reason of the first node whose worker cannot start."""
+        for node in self.nodes:
+            if worker_failed(self.plan.directory / node.name):
+                raise ConfigError(
+                    f"the worker of {node.name} cannot start; its log {node.child.log} ends with:\n"
+                    f"{node.child.log_tail(1)}"
+                )
 
     # --- faults -------------------------------------------------------------------------------
     def kill(self, node: LocalNode) -> int:
@@ -229,6 +247,15 @@ class LocalPool:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+
+
+def worker_failed(state_dir: Path) -> bool:
+    """Return whether a node's ready file says that a worker of it failed."""
+    try:
+        document = json.loads((state_dir / READY_FILE).read_text())
+        return any(worker["phase"] == "failed" for worker in document["workers"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # not written yet
 
 
 def prepare_directory(directory: Path) -> None:

@@ -51,10 +51,10 @@ class Child:
                 f" its log {self.log} ends with:\n{self.log_tail()}"
             )
 
-    def log_tail(self) -> str:
+    def log_tail(self, count: int = LOG_TAIL_LINES) -> str:
         """Return the last lines of the log, indented."""
         try:
-            lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+            lines = self.log.read_text(errors="replace").splitlines()[-count:]
         except OSError:
             lines = []
         return "\n".join(f"    {line}" for line in lines) or "    (empty)"
