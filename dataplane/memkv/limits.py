@@ -48,6 +48,7 @@ SECTOR_BYTES = 4 * KIB  # O_DIRECT alignment and the size of a record header
 SEGMENT_BYTES_MAX = 256 * MIB
 SEGMENTS_PER_STORE_MIN = 64  # segment = min(256 MiB, capacity / 64)
 SPARE_SEGMENTS = 2  # one being opened, one for re-appends while reclaim runs
+LEASE_MS_MAX = 60_000  # between an engine's lookup and its load; whoever needs more pins
 REAPPEND_FRACTION_MAX = 0.30  # of host writes: bounds write amplification at 1.3
 PINNED_FRACTION_MAX = 0.25  # of a tenant's quota: pins must never stop eviction
 DEVICE_QUEUE_DEPTH = 32  # fio's bandwidth is flat above 16 on the drives tried

@@ -137,6 +137,8 @@ class ControlService:
         def serve(ids: bytes) -> bytes:
             tenant = session.tenant
             if header.opcode == Opcode.EXISTS:
+                if request.argument:
+                    self._store.lease(tenant, ids, min(request.argument, limits.LEASE_MS_MAX))
                 return self._store.exists(tenant, ids, self._clock.wall_s())
             if header.opcode == Opcode.DELETE:
                 return self._store.delete(tenant, ids, deadline_ns)

@@ -23,6 +23,7 @@ class NodeStore:
         self._generation_at = generation_at
         # No layer of Python in between where every block passes.
         self.exists = store.exists
+        self.lease = store.lease
         self.begin_put = store.begin_put
         self.delete = store.delete
         self.pin = store.pin

@@ -232,6 +232,15 @@ class Store:
                 )
         return struct.pack(f"<{len(results)}i", *results)
 
+    def lease(self, tenant: TenantScope, ids: bytes, lease_ms: int) -> None:
+        """Protect blocks from eviction for `lease_ms`, best effort within the pin quota."""
+        with self._engine.lock:
+            owner = self._core.tenants.find(tenant.tag)
+            if owner is None:
+                return
+            for first in range(0, len(ids), BLOCK_ID_BYTES):
+                self._core.lease(owner, ids[first : first + BLOCK_ID_BYTES], lease_ms)
+
     # --- slots -------------------------------------------------------------------------------
 
     def drop_slots(self, slots: Iterable[int]) -> int:

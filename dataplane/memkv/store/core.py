@@ -412,6 +412,13 @@ class StoreCore:
             self.remove_entry(handle)
         return floor
 
+    def lease(self, owner: TenantState, block_id: bytes, lease_ms: int) -> None:
+        """Protect a block from reclaim for `lease_ms` if it is there and pins have room."""
+        handle = self.valid_handle(owner, block_id)
+        if handle >= 0:
+            size_bytes = self.index.location(handle)[1] * SECTOR_BYTES
+            self.pins.lease(handle, owner, size_bytes, self.now_ns(), lease_ms)
+
     def pin(self, owner: TenantState, block_id: bytes, ttl_s: int) -> Status:
         """Pin for `ttl_s`, or unpin with 0. MISS when absent, QUOTA over the limit."""
         handle = self.valid_handle(owner, block_id)

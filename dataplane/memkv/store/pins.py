@@ -43,6 +43,17 @@ class Pins:
         self._pins[handle] = Pin(tenant, size_bytes, expires_ns)
         return Status.OK
 
+    def lease(
+        self, handle: int, tenant: TenantState, size_bytes: int, now_ns: int, lease_ms: int
+    ) -> None:
+        """Keep a block a moment longer, as far as the tenant's pins allow; never shortens a pin."""
+        ends_ns = now_ns + lease_ms * 1_000_000
+        known = self._pins.get(handle)
+        if known is not None:
+            known.expires_ns = max(known.expires_ns, ends_ns)
+        elif self.pin(handle, tenant, size_bytes, now_ns, 0) is Status.OK:
+            self._pins[handle].expires_ns = ends_ns
+
     def unpin(self, handle: int) -> None:
         """Forget a pin; harmless where there is none."""
         pin = self._pins.pop(handle, None)

@@ -103,6 +103,9 @@ class PendingPut(Protocol):
 class BlockStore(Protocol):
     """The store of one worker."""
 
+    def lease(self, tenant: TenantScope, ids: bytes, lease_ms: int) -> None:
+        """Protect blocks from eviction for a moment, best effort."""
+
     def exists(self, tenant: TenantScope, ids: bytes, now_s: int) -> bytes:
         """Return an i32 of 1 or 0 for each id."""
 

@@ -178,6 +178,9 @@ class MemoryStore:
             [Status.OK if (tenant.tag, one) in self.blocks else Status.MISS for one in _split(ids)]
         )
 
+    def lease(self, tenant: TenantScope, ids: bytes, lease_ms: int) -> None:
+        """Nothing is ever evicted here."""
+
     def list_page(self, request: ListRequest) -> ListPage:
         listed = [
             ListEntry(block_id, tag, block.request.length, 0, block.request.depth, 0)

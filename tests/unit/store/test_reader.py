@@ -74,7 +74,7 @@ def test_an_abandoned_read_gives_its_buffers_back(bench: Bench) -> None:
     ids = keys.block_ids([f"fill-{number}" for number in range(6)])
     answers = reader.read(bench.tenant, ids, None, bench.deadline_ns)
     next(answers)[1].release()
-    answers.close()
+    del answers
     reader.close()
     statistics = bench.store.statistics()
     assert statistics.memory_free_bytes + statistics.memory_clean_bytes == free

@@ -1,6 +1,7 @@
 """What callers of the store see, with every order under the test's control."""
 
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from memkv.limits import MIB
 from memkv.status import Status
 from memkv.store.api import PendingPut
 from memkv.store.config import TenantQuota
+from memkv.store.requests import PutRequest
 from memkv.tenant import Tenant
 from memkv.testing.store_bench import LENGTH, SEGMENT_BYTES, Bench
 
@@ -61,23 +63,23 @@ def test_an_aborted_put_gives_its_buffer_back(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        ({"length": 0}, Status.INVALID),
-        ({"length": 20 * MIB}, Status.TOO_LARGE),
-        ({"sums": b""}, Status.INVALID),
-        ({"root": b"short"}, Status.INVALID),
-        ({"block_id": b"short"}, Status.INVALID),
+        (lambda request: request._replace(length=0), Status.INVALID),
+        (lambda request: request._replace(length=20 * MIB), Status.TOO_LARGE),
+        (lambda request: request._replace(sums=b""), Status.INVALID),
+        (lambda request: request._replace(root=b"short"), Status.INVALID),
+        (lambda request: request._replace(block_id=b"short"), Status.INVALID),
     ],
     ids=["empty", "too large", "no sums", "short root", "short id"],
 )
 def test_impossible_puts_are_refused(
-    bench: Bench, change: dict[str, object], status: Status
+    bench: Bench, change: Callable[[PutRequest], PutRequest], status: Status
 ) -> None:
-    request = bench.request("a")._replace(**change)
+    request = change(bench.request("a"))
     assert bench.store.begin_put(bench.tenant, request, bench.deadline_ns) is status
 
 
 def test_a_put_that_finds_no_buffer_is_busy(bench: Bench) -> None:
-    puts = []
+    puts: list[PendingPut] = []
     while isinstance(put := bench.store.begin_put(bench.tenant, bench.request(f"{len(puts)}"), 0),
                      PendingPut):  # fmt: skip
         puts.append(put)
@@ -142,6 +144,20 @@ def test_pinned_blocks_survive_reclaim_until_the_pin_ends(bench: Bench) -> None:
     bench.clock.advance_ms(60_000)
     bench.fill(150, "more")
     assert bench.get("pinned") is Status.MISS
+
+
+def test_leases_hold_for_their_time_and_never_shorten_a_pin(bench: Bench) -> None:
+    for name in ("leased", "pinned", "other"):
+        bench.put(name)
+    bench.store.pin(bench.tenant, keys.block_id("pinned"), 60)
+    bench.store.lease(bench.tenant, keys.block_ids(["leased", "pinned", "absent"]), 10_000)
+    bench.fill(150)
+    assert bench.get("leased") is Status.OK
+    assert bench.get("other") is Status.MISS
+    bench.clock.advance_ms(10_000)
+    bench.fill(150, "more")
+    assert bench.get("leased") is Status.MISS
+    assert bench.get("pinned") is Status.OK
 
 
 def test_pins_take_at_most_a_quarter_of_the_quota(bench: Bench) -> None:
