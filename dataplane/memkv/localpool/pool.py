@@ -159,10 +159,9 @@ class LocalPool:
             if waited_s > FAILURE_PATIENCE_S:
                 self._check_workers()
             if waited_s > timeout_s:
-                problems = "; ".join(self.watcher().attachment.problems()) or "slots are moving"
                 raise RetryLater(
-                    f"the pool was not complete within {timeout_s:g} s: {problems}.\n"
-                    f"  logs: {self.plan.directory / 'logs'}"
+                    f"the pool was not complete within {timeout_s:g} s; the logs are in"
+                    f" {self.plan.directory / 'logs'} and end with:\n{self._log_tails()}"
                 )
             changed = self.watcher().attachment.core.changed
             with changed:
@@ -177,6 +176,10 @@ class LocalPool:
             worker.node_name for worker in shard_map.workers if worker.state == WorkerState.ACTIVE
         }
         return active >= {node.name for node in self.nodes} and attachment.wait_ready(0)
+
+    def _log_tails(self) -> str:
+        children = (self.metadata, *(node.child for node in self.nodes))
+        return "\n".join(f"  {child.name}:\n{child.log_tail(2)}" for child in children)
 
     def _check_workers(self) -> None:
         """Raise ConfigError with the reason of the first node whose worker cannot start."""
