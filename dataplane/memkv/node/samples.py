@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from memkv.node.messages import Sample
 from memkv.node.metrics import counter, gauge
+from memkv.node.moves.keeper import MoveStatistics
 from memkv.node.statistics import ConnectionCounts, WorkerStatistics
 from memkv.store.statistics import StoreStatistics
 
@@ -55,6 +56,23 @@ def event_samples(events: ConnectionCounts) -> Iterator[Sample]:
     """Yield what happened to connections."""
     for name, text in _EVENTS.items():
         yield counter(f"memkv_connection_{name}", text, getattr(events, name))
+
+
+def move_samples(moves: MoveStatistics) -> Iterator[Sample]:
+    """Yield what there is to say about slots that move."""
+    pulls = moves.pulls
+    text = "Slots not served yet: their deletes are still being asked for"
+    yield gauge("memkv_worker_closed_slots", text, moves.closed_slots)
+    text = "Slots on their way here whose blocks are not all copied"
+    yield gauge("memkv_worker_moving_slots", text, moves.moving_slots)
+    yield counter("memkv_pulled_blocks", "Blocks copied from previous owners", pulls.blocks)
+    yield counter("memkv_pulled_bytes", "Payload copied from previous owners", pulls.bytes)
+    text = "Blocks not copied: deleted or expired meanwhile, or no room"
+    yield counter("memkv_pull_refused_blocks", text, pulls.refused)
+    text = "Blocks not copied because their sums failed"
+    yield counter("memkv_pull_corrupt_blocks", text, pulls.corrupt)
+    text = "Pulls that broke off and are tried again"
+    yield counter("memkv_pull_failures", text, pulls.failures)
 
 
 def store_samples(statistics: StoreStatistics) -> Iterator[Sample]:

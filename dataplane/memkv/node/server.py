@@ -144,6 +144,12 @@ class WorkerServer:
         known = deletes_known_since or {}
         self._ownership = Ownership(self._config.worker_uuid, shard_map, known)
 
+    @property
+    def payload_bytes(self) -> int:
+        """Payload moved since start, both ways."""
+        tallies = [thread.tally for thread in self._control_threads + self._lane_threads]
+        return sum(tally.bytes_in + tally.bytes_out for tally in tallies)
+
     def statistics(self) -> WorkerStatistics:
         """Return what happened so far."""
         tallies = [thread.tally for thread in self._control_threads + self._lane_threads]

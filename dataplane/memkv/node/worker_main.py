@@ -20,7 +20,6 @@ from memkv.errors import ConfigError, MemKVError, ProtocolError
 from memkv.io.file_device import FileDevice
 from memkv.metadata.endpoint import is_loopback
 from memkv.node.config import WorkerConfig
-from memkv.node.map_keeper import MapKeeper
 from memkv.node.messages import (
     Failed,
     MapMessage,
@@ -30,12 +29,16 @@ from memkv.node.messages import (
     Stop,
     map_bytes,
 )
-from memkv.node.metrics import gauge
-from memkv.node.samples import server_samples, store_samples
+from memkv.node.moves.keeper import MoveKeeper, first_memory
+from memkv.node.moves.memory import MoveMemory, load_memory
+from memkv.node.moves.peer import PeerSession
+from memkv.node.moves.tickets import AnonymousPeerTickets
+from memkv.node.moves.view import nobodys_map
+from memkv.node.samples import move_samples, server_samples, store_samples
 from memkv.node.server import WorkerServer
 from memkv.node.store_adapter import NodeStore
-from memkv.node.takeover import nobodys_map
-from memkv.shardmap import MapInvalid, ShardMap, decode_map
+from memkv.shardmap import MapInvalid, MapVersion, ShardMap, decode_map
+from memkv.shardmap import Worker as ShardWorker
 from memkv.store.api import Store, open_store
 from memkv.store.config import StoreConfig, TenantQuota
 from memkv.wire.ticket import AnonymousVerifier
@@ -77,16 +80,18 @@ class Worker:
         self._clock = clock
         self._stopping = threading.Event()
         self._serving = threading.Event()
+        state_file = Path(start.state_dir) / f"worker-{start.position}.slots"
+        memory = load_memory(state_file)
         self._device = open_drive(Path(start.drive), start.capacity_bytes)
         try:
-            self.store = self._open_store()
+            self.store = self._open_store(memory or MoveMemory())
         except BaseException:
             self._device.close()
             raise
         superblock = self.store.superblock
         self._uuid = superblock.worker_uuid
         self._server = WorkerServer(
-            NodeStore(self.store),
+            NodeStore(self.store, lambda epoch: self._keeper.generation_at(epoch)),
             WorkerConfig(
                 start.pool,
                 self._uuid,
@@ -98,20 +103,39 @@ class Worker:
             clock,
             AnonymousVerifier(loopback=is_loopback(start.host) or start.insecure),
         )
-        self._keeper = MapKeeper(
-            start.pool,
+        self._keeper = MoveKeeper(
             self._uuid,
             self.store,
+            self._connect,
             self._server.set_map,
-            Path(start.state_dir) / f"worker-{start.position}.applied",
+            state_file,
+            memory or self._first_memory(),
             clock,
+            self._served_bytes,
         )
         self._reporter = threading.Thread(target=self._report, name="memkv-report", daemon=True)
 
-    def _open_store(self) -> Store:
+    def _connect(self, peer: ShardWorker, version: MapVersion) -> PeerSession:
+        tickets = AnonymousPeerTickets(self._start.pool, self._clock)
+        return PeerSession(self._start.pool, self._uuid, peer, version, tickets, self._clock)
+
+    def _first_memory(self) -> MoveMemory:
+        formatted = self.store.recovery.formatted
+        return first_memory(self.store, self._start.slots, formatted=formatted)
+
+    def _served_bytes(self) -> int:
+        return self._server.payload_bytes
+
+    def _open_store(self, memory: MoveMemory) -> Store:
         start = self._start
         quotas = tuple(TenantQuota(name, size) for name, size in sorted(start.quotas.items()))
-        config = StoreConfig(memory_bytes=start.memory_bytes, slots=start.slots, quotas=quotas)
+        config = StoreConfig(
+            memory_bytes=start.memory_bytes,
+            slots=start.slots,
+            quotas=quotas,
+            slot_floors=memory.floors,
+            tenant_floors=memory.tenant_floors,
+        )
         return open_store(self._device, config, self._clock, random.SystemRandom())
 
     def run(self) -> None:
@@ -164,20 +188,20 @@ class Worker:
         superblock = self.store.superblock
         statistics = self.store.statistics()
         serving = self._serving.is_set()
+        moves = self._keeper.statistics()
         samples = [*store_samples(statistics)]
         if serving:
             samples += server_samples(self._server.statistics())
-            text = "Slots not served yet: their deletes are still being asked for"
-            samples.append(gauge("memkv_worker_closed_slots", text, self._keeper.closed_slots))
+            samples += move_samples(moves)
         return Report(
             uuid=self._uuid.hex(),
             incarnation=superblock.incarnation,
             port=self._server.port if serving else 0,
             capacity_bytes=statistics.capacity_bytes,
             used_bytes=sum(tenant.flash_bytes for tenant in statistics.tenants),
-            lineage=self._keeper.applied.lineage.hex(),
-            applied_epoch=self._keeper.applied.epoch,
-            finished=tuple(sorted(self._keeper.finished)),
+            lineage=moves.lineage.hex(),
+            applied_epoch=moves.applied_epoch,
+            finished=tuple(sorted(moves.finished)),
             samples=tuple(samples),
         )
 
