@@ -82,6 +82,7 @@ PULL_ITEMS_MAX = 64  # of the largest blocks they are half a session's credit
 PULL_MEMORY_WAIT_MS = 50  # for a buffer; then the block is tried again later
 PULL_RETRY_MS_MIN = 250
 PULL_RETRY_MS_MAX = 10_000  # a peer that is back is noticed within this
+CONFIRM_PEERS_MAX = 8  # asked at a start for a newer map; every live worker knows of one soon
 HEARD_SLOTS_AT_ONCE = 64  # written down and opened together, for each write is a flush
 WORKER_STOP_TIMEOUT_S = 35  # a worker closes its store within 30 s; then it is killed
 WORKER_BACKOFF_MS_MIN = 100

@@ -1,21 +1,25 @@
 """Slots move between real workers with real stores, and nothing is lost or comes back."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from memkv import _hotpath
 from memkv.client.options import BlockHint, PutOptions
+from memkv.client.requests import Requests
 from memkv.client.sync import Client
+from memkv.clock import deadline_after_ms
 from memkv.errors import PeerGone
 from memkv.keys import block_ids
 from memkv.limits import KIB
+from memkv.node.moves import keeper
 from memkv.node.moves.peer import Peer, TakeBlock
 from memkv.pattern import block, seed_of
 from memkv.shardmap import WorkerState
 from memkv.status import Status
-from memkv.testing.moving_pool import SLOTS, MovingNode, MovingPool
+from memkv.testing.moving_pool import CLOCK, SLOTS, WAIT_MS, MovingNode, MovingPool
 from memkv.wire.messages import ListKind, ListPage
 
 SIZE = 20 * KIB
@@ -149,12 +153,90 @@ def test_node_that_was_away_during_deletes_serves_the_rest_warm(pool: MovingPool
     assert missing(client, deleted) == deleted
 
 
+def lose(pool: MovingPool, other: MovingNode) -> None:
+    """Tick until one of two nodes is lost and the other owns and serves everything."""
+    pool.tick_until(
+        "it is lost", lambda: any(w.state is WorkerState.LOST for w in pool.the_map.workers)
+    )
+    pool.tick_until("one owns all", lambda: own_slots(pool, other) == set(range(SLOTS)))
+    applied = other.keeper.statistics
+    pool.tick_until("it serves", lambda: applied().applied_epoch == pool.the_map.version.epoch)
+
+
+@pytest.mark.parametrize("believed", [False, True], ids=["as-it-is", "without-the-check"])
+def test_owner_again_that_goes_by_its_old_map_is_not_believed(
+    pool: MovingPool, monkeypatch: pytest.MonkeyPatch, believed: bool
+) -> None:
+    """A stopped supervisor: its worker goes on, is lost, and is owner again before it knows."""
+    first, second = pool.add("a"), pool.add("b")
+    pool.settle()
+    client = pool.client()
+    keys = [f"block {number}" for number in range(60)]
+    put_all(client, keys)
+    its = [key for key, slot in zip(keys, slots_of(keys), strict=True)
+           if slot in own_slots(pool, second)]
+    second.answers_polls = second.hears_maps = False
+    lose(pool, first)
+    assert client.batch_remove(its) == [Status.OK] * len(its)
+    second.answers_polls = True
+    pool.tick_until("b owns again", lambda: own_slots(pool, second) != set())
+    if believed:  # negative control: the test sees what the check is for
+        monkeypatch.setattr(Requests, "_by_need", lambda self, worker, keys, some: [(0, some)])
+    found = client.batch_is_exist(its)
+    assert missing(client, its) == ([] if believed else its)
+    assert found == [int(believed)] * len(its)
+    second.hears_maps = True
+    second.keeper.offer(pool.the_map)
+    pool.settle()
+    assert missing(client, its) == its
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["as-it-is", "without-asking"])
+def test_node_back_without_metadata_does_not_serve_by_a_map_that_others_know_is_old(
+    pool: MovingPool, monkeypatch: pytest.MonkeyPatch, asks: bool
+) -> None:
+    """And a client that missed the same maps asks it."""
+    if not asks:  # negative control
+        monkeypatch.setattr(keeper, "is_outdated", lambda *_: False)
+    first, second = pool.add("a"), pool.add("b")
+    pool.settle()
+    client, late = pool.client(), pool.client()
+    keys = [f"block {number}" for number in range(60)]
+    put_all(client, keys, PutOptions(durability="durable"))
+    its = [key for key, slot in zip(keys, slots_of(keys), strict=True)
+           if slot in own_slots(pool, second)]
+    pool.sources.pop()  # it hears of nothing any more
+    kept, port = pool.the_map, second.server.port
+    second.kill()
+    lose(pool, first)
+    assert client.batch_remove(its) == [Status.OK] * len(its)
+    second.start(kept, port=port)
+    wait_for("b is reached", lambda: {view.session for view in late.attachment.workers()} == {"up"})
+    if not asks:
+        wait_for("deleted blocks are back", lambda: missing(late, its) == [])
+        return
+    assert missing(late, its) == its
+    first.kill()  # nobody is left to say so: it is served, or no pool could start by itself
+    wait_for("b serves", lambda: missing(late, its) == [])
+
+
+def wait_for(what: str, holds: Callable[[], bool]) -> None:
+    deadline_ns, pause = deadline_after_ms(CLOCK, WAIT_MS), threading.Event()
+    while not holds():
+        assert CLOCK.monotonic_ns() < deadline_ns, f"in vain: {what}"
+        pause.wait(0.01)
+
+
 class CutPeer:
     """Breaks off after some pulls."""
 
     def __init__(self, peer: Peer, budget: list[int]) -> None:
         self._peer = peer
         self._budget = budget
+
+    @property
+    def served(self) -> tuple[int, int]:
+        return self._peer.served
 
     def pages(self, slot: int, kind: ListKind, since_epoch: int = 0) -> Iterator[ListPage]:
         return self._peer.pages(slot, kind, since_epoch)

@@ -368,8 +368,23 @@ def test_copy_is_taken_only_on_its_way_to_this_worker(worker: RunningWorker) -> 
     worker.server.set_map(shard_map)
     assert lane.put([copy]) == [Status.MISS]
     worker.server.set_map(map_of((0, 1), {0: Move((1,), 7)}), {0: 5})
-    assert lane.put([copy]) == [Status.OK]
+    assert lane.put([copy], map_epoch=6) == [Status.MISS], "found before the slot moved here"
+    assert lane.put([copy], map_epoch=7) == [Status.OK]
     assert lane.get(block.block_id)[0].payload == block.data
+
+
+def test_worker_behind_the_map_that_a_read_needs_has_nothing_to_say(worker: RunningWorker) -> None:
+    shard_map = map_of((0, 1), {})
+    block = blocks_by_slot(shard_map, 0)
+    worker.server.set_map(shard_map)
+    client = worker.client()
+    lanes = [client.lane(), client.lane(express=True)]
+    lanes[0].put([block])
+    for lane in lanes:
+        assert lane.get(block.block_id, map_epoch=7)[0].payload == block.data
+        assert lane.get(block.block_id, map_epoch=8)[0].status is Status.WRONG_OWNER
+    assert client.exists(block.block_id, map_epoch=7) == [1]
+    assert client.exists(block.block_id, map_epoch=8) == [Status.WRONG_OWNER]
 
 
 def test_requests_by_a_newer_map_are_counted(worker: RunningWorker) -> None:

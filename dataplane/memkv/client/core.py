@@ -69,9 +69,12 @@ class ClientCore:
             return None
         return hash_keys(keys, ticket.salt, routes.route.shard_map.slots)
 
-    def requests(self, deadline_ms: int) -> Requests | None:
-        """Return the workers for one operation that starts now, or None as `routes`."""
-        routes, ticket = self._routes, self.ticket
+    def requests(self, deadline_ms: int, routes: Routes | None = None) -> Requests | None:
+        """Return the workers for one operation that starts now, or None as `routes`.
+
+        `routes`: an earlier picture to go by.
+        """
+        routes, ticket = routes or self._routes, self.ticket
         if routes is None or ticket is None:
             return None
         deadline_ns = deadline_after_ms(self.options.clock, deadline_ms)

@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from memkv import _hotpath
 from memkv.client.backoff import Backoff
+from memkv.client.copies import copy_operation
 from memkv.client.core import ClientCore
 from memkv.client.drive import run_to_end
-from memkv.client.operations import put_operation
-from memkv.client.options import COPY_PUT
 from memkv.client.routing import Keys
 from memkv.client.session import WorkerSession
 from memkv.client.source import MapSource
@@ -109,15 +108,15 @@ class Keeper:
         core = self._core
         try:
             while not self._stop.is_set() and (copy := core.copies.take()) is not None:
-                requests = core.requests(core.options.deadline_ms)
+                requests = core.requests(core.options.deadline_ms, copy.routes)
                 if requests is None:
                     return
                 scatter = ((_hotpath.address_of(copy.data), len(copy.data)),)
                 keys = Keys(1, copy.block_id, copy.slot)
-                results = run_to_end(
-                    put_operation(requests, keys, [scatter], COPY_PUT), requests.deadline_ns
+                result = run_to_end(
+                    copy_operation(requests, keys, scatter, copy.previous), requests.deadline_ns
                 )
-                if results[0] == 0:
+                if result == 0:
                     core.counters.copies_to_new_owner += 1
                 else:
                     core.counters.copies_dropped += 1

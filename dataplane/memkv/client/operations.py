@@ -39,11 +39,15 @@ class Workers(Router, Protocol):
         options: PutOptions,
     ) -> Started: ...
     def start_exists(
-        self, worker: int, keys: Keys, positions: list[int], lease_ms: int
-    ) -> Started: ...
+        self, worker: int, keys: Keys, positions: list[int], lease_ms: int, *,
+        by_this_map: bool = False,
+    ) -> Started:
+        """`by_this_map`: the worker says WRONG_OWNER while its map is older than the route's."""
     def start_delete(self, worker: int, keys: Keys, positions: list[int]) -> Started: ...
     def start_pin(self, worker: int, keys: Keys, positions: list[int], ttl_s: int) -> Started: ...
-    def copy_to_owner(self, keys: Keys, position: int, scatter: Scatter, size_bytes: int) -> None:
+    def copy_to_owner(
+        self, keys: Keys, position: int, scatter: Scatter, size_bytes: int, previous: int
+    ) -> None:
         """Queue a background put of a block that only a previous owner had."""
 
 
@@ -60,7 +64,9 @@ def get_operation(
     def on_answer(call: Call, index: int, position: int, status: int) -> None:
         if status >= 0:
             if call.worker in workers.route().previous_owners(keys.slot_of(position)):
-                workers.copy_to_owner(keys, position, scatters[position], status)
+                workers.copy_to_owner(
+                    keys, position, scatters[position], status, call.worker
+                )
         elif status == Status.BUFFER_TOO_SMALL and stored_lengths is not None:
             stored_lengths[position] = call.request.lengths[index]
         elif status == Status.CORRUPT:

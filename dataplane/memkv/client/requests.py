@@ -75,9 +75,13 @@ class Requests:
         self._routes = routes
         return routes.route.owner_index(hint.slot)
 
-    def copy_to_owner(self, keys: Keys, position: int, scatter: Scatter, size_bytes: int) -> None:
+    def copy_to_owner(
+        self, keys: Keys, position: int, scatter: Scatter, size_bytes: int, previous: int
+    ) -> None:
         slot = keys.slots[2 * position : 2 * position + 2]
-        self._core.copies.add(keys.id_of(position), slot, scatter, size_bytes)
+        self._core.copies.add(
+            keys.id_of(position), slot, scatter, size_bytes, self._routes, previous
+        )
 
     # --- payload ------------------------------------------------------------------------------
     def start_get(
@@ -89,14 +93,14 @@ class Requests:
             return lanes
         flags = Flag.VERIFY if verify else Flag.NONE
         calls = []
-        for group, part in self._parts(lanes, positions, scatters):
+        for epoch, group, part in self._reads(worker, keys, lanes, positions, scatters):
             buffers = [scatters[position] for position in part]
             body = encode_get_request(
                 keys.ids_of(part), [scatter_bytes(scatter) for scatter in buffers]
             )
             job = Job.get(
-                self._frame(Opcode.GET, flags, body, len(part)), buffers, self._tenant_tag,
-                self.deadline_ns,
+                self._frame(Opcode.GET, flags, body, len(part), epoch), buffers,
+                self._tenant_tag, self.deadline_ns,
             )
             calls.append(
                 Call(NativeRequest(group, job), part, session, worker, buffers, verify)
@@ -111,13 +115,13 @@ class Requests:
         if isinstance(lanes, Status):
             return lanes
         calls = []
-        for group, part in self._parts(lanes, positions, scatters):
+        for epoch, group, part in self._reads(worker, keys, lanes, positions, scatters):
             buffers = [scatters[position] for position in part]
             body = encode_ranges_request(
                 [RangesItem(keys.id_of(position), tuple(ranges[position])) for position in part]
             )
             job = Job.get_ranges(
-                self._frame(Opcode.GET_RANGES, Flag.NONE, body, len(part)), buffers,
+                self._frame(Opcode.GET_RANGES, Flag.NONE, body, len(part), epoch), buffers,
                 self._tenant_tag, self.deadline_ns,
             )
             calls.append(Call(NativeRequest(group, job), part, session, worker, buffers))
@@ -152,9 +156,11 @@ class Requests:
 
     # --- control ------------------------------------------------------------------------------
     def start_exists(
-        self, worker: int, keys: Keys, positions: list[int], lease_ms: int
+        self, worker: int, keys: Keys, positions: list[int], lease_ms: int, *,
+        by_this_map: bool = False,
     ) -> Started:
-        return self._control(Opcode.EXISTS, worker, keys, positions, lease_ms)
+        epoch = self._routes.route.version.epoch if by_this_map else None
+        return self._control(Opcode.EXISTS, worker, keys, positions, lease_ms, epoch)
 
     def start_delete(self, worker: int, keys: Keys, positions: list[int]) -> Started:
         return self._control(Opcode.DELETE, worker, keys, positions, 0)
@@ -163,20 +169,26 @@ class Requests:
         return self._control(Opcode.PIN, worker, keys, positions, ttl_s)
 
     def _control(
-        self, opcode: Opcode, worker: int, keys: Keys, positions: list[int], argument: int
+        self, opcode: Opcode, worker: int, keys: Keys, positions: list[int], argument: int,
+        epoch: int | None = None,
     ) -> Started:
         session, lanes = self._lanes(worker)
         if isinstance(lanes, Status):
             return lanes
+        if opcode == Opcode.EXISTS and epoch is None:
+            groups = self._by_need(worker, keys, positions)
+        else:
+            groups = [(epoch, positions)]
         calls = []
-        for start in range(0, len(positions), ITEMS_PER_FRAME_MAX):
-            part = positions[start : start + ITEMS_PER_FRAME_MAX]
-            body = encode_keys(argument, keys.ids_of(part))
-            job = Job.exchange(
-                self._frame(opcode, Flag.NONE, body, len(part)),
-                RESPONSE_LIMITS[opcode].body_bytes_max, self.deadline_ns,
-            )
-            calls.append(Call(NativeRequest(lanes.control, job), part, session, worker))
+        for needed, group in groups:
+            for start in range(0, len(group), ITEMS_PER_FRAME_MAX):
+                part = group[start : start + ITEMS_PER_FRAME_MAX]
+                body = encode_keys(argument, keys.ids_of(part))
+                job = Job.exchange(
+                    self._frame(opcode, Flag.NONE, body, len(part), needed),
+                    RESPONSE_LIMITS[opcode].body_bytes_max, self.deadline_ns,
+                )
+                calls.append(Call(NativeRequest(lanes.control, job), part, session, worker))
         return calls
 
     # --- inside -------------------------------------------------------------------------------
@@ -184,10 +196,41 @@ class Requests:
         session = self._routes.session(worker)
         return session, session.lanes_or_status()
 
-    def _frame(self, opcode: Opcode, flags: Flag, body: bytes, count: int) -> bytes:
+    def _by_need(
+        self, worker: int, keys: Keys, positions: list[int]
+    ) -> list[tuple[int | None, list[int]]]:
+        """Split keys to read by the epoch that `worker` must know for its answers to count."""
+        route = self._routes.route
+        if not route.needed:
+            return [(0, positions)]
+        groups: dict[int | None, list[int]] = {}
+        for position in positions:
+            slot = keys.slot_of(position)
+            needed = route.needed.get(slot, 0)
+            # What a previous owner has was never out of its hands.
+            if needed and route.owner_index(slot) != worker:
+                needed = 0
+            groups.setdefault(needed, []).append(position)
+        return list(groups.items())
+
+    def _reads(
+        self, worker: int, keys: Keys, lanes: Lanes, positions: list[int],
+        scatters: Sequence[Scatter],
+    ) -> list[tuple[int | None, LaneGroup, list[int]]]:
+        return [
+            (epoch, group, part)
+            for epoch, some in self._by_need(worker, keys, positions)
+            for group, part in self._parts(lanes, some, scatters)
+        ]
+
+    def _frame(
+        self, opcode: Opcode, flags: Flag, body: bytes, count: int, epoch: int | None = None
+    ) -> bytes:
+        """Return a request; `epoch`: another one than that of the map in use."""
         version = self._routes.route.version
         return encode_frame(
-            opcode, flags, 0, body, count=count, map_epoch=version.epoch, map_term=version.term
+            opcode, flags, 0, body, count=count,
+            map_epoch=version.epoch if epoch is None else epoch, map_term=version.term,
         )
 
     def _parts(

@@ -144,7 +144,8 @@ class ControlService:
                 return self._store.delete(tenant, ids, deadline_ns)
             return self._store.pin(tenant, ids, request.argument)
 
-        refused = ownership.refused(request.block_ids, header.opcode == Opcode.PIN)
+        needed = header.map_epoch if header.opcode == Opcode.EXISTS else 0
+        refused = ownership.refused(request.block_ids, header.opcode == Opcode.PIN, needed)
         if refused:
             values = _serve_the_rest(request.block_ids, refused, serve)
         else:

@@ -138,11 +138,14 @@ class WorkerServer:
         self._control = self._lanes = None
 
     def set_map(
-        self, shard_map: ShardMap, deletes_known_since: Mapping[int, int] | None = None
-    ) -> None:
+        self, shard_map: ShardMap, deletes_known_since: Mapping[int, int] | None = None,
+        copies_from_epoch: int = 0,
+    ) -> None:  # fmt: skip
         """Go by a new shard map from the next request on; see `Ownership`."""
         known = deletes_known_since or {}
-        self._ownership = Ownership(self._config.worker_uuid, shard_map, known)
+        self._ownership = Ownership(
+            self._config.worker_uuid, shard_map, known, copies_from_epoch
+        )
 
     @property
     def payload_bytes(self) -> int:
@@ -169,11 +172,11 @@ class WorkerServer:
     def _current_ownership(self) -> Ownership:
         return self._ownership
 
-    def _refused(self, ids: bytes, is_put: bool) -> dict[int, Hint | None]:
-        return self._ownership.refused(ids, is_put)
+    def _refused(self, ids: bytes, is_put: bool, epoch: int) -> dict[int, Hint | None]:
+        return self._ownership.refused(ids, is_put, epoch)
 
-    def _copies_since(self, block_id: bytes) -> int | None:
-        return self._ownership.copies_since(block_id)
+    def _copies_since(self, block_id: bytes, epoch: int) -> int | None:
+        return self._ownership.copies_since(block_id, epoch)
 
     def _new_thread(self, stall_ms: int, *, serves_bulk: bool) -> ServingThread:
         return ServingThread(

@@ -73,6 +73,10 @@ class Route:
     """u16 indexes into `workers`, for `memkv._hotpath.group_by_owner`."""
     learned: Mapping[int, int]
     """slot -> index into `workers`, for slots that a hint corrected."""
+    needed: Mapping[int, int]
+    """slot -> epoch of the map in which its owner got it, while that is recent. An owner that goes
+    by an older map may have owned the slot before and missed deletes since: it must not be
+    believed."""
 
     @property
     def version(self) -> MapVersion:
@@ -221,7 +225,11 @@ class MapCache:
         owners = bytearray(route.owners)
         owners[2 * hint.slot : 2 * hint.slot + 2] = index.to_bytes(2, "little")
         self.route = Route(
-            route.shard_map, workers, bytes(owners), {**route.learned, hint.slot: index}
+            route.shard_map,
+            workers,
+            bytes(owners),
+            {**route.learned, hint.slot: index},
+            {**route.needed, hint.slot: hint.epoch},
         )
         self._count("hints_learned")
         return True
@@ -268,7 +276,8 @@ class MapCache:
         return 1 if self.route is None else 0
 
     def _apply(self, shard_map: ShardMap) -> None:
-        self.route = Route(shard_map, shard_map.workers, shard_map.owners, {})
+        needed = _needed_epochs(shard_map)
+        self.route = Route(shard_map, shard_map.workers, shard_map.owners, {}, needed)
         self._floor = None
         self._count("applied")
 
@@ -278,6 +287,13 @@ class MapCache:
 
 def _decide(situation: _Situation) -> Offer:
     return next(case.result for case in CASES if case.matches(situation))
+
+
+def _needed_epochs(shard_map: ShardMap) -> dict[int, int]:
+    needed = dict(shard_map.fenced)
+    for slot, move in shard_map.moving.items():
+        needed[slot] = max(move.since_epoch, needed.get(slot, 0))
+    return needed
 
 
 def _usable(shard_map: ShardMap, current: ShardMap | None) -> bool:

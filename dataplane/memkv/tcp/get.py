@@ -79,7 +79,7 @@ class GetService:
         if not owner.allows(_GET) or started_ns >= deadline_ns or not owner.take_credit(credit):
             return False
         try:
-            if self._refuse(block_id, False):
+            if self._refuse(block_id, False, request.map_epoch):
                 return False
             result = thread.store_reader.hit(owner.tenant, block_id, credit)
             if result is None:
@@ -110,7 +110,7 @@ class GetService:
         self, answer: "_Answer", ids: bytes, max_lengths: list[int]
     ) -> tuple[bytes, list[int], Sequence[int] | None]:
         """Answer what is another worker's; return the rest, with its positions if not all."""
-        refused = self._refuse(ids, False)
+        refused = self._refuse(ids, False, answer.frame.header.map_epoch)
         if not refused:
             return ids, max_lengths, None
         for position, hint in refused.items():

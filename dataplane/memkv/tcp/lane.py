@@ -25,8 +25,9 @@ NS_PER_MS = 1_000_000
 DRAIN_MS = 1_000  # for payload of a put whose own time is over: the lane is worth a moment
 _LATE_ANSWER_NS = limits.FENCE_BUDGET_MS * NS_PER_MS
 
-Refuse = Callable[[bytes, bool], dict[int, Hint | None]]
-"""(ids, is a put) -> the positions another worker owns, with where to go when that is known."""
+Refuse = Callable[[bytes, bool, int], dict[int, Hint | None]]
+"""(ids, is a put, epoch that the answer needs or 0) -> the positions another worker owns, with
+where to go when that is known."""
 
 
 class Tally(Protocol):

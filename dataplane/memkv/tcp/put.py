@@ -45,10 +45,10 @@ class PutService:
         store: BlockStore,
         refuse: Refuse,
         payload_limits: PayloadLimits,
-        copies_since: Callable[[bytes], int | None] = lambda _: None,
+        copies_since: Callable[[bytes, int], int | None] = lambda _id, _epoch: None,
     ) -> None:
-        """`copies_since(id)`: generation after which a delete outweighs a copy of the block, None
-        where no copy is wanted."""
+        """`copies_since(id, epoch)`: generation after which a delete outweighs a copy of the block
+        that was found by the map of that epoch, None where no copy is wanted."""
         self._store = store
         self._refuse = refuse
         self._limits = payload_limits
@@ -106,7 +106,7 @@ class PutService:
         item = decode_put_item(frame.body, header.payload_bytes)
         lane.reader.payload_taken()
         thread.tally.bytes_in += item.length
-        admitted = self._admit(batch, lane, item, thread)
+        admitted = self._admit(batch, lane, item, header.map_epoch, thread)
         if isinstance(admitted, Status):
             self._drop(header, lane, batch, thread)
             batch.statuses.append(admitted)
@@ -126,7 +126,7 @@ class PutService:
         batch.statuses.append(status)
 
     def _admit(
-        self, batch: _Batch, lane: Lane, item: PutItem, thread: ServingThread
+        self, batch: _Batch, lane: Lane, item: PutItem, map_epoch: int, thread: ServingThread
     ) -> PendingPut | Status:
         """Return where the block goes, or why it is not taken."""
         owner = lane.owner
@@ -136,7 +136,7 @@ class PutService:
             return Status.INVALID
         if item.length > self._limits.block_bytes_max:
             return Status.TOO_LARGE
-        refused = self._refuse(item.block_id, True)
+        refused = self._refuse(item.block_id, True, 0)
         if refused:
             if (hint := refused[0]) is not None:
                 batch.hints.append(
@@ -151,7 +151,7 @@ class PutService:
             return Status.INVALID
         since = None
         if item.durability == Durability.COPY:
-            since = self._copies_since(item.block_id)
+            since = self._copies_since(item.block_id, map_epoch)
             if since is None:
                 return Status.MISS
         if thread.clock.monotonic_ns() >= batch.deadline_ns:

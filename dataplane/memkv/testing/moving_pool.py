@@ -53,9 +53,12 @@ class MovingNode:
         self.folder = folder / name
         self.wrap_peer: WrapPeer = lambda peer: peer
         self.is_up = False
+        self.answers_polls = True
+        """False: its supervisor is stopped while the worker goes on."""
+        self.hears_maps = True
         self.folder.mkdir()
 
-    def start(self, shard_map: ShardMap | None) -> None:
+    def start(self, shard_map: ShardMap | None, *, port: int = 0) -> None:
         """Open what is on the drive and serve by a map."""
         path, state_file = self.folder / "flash", self.folder / "slots"
         memory = load_memory(state_file)
@@ -72,7 +75,7 @@ class MovingNode:
         formatted = self.store.recovery.formatted
         self.server = WorkerServer(
             NodeStore(self.store, lambda epoch: self.keeper.generation_at(epoch)),
-            WorkerConfig(POOL, self.uuid, 1, block_bytes_max=BLOCK_BYTES_MAX),
+            WorkerConfig(POOL, self.uuid, 1, port=port, block_bytes_max=BLOCK_BYTES_MAX),
             CLOCK,
             AnonymousVerifier(loopback=True),
         )
@@ -149,7 +152,7 @@ class MovingPool:
         """Poll everyone, step, publish."""
         self.now_ms += TICK_MS
         for name, node in self.nodes.items():
-            if node.is_up:
+            if node.is_up and node.answers_polls:
                 self.publisher.answered(name, [node.report()], self.now_ms)
             else:
                 self.publisher.failed(name)
@@ -157,7 +160,7 @@ class MovingPool:
         if outcome.state is None:
             return
         for node in self.nodes.values():
-            if node.is_up:
+            if node.is_up and node.hears_maps:
                 node.keeper.offer(outcome.state.shard_map)
         for source in self.sources:
             source.publish(outcome.state.shard_map)

@@ -196,9 +196,14 @@ class Lane(Wire):
         *,
         flags: int = 0,
         deadline_ms: int = DEADLINE_MS,
+        map_epoch: int = 0,
     ) -> dict[int, Got]:
         """Return what came by index, each hit verified."""
-        self.send(self.get_frame(ids, max_length, flags=flags, deadline_ms=deadline_ms))
+        self.send(
+            self.get_frame(
+                ids, max_length, flags=flags, deadline_ms=deadline_ms, map_epoch=map_epoch
+            )
+        )
         got = self.receive_items()
         for index, item in got.items():
             if item.status is Status.OK:
@@ -243,7 +248,12 @@ class Lane(Wire):
                 return got
 
     def put_frames(
-        self, blocks: Sequence[Block], *, deadline_ms: int = DEADLINE_MS, tag: bytes | None = None
+        self,
+        blocks: Sequence[Block],
+        *,
+        deadline_ms: int = DEADLINE_MS,
+        tag: bytes | None = None,
+        map_epoch: int = 0,
     ) -> list[bytes]:
         """Return the frames of a batch, each with its payload."""
         request_id = self.new_id()
@@ -268,13 +278,17 @@ class Lane(Wire):
                     count=1,
                     deadline_ms=deadline_ms,
                     payload_bytes=made.length,
+                    map_epoch=map_epoch,
                 )
                 + block.data
             )
         return frames
 
-    def put(self, blocks: Sequence[Block], *, deadline_ms: int = DEADLINE_MS) -> list[Status]:
-        self.send(b"".join(self.put_frames(blocks, deadline_ms=deadline_ms)))
+    def put(
+        self, blocks: Sequence[Block], *, deadline_ms: int = DEADLINE_MS, map_epoch: int = 0
+    ) -> list[Status]:
+        frames = self.put_frames(blocks, deadline_ms=deadline_ms, map_epoch=map_epoch)
+        self.send(b"".join(frames))
         return self.receive_statuses()
 
     def receive_statuses(self) -> list[Status]:
@@ -365,8 +379,10 @@ class WireClient:
         )
         return decode_statuses(*frame)
 
-    def exists(self, ids: bytes) -> list[int]:
-        return list(unpack_statuses(self.statuses(Opcode.EXISTS, ids).values))
+    def exists(self, ids: bytes, map_epoch: int = 0) -> list[int]:
+        return list(
+            unpack_statuses(self.statuses(Opcode.EXISTS, ids, map_epoch=map_epoch).values)
+        )
 
     def delete(self, ids: bytes, map_epoch: int = 0) -> list[int]:
         return list(

@@ -9,6 +9,7 @@ import pytest
 
 from memkv.client.buffers import Scatter
 from memkv.client.calls import Call, Operation, Request, ResultT
+from memkv.client.copies import copy_operation
 from memkv.client.operations import (
     delete_operation,
     exists_operation,
@@ -136,7 +137,8 @@ class ScriptedWorkers:
         return self._answer("put", worker, keys, positions, False, Status.OK, Status.OK)
 
     def start_exists(
-        self, worker: int, keys: Keys, positions: list[int], lease_ms: int
+        self, worker: int, keys: Keys, positions: list[int], lease_ms: int, *,
+        by_this_map: bool = False,
     ) -> list[Call] | Status:
         return self._answer("exists", worker, keys, positions, False, 0, 1)
 
@@ -148,7 +150,9 @@ class ScriptedWorkers:
     ) -> list[Call] | Status:
         return self._answer("pin", worker, keys, positions, False, Status.MISS, Status.OK)
 
-    def copy_to_owner(self, keys: Keys, position: int, scatter: Scatter, size_bytes: int) -> None:
+    def copy_to_owner(
+        self, keys: Keys, position: int, scatter: Scatter, size_bytes: int, previous: int
+    ) -> None:
         self.copied.append(position)
 
 
@@ -287,3 +291,36 @@ def test_pins_are_for_owners_only() -> None:
     workers = ScriptedWorkers(pool(all_moving(1)))
     workers.stored[0] = {KEYS.id_of(0): 1}
     assert drive(pin_operation(workers, KEYS, 60)) == [Status.OK, Status.MISS, Status.MISS]
+
+
+@pytest.mark.parametrize(
+    ("there", "down", "result", "asked"),
+    [
+        (True, set(), Status.OK, [("exists", 1), ("put", 0)]),
+        (False, set(), Status.MISS, [("exists", 1)]),
+        (True, {1}, Status.UNAVAILABLE, [("exists", 1)]),
+        (True, {0}, Status.UNAVAILABLE, [("exists", 1), ("put", 0)]),
+    ],
+    ids=["still-there", "deleted-meanwhile", "previous-away", "owner-away"],
+)
+def test_a_copy_is_sent_only_while_its_previous_owner_has_the_block(
+    there: bool, down: set[int], result: Status, asked: list[tuple[str, int]]
+) -> None:
+    workers = ScriptedWorkers(pool(all_moving(1)))
+    keys = hash_keys(["a"], b"salt", SLOTS)
+    workers.stored[1] = {keys.id_of(0): 100} if there else {}
+    workers.down = down
+    assert drive(copy_operation(workers, keys, BUFFERS[0], 1)) == result
+    assert [(kind, worker) for kind, worker, _, _ in workers.asked] == asked
+
+
+def test_the_owner_of_a_slot_that_came_lately_must_know_how() -> None:
+    """Else it may have owned it before and missed deletes since."""
+    cache = MapCache()
+    cache.offer(pool({2: Move((1,), 4)}), trusted=True)
+    assert cache.route is not None
+    assert dict(cache.route.needed) == {2: 4}
+    assert cache.learn(OwnerHint(3, 1, 6, "127.0.0.1", 7071, b"\x01" * 16))
+    assert dict(cache.route.needed) == {2: 4, 3: 6}
+    cache.offer(pool(epoch=7), trusted=True)
+    assert dict(cache.route.needed) == {}

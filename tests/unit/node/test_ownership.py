@@ -71,3 +71,28 @@ def test_an_empty_map_refuses_without_a_hint() -> None:
         MapVersion(b"l" * 16, 3, 9), SLOTS, (), b"\xff\xff" * SLOTS, intentional_empty=True
     )
     assert Ownership(UUIDS[0], empty).refused(ids_in(OWNED), False) == {0: None}
+
+
+def test_read_that_needs_a_newer_map_is_refused_whole_and_names_nobody() -> None:
+    ownership = Ownership(UUIDS[0], shard_map())
+    ids = ids_in(OWNED, BEFORE)
+    assert ownership.refused(ids, False, 9) == {}
+    assert ownership.refused(ids, False, 10) == {0: None, 1: None}
+    assert Ownership(UUIDS[0], None).refused(ids, False, 10) == {}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "from_epoch", "since"),
+    [(8, 0, None), (9, 0, 77), (12, 0, 77), (9, 10, None), (10, 10, 77)],
+    ids=["found-before-the-move", "by-its-map", "later", "before-a-tenant-was-dropped", "since"],
+)
+def test_copy_counts_from_the_move_and_the_last_dropped_tenant_on(
+    epoch: int, from_epoch: int, since: int | None
+) -> None:
+    moving = ShardMap(
+        MapVersion(b"l" * 16, 3, 12), SLOTS, WORKERS, pack_owners((0, 1, 1, 2)),
+        {OWNED: Move((1,), 9)},
+    )  # fmt: skip
+    ownership = Ownership(UUIDS[0], moving, {OWNED: 77}, from_epoch)
+    assert ownership.copies_since(ids_in(OWNED), epoch) == since
+    assert ownership.copies_since(ids_in(BEFORE), epoch) is None

@@ -2,7 +2,9 @@
 
 A new map is served by at once, but for its closed slots; a thread does the work for those and opens
 them. Rule: a slot is opened only after the memory on disk says what makes it safe to, so a crash
-at any point leads to the same or more work, never to less.
+at any point leads to the same or more work, never to less. The first map of a process is served by
+only after others were asked for a newer one (see `confirm`). Dropped tenants go before the map that
+says so is served by: whoever serves by it has nothing left to give to others.
 """
 
 import logging
@@ -14,14 +16,15 @@ from typing import Protocol
 
 from memkv import limits
 from memkv.clock import Clock
+from memkv.node.moves.confirm import is_outdated
 from memkv.node.moves.hearing import DeletingStore, Hearing
 from memkv.node.moves.memory import MoveMemory, save_memory
 from memkv.node.moves.pacer import Pacer
 from memkv.node.moves.peer import Connect
-from memkv.node.moves.plan import Plan, make_plan
+from memkv.node.moves.plan import Plan, dropped_tenants, make_plan
 from memkv.node.moves.pull_slot import PullCounts, PullStore
 from memkv.node.moves.puller import Puller, Wanted
-from memkv.node.moves.view import without_slots
+from memkv.node.moves.view import without_owners, without_slots
 from memkv.shardmap import ShardMap
 
 log = logging.getLogger("memkv.node")
@@ -41,8 +44,9 @@ class MoveStore(PullStore, DeletingStore, Protocol):
         """Forget a tenant's blocks; return the floor."""
 
 
-SetMap = Callable[[ShardMap, Mapping[int, int]], None]
-"""Serve by this map; slot on its way here -> generation since when its deletes are known."""
+SetMap = Callable[[ShardMap, Mapping[int, int], int], None]
+"""Serve by this map; slot on its way here -> generation since when its deletes are known; epoch of
+the oldest map by which a copy may have been found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class MoveKeeper:
         """`memory`: what `state_file` says, or what `first_memory` made of its absence."""
         self._me = me
         self._store = store
+        self._connect = connect
         self._set_map = set_map
         self._state_file = state_file
         self._changed = threading.Condition()
@@ -88,6 +93,8 @@ class MoveKeeper:
         self._closed: set[int] = set()
         self._finished: set[tuple[int, int]] = set()
         self._applied = (memory.lineage, memory.epoch)
+        self._confirmed = not memory.heard  # without a past there is nothing outdated to serve
+        self._copies_from_epoch = 0
         self._stopping = False
         self._hearing = Hearing(store, connect, clock)
         pacer = Pacer(clock.monotonic_ns, served_bytes)
@@ -118,6 +125,12 @@ class MoveKeeper:
                 return False
             plan = make_plan(self._newest, shard_map, self._me, self._memory)
             memory = self._memory.in_lineage(shard_map.version.lineage)
+            dropped = dropped_tenants(shard_map, self._memory)
+            for tag, generation in dropped.items():
+                floor = self._store.purge_tenant(tag)
+                memory = memory.dropped_tenant(tag, generation, floor)
+            if dropped or self._newest is None:
+                self._copies_from_epoch = shard_map.version.epoch
             if plan.stale:
                 memory = memory.emptied(self._store.purge_slots(plan.stale))
             self._memory = memory.serving(shard_map.version.epoch, self._store.generation)
@@ -157,9 +170,12 @@ class MoveKeeper:
         shard_map = self._newest
         assert shard_map is not None
         me = shard_map.index_of(self._me)
-        seen = shard_map if me is None else without_slots(shard_map, me, self._closed)
-        opened = self._memory.opened.items()
-        self._set_map(seen, {slot: generation for slot, (_, generation) in opened})
+        if not self._confirmed:
+            seen = without_owners(shard_map)
+        else:
+            seen = shard_map if me is None else without_slots(shard_map, me, self._closed)
+        opened = {slot: generation for slot, (_, generation) in self._memory.opened.items()}
+        self._set_map(seen, opened, self._copies_from_epoch)
 
     # --- the thread --------------------------------------------------------------------------
     def _run(self) -> None:
@@ -182,7 +198,7 @@ class MoveKeeper:
             shard_map, plan = self._newest, self._plan
         if shard_map is None or shard_map is self._done:
             return True
-        if not self._take_over(shard_map, plan):
+        if not self._confirm(shard_map) or not self._take_over(shard_map, plan):
             return False
         self._done = shard_map
         return True
@@ -190,6 +206,18 @@ class MoveKeeper:
     def pull_step(self) -> bool:
         """Try once to copy each slot that is on its way; return whether none is left. As `step`."""
         return self._puller.step()
+
+    def _confirm(self, shard_map: ShardMap) -> bool:
+        """Serve by the first map of this process unless somebody knows a newer one."""
+        if self._confirmed:
+            return True
+        if is_outdated(shard_map, self._me, self._connect):
+            log.info("others go by a newer map than %s: waiting for it", shard_map.version)
+            return False
+        with self._changed:
+            self._confirmed = True
+            self._serve()
+        return True
 
     def _take_over(self, shard_map: ShardMap, plan: Plan) -> bool:
         """Do what a map asks; return whether all is done, or a newer map makes it superfluous."""
@@ -223,12 +251,7 @@ class MoveKeeper:
             )
 
     def _empty(self, plan: Plan) -> None:
-        """Forget what the map says is gone, in the store; what is done is not done again."""
-        for tag, generation in plan.tenants.items():
-            if self._memory.tenants.get(tag, (0, 0))[0] < generation:
-                floor = self._store.purge_tenant(tag)
-                with self._changed:
-                    self._memory = self._memory.dropped_tenant(tag, generation, floor)
+        """Forget the blocks of slots that are gone; what is done is not done again."""
         gone = (plan.drop | plan.purge) & self._memory.heard.keys()
         wanted = [slot for slot in sorted(gone) if slot in plan.drop or slot in self._closed]
         if wanted:

@@ -35,6 +35,10 @@ class PeerRefused(RetryLater):
     """The peer answered a request with a negative status. The session can go on."""
 
 
+class PeerOfAnotherLineage(PeerGone):
+    """The peer goes by maps of another lineage."""
+
+
 class Payload(Protocol):
     """The bytes of one block, still in the stream. Exactly one call of one method."""
 
@@ -51,6 +55,10 @@ TakeBlock = Callable[[bytes, PullResult, Payload], None]
 
 class Peer(Protocol):
     """What moves ask of another worker."""
+
+    @property
+    def served(self) -> tuple[int, int]:
+        """(term, epoch) of the map the peer went by when the session began."""
 
     def pages(self, slot: int, kind: ListKind, since_epoch: int = 0) -> Iterator[ListPage]:
         """Yield all pages of a slot."""
@@ -105,9 +113,13 @@ class PeerSession:
         except BaseException:
             self.close()
             raise
-        if granted.worker_uuid != peer.uuid or granted.lineage not in (bytes(16), version.lineage):
+        if granted.worker_uuid != peer.uuid:
             self.close()
-            raise PeerGone(f"{self._name} is another worker now, or of another pool's lineage")
+            raise PeerGone(f"{self._name} is another worker now")
+        if granted.lineage not in (bytes(16), version.lineage):
+            self.close()
+            raise PeerOfAnotherLineage(f"{self._name} goes by maps of another lineage")
+        self.served = granted.map_term, granted.map_epoch
 
     def __enter__(self) -> Self:
         return self

@@ -105,9 +105,6 @@ class Plan:
     """Blocks from a lineage whose end this worker missed: forget them before anything else."""
     pull: Mapping[int, Move] = field(default_factory=dict)
     """Slots on their way here, once they are open."""
-    tenants: Mapping[bytes, int] = field(default_factory=dict)
-    """Tag -> generation of tenants that were dropped."""
-
     @property
     def closed(self) -> frozenset[int]:
         """Slots not to serve yet."""
@@ -160,9 +157,14 @@ def make_plan(
             for slot, move in sorted(after.moving.items())
             if now.get(slot) is Role.OWNER
         },
-        {
-            tag: generation
-            for tag, generation in sorted(after.tenant_generations.items())
-            if generation > known.tenants.get(tag, (0, 0))[0]
-        },
     )
+
+
+def dropped_tenants(after: ShardMap, memory: MoveMemory) -> dict[bytes, int]:
+    """Return tag -> generation of tenants whose blocks are to be forgotten."""
+    known = memory.in_lineage(after.version.lineage).tenants
+    return {
+        tag: generation
+        for tag, generation in sorted(after.tenant_generations.items())
+        if generation > known.get(tag, (0, 0))[0]
+    }

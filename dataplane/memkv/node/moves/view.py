@@ -13,6 +13,13 @@ def nobodys_map(slots: int) -> ShardMap:
     return ShardMap(nowhere, slots, (), pack_owners([UNASSIGNED] * slots), intentional_empty=True)
 
 
+def without_owners(shard_map: ShardMap) -> ShardMap:
+    """Return the map in which nobody has anything, for as long as no one confirmed that it is still
+    the newest: owners may have changed. Same version, for others to compare with theirs."""
+    unassigned = pack_owners([UNASSIGNED] * shard_map.slots)
+    return replace(shard_map, owners=unassigned, moving={})
+
+
 def without_slots(shard_map: ShardMap, me: int, closed: Collection[int]) -> ShardMap:
     """Return the map in which `closed` slots are not this worker's.
 

@@ -5,7 +5,17 @@ from itertools import product
 import pytest
 
 from memkv.node.moves.memory import MoveMemory
-from memkv.node.moves.plan import CASES, Action, Case, Plan, Role, decide, make_plan, roles
+from memkv.node.moves.plan import (
+    CASES,
+    Action,
+    Case,
+    Plan,
+    Role,
+    decide,
+    dropped_tenants,
+    make_plan,
+    roles,
+)
 from memkv.shardmap import MapVersion, Move, ShardMap, Worker, pack_owners
 
 LINEAGE = b"L" * 16
@@ -130,7 +140,7 @@ def test_dropped_tenants_are_purged_once() -> None:
     tag, known = b"t" * 16, b"k" * 16
     shard_map = make_map("1", generations={tag: 2, known: 3})
     memory = MoveMemory(LINEAGE, 8, tenants={tag: (1, 500), known: (3, 600)})
-    assert make_plan(None, shard_map, ME, memory).tenants == {tag: 2}
+    assert dropped_tenants(shard_map, memory) == {tag: 2}
     memory = memory.dropped_tenant(tag, 2, 700)
-    assert make_plan(None, shard_map, ME, memory).tenants == {}
+    assert dropped_tenants(shard_map, memory) == {}
     assert memory.tenant_floors == {tag: 700, known: 600}

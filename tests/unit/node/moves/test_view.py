@@ -1,6 +1,6 @@
 """The map as a worker's server sees it while slots are closed."""
 
-from memkv.node.moves.view import nobodys_map, without_slots
+from memkv.node.moves.view import nobodys_map, without_owners, without_slots
 from memkv.shardmap import MapVersion, Move, ShardMap, Worker, WorkerState, pack_owners
 
 WORKERS = tuple(Worker(bytes([n]) * 16, 1, f"n{n}", "127.0.0.1", 7070 + n) for n in range(3))
@@ -39,3 +39,10 @@ def test_map_of_a_worker_without_one_names_no_owner_and_is_the_oldest() -> None:
     nothing = nobodys_map(4)
     assert (nothing.version.term, nothing.version.epoch) < (1, 1)
     assert all(nothing.owner(slot) is None for slot in range(4))
+
+
+def test_unconfirmed_map_names_its_version_and_no_owner() -> None:
+    seen = without_owners(MAP)
+    assert seen.version == MAP.version
+    assert all(seen.owner(slot) is None for slot in range(6))
+    assert not seen.moving
