@@ -34,6 +34,9 @@ def block_ids(keys: Sequence[str | bytes], salt: bytes) -> bytes:
 def slots_of(block_ids: bytes, slots: int) -> bytes:
     """Return a little-endian u16 slot (xxh3_64 of the id, mod `slots`) for each 32-byte id."""
 
+def block_name(key: str | bytes, salt: bytes, slots: int) -> tuple[bytes, int]:
+    """Return id and slot of one key, as `block_ids` and `slots_of` would."""
+
 def group_by_owner(slots: bytes, owners: bytes) -> list[tuple[int, bytes]]:
     """Group key positions by owner: [(owner index, u32 positions little-endian)], owners ascending.
 
@@ -321,6 +324,12 @@ class Job:
     ) -> Job:
         """A GET. Chunk sums are compared while bytes are hot, and the root before that."""
     @staticmethod
+    def get_one(
+        block_id: bytes, address: int, size: int, tenant_tag: bytes, map_epoch: int,
+        map_term: int, deadline_ns: int,
+    ) -> Job:
+        """A GET of one block into one piece of memory, without a frame made before."""
+    @staticmethod
     def get_ranges(
         frame: bytes, scatters: Sequence[Scatter], tenant_tag: bytes, deadline_ns: int, *,
         owner: object = None, token: object = None,
@@ -343,6 +352,9 @@ class Job:
     @property
     def status(self) -> int:
         """0 when every item was answered; else why the rest was not."""
+    @property
+    def first_status(self) -> int:
+        """`statuses[0]`; ValueError for a job without items."""
     @property
     def statuses(self) -> list[int]:
         """One an item: bytes read (GET), 0 or 1, or a negative Status.

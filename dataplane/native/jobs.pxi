@@ -75,6 +75,12 @@ cdef class Job:
         return _new_payload_job(MKV_JOB_GET, frame, scatters, tenant_tag, deadline_ns, owner, token)
 
     @staticmethod
+    def get_one(bytes block_id not None, uintptr_t address, size_t size, bytes tenant_tag not None,
+                uint64_t map_epoch, uint32_t map_term, uint64_t deadline_ns):
+        return _new_single_job(
+            block_id, address, size, tenant_tag, map_epoch, map_term, deadline_ns)
+
+    @staticmethod
     def get_ranges(bytes frame not None, scatters, bytes tenant_tag not None,
                    uint64_t deadline_ns, *, owner=None, token=None):
         return _new_payload_job(
@@ -115,6 +121,12 @@ cdef class Job:
     def statuses(self) -> list:
         cdef mkv_job *job = self._results()
         return [job.items[i].status for i in range(job.item_count)]
+
+    @property
+    def first_status(self) -> int:
+        if self._results().item_count == 0:
+            raise ValueError("the job has no items")
+        return self._job.items[0].status
 
     @property
     def lengths(self) -> list:
@@ -171,6 +183,30 @@ cdef Job _new_job(mkv_job_kind kind, bytes frame, uint64_t deadline_ns, object o
         raise ValueError(f"the request frame is wrong: {error.decode()}")
     job._owner = owner
     job.token = token
+    return job
+
+
+cdef Job _new_single_job(bytes block_id, uintptr_t address, size_t size, bytes tenant_tag,
+                         uint64_t map_epoch, uint32_t map_term, uint64_t deadline_ns):
+    """What Job.get makes of the frame and the scatter list of one block, without either."""
+    cdef uint8_t frame[MKV_SINGLE_GET_BYTES]
+    cdef const char *error
+    cdef iovec part
+    cdef Job job = Job.__new__(Job)
+    if PyBytes_GET_SIZE(block_id) != 32 or PyBytes_GET_SIZE(tenant_tag) != 16:
+        raise ValueError(
+            f"block_id has {len(block_id)} bytes, tenant_tag {len(tenant_tag)}; 32 and 16 wanted")
+    mkv_single_get_frame(frame, <const uint8_t *>PyBytes_AS_STRING(block_id), size, map_epoch,
+                         map_term)
+    job._job = mkv_job_new(MKV_JOB_GET, frame, MKV_SINGLE_GET_BYTES, deadline_ns, &error)
+    if job._job == NULL:
+        raise ValueError(f"the request frame is wrong: {error.decode()}")
+    memcpy(job._job.tenant_tag, PyBytes_AS_STRING(tenant_tag), 16)
+    part.iov_base = <void *>address
+    part.iov_len = size
+    error = mkv_job_scatter(job._job, 0, &part, 1)
+    if error != NULL:
+        raise ValueError(error.decode())
     return job
 
 

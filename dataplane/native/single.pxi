@@ -15,6 +15,8 @@ cdef extern from "single.h" nogil:
         uint64_t max_length
     int mkv_single_get_parse(const uint8_t *bytes, size_t len, mkv_header *header,
                              mkv_get_item *item)
+    void mkv_single_get_frame(uint8_t *frame, const uint8_t *block_id, uint64_t max_length,
+                              uint64_t map_epoch, uint32_t map_term)
     size_t mkv_single_hit_frame(uint8_t *frame, uint64_t request_id, uint64_t length,
                                 const uint8_t *root, const uint8_t *sums, uint32_t chunk_count,
                                 uint32_t source)

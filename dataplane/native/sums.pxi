@@ -173,6 +173,23 @@ def block_ids(keys, bytes salt not None) -> bytes:
     return result
 
 
+def block_name(key, bytes salt not None, slots) -> tuple:
+    cdef mkv_key one
+    cdef uint16_t slot
+    cdef bytes block_id = new_bytes(32)
+    cdef uint8_t *id_at = <uint8_t *>PyBytes_AS_STRING(block_id)
+    if PyBytes_GET_SIZE(salt) > MKV_TENANT_SALT_BYTES_MAX:
+        raise ValueError(f"salt has {len(salt)} bytes; at most {MKV_TENANT_SALT_BYTES_MAX}")
+    if not 1 <= slots <= 65536:
+        raise ValueError(f"slots is {slots}; 1 to 65536 wanted")
+    take_key(key, 0, &one)
+    if mkv_block_ids(&one, 1, <const uint8_t *>PyBytes_AS_STRING(salt), PyBytes_GET_SIZE(salt),
+                     id_at) != 1:
+        raise ValueError(f"keys[0] has {one.len} bytes; 1 to {MKV_USER_KEY_BYTES_MAX} wanted")
+    mkv_slots_of(id_at, 1, slots, &slot)
+    return block_id, slot
+
+
 def slots_of(bytes block_ids not None, slots) -> bytes:
     cdef Py_ssize_t count = count_of(block_ids, 32, "block_ids")
     cdef bytes result

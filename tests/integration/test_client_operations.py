@@ -16,8 +16,9 @@ from memkv.client.sync import Client
 from memkv.errors import CallerError
 from memkv.limits import KIB, MIB
 from memkv.pattern import block, seed_of
+from memkv.shardmap.map import MapVersion, ShardMap
 from memkv.status import Status
-from memkv.testing.local_workers import POOL, LocalWorkers, StaticSource, local_workers
+from memkv.testing.local_workers import POOL, SLOTS, LocalWorkers, StaticSource, local_workers
 from memkv.wire.ticket import Rights
 
 WAIT_S = 30
@@ -233,3 +234,18 @@ def test_nobody_there_is_unavailable_within_the_deadline() -> None:
         assert lonely.batch_is_exist(["a", "b"]) == [Status.UNAVAILABLE] * 2
         assert lonely.wait_ready(10) is False
         assert any("no shard map" in problem for problem in lonely.attachment.problems())
+
+
+def test_a_pool_emptied_on_purpose_has_nobody_to_ask(pool: LocalWorkers) -> None:
+    empty = ShardMap(
+        MapVersion(bytes(16), 1, 1), SLOTS, (), b"\xff\xff" * SLOTS, intentional_empty=True
+    )
+    client, _ = pool.client(empty)
+    keys = ["one", "two"]
+    assert client.put("one", b"data") == Status.UNAVAILABLE
+    assert client.get("one") is None
+    assert client.batch_is_exist(keys) == [Status.UNAVAILABLE] * 2
+    assert client.match_prefix(keys) == 0
+    assert client.batch_remove(keys) == [Status.UNAVAILABLE] * 2
+    assert client.pin(keys, 60) == [Status.UNAVAILABLE] * 2
+    client.close()

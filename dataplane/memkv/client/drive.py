@@ -48,9 +48,14 @@ def _run_wave(wave: list[Call], deadline_ns: int) -> None:
         for call in wave:
             call.request.submit(None)
     for call in wave:
-        if not call.request.wait(deadline_ns + FENCE_BUDGET_NS):
-            call.quarantined = True
-            call.request.quarantine(Quarantine(call.buffers))
+        settle(call, deadline_ns)
+
+
+def settle(call: Call, deadline_ns: int) -> None:
+    """Wait until a call is done, or its buffers are quarantined."""
+    if not call.request.wait(deadline_ns + FENCE_BUDGET_NS):
+        call.quarantined = True
+        call.request.quarantine(Quarantine(call.buffers))
 
 
 @dataclass(slots=True, eq=False)

@@ -81,7 +81,7 @@ def get_operation(
     )
     waves.begin_with_owners()
     yield from waves.run(on_answer)
-    return [Status.MISS if status == Status.WRONG_OWNER else status for status in results]
+    return without_wrong_owner(results, Status.MISS)
 
 
 def exists_operation(workers: Workers, keys: Keys, lease_ms: int) -> Operation[list[int]]:
@@ -94,7 +94,7 @@ def exists_operation(workers: Workers, keys: Keys, lease_ms: int) -> Operation[l
     )
     waves.begin_with_owners()
     yield from waves.run(_ignore)
-    return [0 if status == Status.WRONG_OWNER else status for status in results]
+    return without_wrong_owner(results, 0)
 
 
 def put_operation(
@@ -112,7 +112,7 @@ def put_operation(
     )
     waves.begin_with_owners(only=[p for p in range(keys.count) if results[p] == UNASKED])
     yield from waves.run(_ignore)
-    return _unreached(results)
+    return without_wrong_owner(results, Status.UNAVAILABLE)
 
 
 def delete_operation(workers: Workers, keys: Keys) -> Operation[list[int]]:
@@ -134,6 +134,7 @@ def delete_operation(workers: Workers, keys: Keys) -> Operation[list[int]]:
     waves = Waves(
         workers, keys, results,
         lambda worker, positions, _: workers.start_delete(worker, keys, positions),
+        every_answer=True,
     )
     waves.begin_with_owners()
     for position in range(keys.count):
@@ -160,13 +161,15 @@ def pin_operation(workers: Workers, keys: Keys, ttl_s: int) -> Operation[list[in
     )
     waves.begin_with_owners()
     yield from waves.run(_ignore)
-    return _unreached(results)
+    return without_wrong_owner(results, Status.UNAVAILABLE)
 
 
 def _ignore(call: Call, index: int, position: int, status: int) -> None:
     """The result list already has it."""
 
 
-def _unreached(results: list[int]) -> list[int]:
-    """What only means something between workers does not reach a caller."""
-    return [Status.UNAVAILABLE if s == Status.WRONG_OWNER else s for s in results]
+def without_wrong_owner(results: list[int], instead: int) -> list[int]:
+    """Return `results` without what only means something between workers."""
+    if Status.WRONG_OWNER not in results:
+        return results
+    return [instead if status == Status.WRONG_OWNER else status for status in results]

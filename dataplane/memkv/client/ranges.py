@@ -7,7 +7,7 @@ from typing import Protocol
 
 from memkv.client.buffers import Scatter, scatter_bytes
 from memkv.client.calls import Call, Operation
-from memkv.client.operations import Started
+from memkv.client.operations import Started, without_wrong_owner
 from memkv.client.routing import Keys
 from memkv.client.statistics import ClientCounters
 from memkv.client.waves import Router, Waves
@@ -70,4 +70,4 @@ def ranges_operation(
     )
     waves.begin_with_owners()
     yield from waves.run(on_answer)
-    return [Status.MISS if status == Status.WRONG_OWNER else status for status in results]
+    return without_wrong_owner(results, Status.MISS)

@@ -39,10 +39,13 @@ def hash_keys(keys: Sequence[Key], salt: bytes, slots: int) -> Keys:
     try:
         ids = _hotpath.block_ids(keys, salt)
     except (ValueError, TypeError) as error:
-        raise CallerError(
-            f"{error}; a key is str or bytes of 1 to {USER_KEY_BYTES_MAX} bytes"
-        ) from error
+        raise key_error(error) from error
     return Keys(len(keys), ids, _hotpath.slots_of(ids, slots))
+
+
+def key_error(error: Exception) -> CallerError:
+    """Return what to raise when hashing refused a key."""
+    return CallerError(f"{error}; a key is str or bytes of 1 to {USER_KEY_BYTES_MAX} bytes")
 
 
 def by_owner(keys: Keys, route: Route) -> dict[int, list[int]]:

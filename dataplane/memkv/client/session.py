@@ -17,7 +17,7 @@ from enum import Enum
 
 from memkv._hotpath import Engine, Job, LaneGroup
 from memkv.client.backoff import Backoff
-from memkv.client.breaker import Breaker
+from memkv.client.breaker import Breaker, BreakerState
 from memkv.client.calls import Call
 from memkv.client.handshake import Handshake
 from memkv.client.options import ConnectOptions
@@ -81,7 +81,7 @@ class WorkerSession:
         lanes = self._lanes
         if lanes is None:
             return Status.CLOSED if self.state is SessionState.CLOSED else Status.UNAVAILABLE
-        if self._breaker.state.value != "closed":
+        if self._breaker.state is not BreakerState.CLOSED:
             with self._lock:
                 if not self._breaker.allow(self._options.clock.monotonic_ns()):
                     return Status.UNAVAILABLE
@@ -92,16 +92,20 @@ class WorkerSession:
         failed = call.quarantined or call.request.status in (
             Status.TIMEOUT, Status.UNAVAILABLE, Status.PROTOCOL
         )
-        if not failed and self._breaker.state.value == "closed":
+        if not failed:
+            self.succeeded()
+            return
+        with self._lock:
+            self._breaker.failure(self._options.clock.monotonic_ns())
+        self._wake_keeper()  # a lane closed itself; the next call should find a new one
+
+    def succeeded(self) -> None:
+        """Tell the breaker that an answer came, whatever it says."""
+        if self._breaker.state is BreakerState.CLOSED:
             self._breaker.success()  # plain stores: racing successes all write the same values
             return
         with self._lock:
-            if failed:
-                self._breaker.failure(self._options.clock.monotonic_ns())
-            else:
-                self._breaker.success()
-        if failed:
-            self._wake_keeper()  # a lane closed itself; the next call should find a new one
+            self._breaker.success()
 
     @property
     def breaker_state(self) -> str:

@@ -35,6 +35,7 @@ from memkv.client.options import DEFAULT_PUT, ConnectOptions, PutOptions
 from memkv.client.ranges import ByteRange, ranges_operation
 from memkv.client.requests import Requests
 from memkv.client.routing import Key, Keys
+from memkv.client.short_way import get_one
 from memkv.client.statistics import ClientStatistics
 from memkv.errors import CallerError
 from memkv.limits import SMALL_PAYLOAD_BYTES_MAX
@@ -64,8 +65,10 @@ class Client:
         for _ in range(2):
             data = _hotpath.new_bytes(self._length_guess)
             lengths: dict[int, int] = {}
-            scatter = ((_hotpath.address_of(data), len(data)),)
-            result = self._get([key], [scatter], lengths)[0]
+            address, size_bytes = _hotpath.address_of(data), len(data)
+            result = self._get_short(key, address, size_bytes)
+            if result is None:
+                result = self._get([key], [((address, size_bytes),)], lengths)[0]
             if result >= 0:
                 self._length_guess = max(result, SMALL_PAYLOAD_BYTES_MAX)
                 return data if result == len(data) else data[:result]
@@ -88,6 +91,10 @@ class Client:
         that key's buffer is undefined. The buffers are free again when this returns, except for
         QUARANTINED ones.
         """
+        if len(keys) == len(ptrs) == len(sizes) == 1:
+            result = self._get_short(keys[0], ptrs[0], sizes[0])
+            if result is not None:
+                return [result]
         return self._get(keys, single_segments(ptrs, sizes))
 
     def batch_get_into_multi(
@@ -250,6 +257,15 @@ class Client:
 
     def _run(self, operation: Operation[ResultT], requests: Requests) -> ResultT:
         return run_to_end(operation, requests.deadline_ns)
+
+    def _get_short(self, key: Key, address: int, size_bytes: int) -> int | None:
+        """Read one small block, or return None without a trace: then `_get` it."""
+        if address <= 0 or not 0 < size_bytes <= SMALL_PAYLOAD_BYTES_MAX:
+            return None
+        result = get_one(self._core, key, address, size_bytes, self._deadline_ms)
+        if result is not None:
+            self._core.counters.count_gets((result,))
+        return result
 
     def _get(
         self, keys: Sequence[Key], scatters: list[Scatter], lengths: dict[int, int] | None = None

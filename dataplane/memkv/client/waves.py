@@ -17,9 +17,11 @@ from typing import Protocol
 from memkv.client.calls import Call
 from memkv.client.routing import Keys, by_owner
 from memkv.shardmap.cache import Route
+from memkv.shardmap.map import UNASSIGNED
 from memkv.status import Status
 from memkv.wire.hints import Hint
 
+UNOWNED = Status.UNAVAILABLE  # for keys of a pool that was emptied on purpose
 WAVES_MAX = 6  # owner, hinted owner, up to 3 previous owners, one verified re-read
 
 NOT_THERE = frozenset({Status.MISS, Status.WRONG_OWNER, Status.UNAVAILABLE, 0})
@@ -46,14 +48,16 @@ class Waves:
 
     def __init__(
         self, router: Router, keys: Keys, results: list[int], ask: Ask, *,
-        previous_owners: bool = False, verify: bool = False,
+        previous_owners: bool = False, verify: bool = False, every_answer: bool = False,
     ) -> None:
+        """`every_answer`: `run` shows good answers too, where nothing moves."""
         self._router = router
         self._keys = keys
         self._results = results
         self._ask = ask
         self._previous_owners = previous_owners
         self._verify = verify
+        self._every_answer = every_answer
         self._asked: dict[int, set[int]] = {}
         self._todo: dict[tuple[int, bool], list[int]] = {}
 
@@ -72,7 +76,10 @@ class Waves:
         self._todo.setdefault((worker, verify), []).append(position)
 
     def run(self, on_answer: OnAnswer) -> Generator[list[Call], None, None]:
-        """Yield waves until nobody is left to ask; `on_answer` sees every answer."""
+        """Yield waves until nobody is left to ask.
+
+        `on_answer` sees every answer but the good ones of a pool where nothing moves.
+        """
         for _ in range(WAVES_MAX):
             if not self._todo:
                 return
@@ -81,13 +88,14 @@ class Waves:
                 yield calls
             for call in calls:
                 call.outcome.finished(call)
-                self._take(call, on_answer)
+                if self._every_answer or not self._take_good(call):
+                    self._take(call, on_answer)
 
     def _start(self) -> list[Call]:
         todo, self._todo = self._todo, {}
         calls: list[Call] = []
         for (worker, verify), positions in todo.items():
-            started = self._ask(worker, positions, verify)
+            started = UNOWNED if worker == UNASSIGNED else self._ask(worker, positions, verify)
             if not isinstance(started, Status):
                 calls.extend(started)
                 continue
@@ -96,6 +104,18 @@ class Waves:
                 if started is Status.UNAVAILABLE:
                     self._follow(worker, position, started, None)
         return calls
+
+    def _take_good(self, call: Call) -> bool:
+        """Take all answers of a call at once if none of them can lead to another question."""
+        statuses = call.statuses()
+        if not self._router.route().is_still or min(statuses) < 0 or call.hints():
+            return False
+        if len(statuses) == self._keys.count:
+            self._results[:] = statuses  # positions are in the caller's order
+        else:
+            for position, status in zip(call.positions, statuses, strict=True):
+                self._results[position] = status
+        return True
 
     def _take(self, call: Call, on_answer: OnAnswer) -> None:
         hints = {hint.index: hint for hint in call.hints()}

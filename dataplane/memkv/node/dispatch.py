@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * limits.KIB  # a control request of 1024 keys in one piece
 _READ_NS = limits.CONTROL_STALL_MS * NS_PER_MS  # epoll said that there is something: no real wait
-_LINGER_NS = 50_000  # a prompt client on a local network is back in less
-_LINGER_ROUNDS = 8  # then others get their turn: they wait for a fraction of a millisecond
+_LINGER_NS = 200_000  # a client in Python takes some 50 us between two gets, more on a busy machine
+_LINGER_ROUNDS = 32  # then others get their turn; another thread serves them in the meantime
 _LINGER_SKIPS = 15  # requests of a lane that was not back in time, before it is waited for again
 _EXPRESS_ITEMS_MAX = limits.EXPRESS_INLINE_BYTES_MAX // limits.SMALL_PAYLOAD_BYTES_MAX
 _SINGLE_GET_BYTES = HEADER_BYTES + GET_ITEM_BYTES

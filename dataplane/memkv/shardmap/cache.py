@@ -88,6 +88,11 @@ class Route:
         """Moves of the map."""
         return self.shard_map.moving
 
+    @property
+    def is_still(self) -> bool:
+        """Whether no slot has a previous owner."""
+        return not self.learned and not self.shard_map.moving
+
     def owner_index(self, slot: int) -> int:
         """Return the index of a slot's owner in `workers`, UNASSIGNED in an empty map."""
         return int.from_bytes(self.owners[2 * slot : 2 * slot + 2], "little")

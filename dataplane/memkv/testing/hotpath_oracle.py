@@ -61,6 +61,11 @@ def _block_id(index: int, key: str | bytes, salt: bytes) -> bytes:
     return hashlib.blake2b(canonical, digest_size=32, key=salt).digest()
 
 
+def block_name(key: str | bytes, salt: bytes, slots: int) -> tuple[bytes, int]:
+    block_id = _block_id(0, key, salt)
+    return block_id, int.from_bytes(slots_of(block_id, slots), "little")
+
+
 def slots_of(block_ids: bytes, slots: int) -> bytes:
     if not 1 <= slots <= 65536:
         raise ValueError(f"slots is {slots}; 1 to 65536 wanted")

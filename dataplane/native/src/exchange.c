@@ -14,6 +14,9 @@ enum {
         (int)sizeof(struct mkv_get_result) + 8 * MKV_RANGES_PER_ITEM_MAX + HINT_BYTES_MAX,
     PUT_BODY_BYTES_MAX = (int)sizeof(struct mkv_put_item) + 8 * MKV_CHUNKS_PER_BLOCK_MAX,
     FEW_PARTS = 64,
+    POLL_NS = 60 * 1000,
+    POLLED_ROUND_TRIP_NS_MAX = 200 * 1000,
+    POLLED_BYTES_MAX = 64 * 1024,
 };
 _Static_assert(GET_BODY_BYTES_MAX + MKV_FRAME_HEADER_BYTES < MKV_INBOX_BYTES, "see need()");
 
@@ -302,8 +305,8 @@ static int receive_refusal(struct mkv_talk *talk, struct mkv_job *job)
     return error < 0 ? error : MKV_EXCHANGE_SPENT;
 }
 
-int mkv_exchange(struct mkv_stream *stream, struct mkv_inbox *inbox, uint64_t request_id,
-                 struct mkv_job *job)
+static int talk_over(struct mkv_stream *stream, struct mkv_inbox *inbox, uint64_t request_id,
+                     struct mkv_job *job)
 {
     struct mkv_talk talk = {stream, inbox, request_id, job->deadline_ns};
     inbox->start = inbox->end = 0;
@@ -320,4 +323,19 @@ int mkv_exchange(struct mkv_stream *stream, struct mkv_inbox *inbox, uint64_t re
     if (error == MKV_OK && inbox->start != inbox->end)
         return MKV_EXCHANGE_SPENT; /* more than was asked for: the streams are out of step */
     return error;
+}
+
+int mkv_exchange(struct mkv_stream *stream, struct mkv_inbox *inbox, uint64_t request_id,
+                 struct mkv_job *job, uint64_t *round_trip_ns)
+{
+    stream->poll_ns = 0;
+    if (!round_trip_ns || job->kind != MKV_JOB_GET || job->item_count != 1 ||
+        job->items[0].max_length > POLLED_BYTES_MAX)
+        return talk_over(stream, inbox, request_id, job);
+    uint64_t begin_ns = mkv_monotonic_ns();
+    if (*round_trip_ns <= POLLED_ROUND_TRIP_NS_MAX)
+        stream->poll_ns = POLL_NS;
+    int status = talk_over(stream, inbox, request_id, job);
+    *round_trip_ns = (7 * *round_trip_ns + mkv_monotonic_ns() - begin_ns) / 8;
+    return status;
 }

@@ -20,6 +20,7 @@ struct mkv_lane {
     struct mkv_stream *stream; /* NULL unless OPEN */
     struct mkv_inbox inbox;
     uint64_t request_id; /* of the last request */
+    uint64_t round_trip_ns; /* of small gets in callers' threads, of late */
     pthread_t thread;
     pthread_cond_t wake;
 };
@@ -165,7 +166,7 @@ static void pass_on(struct mkv_lane *lane, struct mkv_job *job)
     pthread_mutex_unlock(&group->lock);
 }
 
-static void execute(struct mkv_lane *lane, struct mkv_job *job)
+static void execute(struct mkv_lane *lane, struct mkv_job *job, int may_poll)
 {
     if (mkv_monotonic_ns() >= job->deadline_ns) {
         finish(lane, job, MKV_TIMEOUT, 0);
@@ -175,7 +176,8 @@ static void execute(struct mkv_lane *lane, struct mkv_job *job)
         pass_on(lane, job);
         return;
     }
-    int status = mkv_exchange(lane->stream, &lane->inbox, ++lane->request_id, job);
+    int status = mkv_exchange(lane->stream, &lane->inbox, ++lane->request_id, job,
+                              may_poll ? &lane->round_trip_ns : NULL);
     finish(lane, job, status < 0 ? status : MKV_OK, status != MKV_OK);
 }
 
@@ -195,7 +197,7 @@ static void *run_lane(void *argument)
         mkv_queue_remove(&group->queue, job);
         claim(lane, job);
         pthread_mutex_unlock(&group->lock);
-        execute(lane, job);
+        execute(lane, job, 0);
         pthread_mutex_lock(&group->lock);
     }
     pthread_mutex_unlock(&group->lock);
@@ -254,7 +256,7 @@ void mkv_group_run(struct mkv_group *group, struct mkv_job *job)
     if (lane) {
         claim(lane, job);
         pthread_mutex_unlock(&group->lock);
-        execute(lane, job);
+        execute(lane, job, 1);
     } else {
         enqueue(group, job);
     }

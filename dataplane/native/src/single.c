@@ -15,6 +15,18 @@ int mkv_single_get_parse(const uint8_t *bytes, size_t len, struct mkv_header *he
            mkv_header_is_sound(header) && mkv_body_is_sound(header, body);
 }
 
+void mkv_single_get_frame(uint8_t *frame, const uint8_t *block_id, uint64_t max_length,
+                          uint64_t map_epoch, uint32_t map_term)
+{
+    struct mkv_header header = {
+        .opcode = MKV_OP_GET, .count = 1, .map_epoch = map_epoch, .map_term = map_term};
+    struct mkv_get_item item = {.max_length = max_length};
+    memcpy(item.block_id, block_id, sizeof item.block_id);
+    mkv_header_seal(&header, &item, sizeof item);
+    memcpy(frame, &header, sizeof header);
+    memcpy(frame + sizeof header, &item, sizeof item);
+}
+
 size_t mkv_single_hit_frame(uint8_t *frame, uint64_t request_id, uint64_t length,
                             const uint8_t *root, const uint8_t *sums, uint32_t chunk_count,
                             uint32_t source)

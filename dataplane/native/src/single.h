@@ -18,6 +18,10 @@ enum {
 int mkv_single_get_parse(const uint8_t *bytes, size_t len, struct mkv_header *header,
                          struct mkv_get_item *item);
 
+/* Write the request frame of such a get: MKV_SINGLE_GET_BYTES. */
+void mkv_single_get_frame(uint8_t *frame, const uint8_t *block_id, uint64_t max_length,
+                          uint64_t map_epoch, uint32_t map_term);
+
 /* Write the frame that precedes the payload of the only block of a GET. `sums` are chunk_count
  * times 8 bytes, chunk_count at most MKV_CHUNKS_PER_BLOCK_MAX. Returns its length. */
 size_t mkv_single_hit_frame(uint8_t *frame, uint64_t request_id, uint64_t length,

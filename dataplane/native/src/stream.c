@@ -115,6 +115,29 @@ static int fault_of(const struct mkv_stream *stream, ssize_t error)
     return is_shut(stream) ? MKV_STREAM_SHUT : (int)error;
 }
 
+static void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Look for `stream->poll_ns`; as the step, -EAGAIN when nothing came. */
+static ssize_t receive_polling(struct mkv_stream *stream, void *target, size_t len, short *events)
+{
+    ssize_t done = stream->steps->receive(stream, target, len, events);
+    if (done != -EAGAIN || !stream->poll_ns)
+        return done;
+    uint64_t until = mkv_monotonic_ns() + stream->poll_ns;
+    do {
+        relax();
+        done = stream->steps->receive(stream, target, len, events);
+    } while (done == -EAGAIN && !is_shut(stream) && mkv_monotonic_ns() < until);
+    return done;
+}
+
 ssize_t mkv_stream_receive_some(struct mkv_stream *stream, void *target, size_t len,
                                 uint64_t deadline_ns)
 {
@@ -123,7 +146,7 @@ ssize_t mkv_stream_receive_some(struct mkv_stream *stream, void *target, size_t 
         int error = check(stream, deadline_ns);
         if (error)
             return error;
-        ssize_t done = stream->steps->receive(stream, target, len, &events);
+        ssize_t done = receive_polling(stream, target, len, &events);
         if (done > 0)
             return done;
         if (done != -EAGAIN)

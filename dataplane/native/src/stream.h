@@ -27,6 +27,7 @@ struct mkv_stream {
     void *implementation;
     int fd;
     int shut; /* atomic: mkv_stream_shutdown was called */
+    uint64_t poll_ns; /* how long a receive looks again and again before it sleeps; 0 at first */
 };
 
 /* Errors beside other -errno values. */

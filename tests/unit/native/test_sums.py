@@ -64,6 +64,21 @@ def test_ids_match(keys: list[str | bytes], salt: bytes) -> None:
     assert _hotpath.block_ids(tuple(keys), salt) == oracle.block_ids(keys, salt)
 
 
+@given(KEYS, st.binary(max_size=64), st.integers(1, 65536))
+def test_names_match(key: str | bytes, salt: bytes, slots: int) -> None:
+    block_id, slot = _hotpath.block_name(key, salt, slots)
+    assert (block_id, slot) == oracle.block_name(key, salt, slots)
+    assert block_id == _hotpath.block_ids([key], salt)
+    assert slot.to_bytes(2, "little") == _hotpath.slots_of(block_id, slots)
+
+
+@pytest.mark.parametrize("bad", ["", b"k" * 513, "\udc80", None, 5, ["key"]])
+def test_what_is_no_key_has_no_name(bad: object) -> None:
+    for module in (_hotpath, oracle):
+        with pytest.raises((ValueError, TypeError), match=r"^keys\[0\] "):
+            module.block_name(bad, b"", 1)
+
+
 def test_large_batches_match() -> None:
     keys = [f"key-{number}" for number in range(5000)]
     assert _hotpath.block_ids(keys, b"salt") == oracle.block_ids(keys, b"salt")

@@ -1,0 +1,58 @@
+"""The short way of a get of one small block: one request to its owner, run by the calling thread.
+
+Nearly all such gets are hits, or misses in a pool where nothing moves; for these the lists and
+generators of the long way (operations.py, waves.py) take longer than the round trip. Whatever is
+out of the ordinary is left to the long way, which begins anew: the request had no effect.
+"""
+
+from __future__ import annotations
+
+from memkv._hotpath import Job, block_name
+from memkv.client.calls import Call
+from memkv.client.core import ClientCore
+from memkv.client.drive import settle
+from memkv.client.native import NativeRequest
+from memkv.client.routing import Key, key_error
+from memkv.clock import deadline_after_ms
+from memkv.shardmap.map import UNASSIGNED
+from memkv.status import Status
+
+_MISS = int(Status.MISS)
+
+
+def get_one(
+    core: ClientCore, key: Key, address: int, size_bytes: int, deadline_ms: int
+) -> int | None:
+    """Return the result of the get, as `Client.batch_get_into` would, or None: take the long way.
+
+    Raises CallerError for what cannot be a key.
+    """
+    routes, ticket = core.routes(), core.ticket
+    if routes is None or ticket is None:
+        return None
+    route = routes.route
+    version = route.version
+    try:
+        block_id, slot = block_name(key, ticket.salt, route.shard_map.slots)
+    except (ValueError, TypeError) as error:
+        raise key_error(error) from error
+    worker = route.owner_index(slot)
+    if worker == UNASSIGNED:
+        return None
+    session = routes.sessions[worker]
+    lanes = session.lanes_or_status()
+    if isinstance(lanes, Status):
+        return None
+    deadline_ns = deadline_after_ms(core.options.clock, deadline_ms)
+    job = Job.get_one(
+        block_id, address, size_bytes, ticket.tenant_tag, version.epoch, version.term, deadline_ns
+    )
+    lanes.express.run(job)
+    if job.done and (status := job.first_status) >= _MISS:
+        session.succeeded()
+        return None if status == _MISS and route.previous_owners(slot) else status
+    buffers = (((address, size_bytes),),)
+    call = Call(NativeRequest(lanes.express, job), [0], session, worker, buffers)
+    settle(call, deadline_ns)
+    session.finished(call)
+    return int(Status.QUARANTINED) if call.quarantined else None

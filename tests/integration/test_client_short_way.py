@@ -1,0 +1,162 @@
+"""A get of one small block takes a short way in the client; nobody must be able to tell.
+
+Every situation is asked for by both ways, and the results must be equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from memkv import _hotpath
+from memkv.client import sync
+from memkv.client.short_way import get_one
+from memkv.client.sync import Client
+from memkv.errors import CallerError
+from memkv.limits import KIB
+from memkv.pattern import block, seed_of
+from memkv.shardmap.map import MapVersion, Move, ShardMap
+from memkv.status import Status
+from memkv.testing.local_workers import SLOTS, LocalWorkers, local_workers
+from memkv.testing.proxy import FaultProxy
+
+SIZE = 4 * KIB
+
+
+def content(key: str, length: int = SIZE) -> bytes:
+    return bytes(block(seed_of(key), length))
+
+
+@dataclass
+class Asker:
+    """Asks by both ways. `taken`: whether the short one knew the result."""
+
+    client: Client
+    taken: bool = False
+
+    def get(self, key: str | bytes, size: int = SIZE) -> int:
+        """Return the result, the same by both ways; a hit has the same bytes."""
+        short, long = bytearray(size), bytearray(size)
+        core = self.client.attachment.core
+        result = get_one(core, key, _hotpath.address_of(short), size, 5_000)
+        expected = self.client.batch_get_into_multi(
+            [key], [[_hotpath.address_of(long)]], [[size]]
+        )[0]
+        self.taken = result is not None
+        if result is not None:
+            assert result == expected
+            assert short[: max(0, result)] == long[: max(0, result)]
+        return expected
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[LocalWorkers]:
+    with local_workers(tmp_path, 2) as running:
+        yield running
+
+
+@pytest.fixture
+def asker(pool: LocalWorkers) -> Asker:
+    return Asker(pool.client(pool.map())[0])
+
+
+def test_hits_and_misses_take_it(asker: Asker) -> None:
+    for number in range(20):
+        key = f"hit-{number}"
+        assert asker.get(key) == Status.MISS
+        assert asker.taken
+        assert asker.client.put(key, content(key)) == Status.OK
+        assert asker.get(key) == SIZE
+        assert asker.taken
+
+
+def test_it_is_what_a_caller_takes(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "public"
+    assert asker.client.put(key, content(key)) == Status.OK
+    monkeypatch.delattr(sync, "get_operation")
+    target = bytearray(SIZE)
+    assert asker.client.batch_get_into([key], [_hotpath.address_of(target)], [SIZE]) == [SIZE]
+    assert target == content(key)
+    assert asker.client.get(key) == content(key)
+    statistics = asker.client.stats()
+    assert (statistics.gets, statistics.hits, statistics.bytes_read) == (2, 2, 2 * SIZE)
+
+
+def test_a_buffer_that_is_too_small_takes_the_long_way(asker: Asker) -> None:
+    assert asker.client.put("long", content("long", 10 * KIB)) == Status.OK
+    assert asker.get("long") == Status.BUFFER_TOO_SMALL
+    assert not asker.taken
+    assert asker.client.get("long") == content("long", 10 * KIB)
+
+
+def test_a_moving_slot_asks_its_previous_owner(pool: LocalWorkers) -> None:
+    asker = Asker(pool.client(pool.map([0] * SLOTS))[0])
+    assert asker.client.put("moved", content("moved")) == Status.OK
+    moving = {slot: Move((0,), pool.epoch + 1) for slot in range(SLOTS)}
+    asker = Asker(pool.client(pool.map([1] * SLOTS, moving))[0])
+    assert asker.get("moved") == SIZE
+    assert not asker.taken
+    assert asker.get("never stored") == Status.MISS
+    assert not asker.taken
+
+
+def test_an_owner_that_is_not_one_any_more_names_the_next(pool: LocalWorkers) -> None:
+    before = pool.map([0] * SLOTS)
+    asker = Asker(pool.client(before)[0])
+    pool.map([1] * SLOTS)
+    assert asker.get("elsewhere") == Status.MISS
+    assert not asker.taken
+
+
+def test_a_worker_that_is_gone_is_unavailable(asker: Asker, pool: LocalWorkers) -> None:
+    for worker in pool.workers:
+        worker.server.stop()
+    assert asker.get("gone") == Status.UNAVAILABLE
+    assert not asker.taken
+
+
+def test_an_empty_map_has_no_owner_to_ask(pool: LocalWorkers) -> None:
+    empty = ShardMap(
+        MapVersion(bytes(16), 1, 1), SLOTS, (), b"\xff\xff" * SLOTS, intentional_empty=True
+    )
+    client, _ = pool.client(empty)
+    asker = Asker(client)
+    assert asker.get("nowhere") < 0
+    assert not asker.taken
+
+
+def test_flipped_bits_are_asked_for_again(tmp_path: Path) -> None:
+    with local_workers(tmp_path, 1) as pool:
+        proxy = FaultProxy(("127.0.0.1", pool.workers[0].server.port))
+        shard_map = pool.map()
+        (worker,) = shard_map.workers
+        lied = ShardMap(
+            shard_map.version, shard_map.slots,
+            (type(worker)(worker.uuid, 1, worker.node_name, worker.host, proxy.port),),
+            shard_map.owners,
+        )
+        client, _ = pool.client(lied)
+        assert client.put("flipped", content("flipped")) == Status.OK
+
+        def flip(sent: int, piece: bytearray) -> bool:
+            if len(piece) > KIB:
+                piece[-1] ^= 1
+            return True
+
+        proxy.fault = flip
+        asker = Asker(client)
+        assert asker.get("flipped") == Status.CORRUPT
+        assert not asker.taken
+        assert client.get("flipped") is None
+        client.close()
+        proxy.close()
+
+
+@pytest.mark.parametrize("bad", ["", b"", "k" * 513, "\udc80"])
+def test_what_is_no_key_is_the_callers_error(asker: Asker, bad: str | bytes) -> None:
+    target = bytearray(SIZE)
+    with pytest.raises(CallerError):
+        asker.client.batch_get_into([bad], [_hotpath.address_of(target)], [SIZE])
