@@ -264,6 +264,8 @@ class Engine:
         """Take up to `limit` jobs that ended: submitted with `notify`, or given up by `wait`."""
     def close(self) -> None:
         """Close every group. Completions can still be taken."""
+    def abandon(self) -> None:
+        """In the child of a fork: be closed, without a word to the peers of the parent."""
 
 @final
 class LaneGroup:

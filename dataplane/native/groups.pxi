@@ -8,6 +8,7 @@ cimport cython
 cdef extern from "engine.h" nogil:
     mkv_engine *mkv_engine_new()
     void mkv_engine_free(mkv_engine *engine)
+    void mkv_engine_abandon(mkv_engine *engine)
     int mkv_engine_event_fd(const mkv_engine *engine)
     void mkv_engine_notify(mkv_engine *engine)
     uint32_t mkv_engine_take(mkv_engine *engine, mkv_job **jobs, uint32_t limit)
@@ -103,6 +104,10 @@ cdef class Engine:
         self._closed = True
         for group in list(self._groups):
             group.close()
+
+    def abandon(self):
+        self._closed = True
+        mkv_engine_abandon(self._engine)
 
 
 @cython.no_gc_clear  # the C group needs its engine until it is freed

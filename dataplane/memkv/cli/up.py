@@ -14,6 +14,7 @@ from memkv.cli.command import Call, Command
 from memkv.cli.exits import Exit
 from memkv.cli.output import table
 from memkv.cli.settings import POOL, Field, UsageError
+from memkv.errors import MemKVError
 from memkv.limits import GIB, MIB
 
 if TYPE_CHECKING:
@@ -73,10 +74,22 @@ def run(call: Call) -> int:
             call.output.note("stopping")
         finally:
             pool.stop()
-    finally:
+    except MemKVError:
         if not settings[DIR]:
-            shutil.rmtree(directory, ignore_errors=True)
+            remove_all_but(directory / "logs")  # the message names a log
+        raise
+    if not settings[DIR]:
+        shutil.rmtree(directory, ignore_errors=True)
     return Exit.OK
+
+
+def remove_all_but(kept: Path) -> None:
+    """Remove everything beside `kept`, and the directory when nothing is left in it."""
+    for path in kept.parent.iterdir():
+        if path != kept:
+            shutil.rmtree(path, ignore_errors=True)
+    if not any(kept.parent.iterdir()):
+        kept.parent.rmdir()
 
 
 def make_directory(directory: Path) -> None:

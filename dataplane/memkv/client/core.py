@@ -6,7 +6,10 @@ No face-specific code: it starts calls (calls.py), it never waits for one. Threa
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +25,8 @@ from memkv.client.statistics import ClientCounters
 from memkv.clock import deadline_after_ms
 from memkv.shardmap.cache import OwnerHint, Route
 from memkv.wire.hints import Hint
+
+log = logging.getLogger("memkv.client")
 
 SessionIdentity = tuple[bytes, int, str, int]
 """(worker uuid, incarnation, host, port): another incarnation is another session."""
@@ -55,6 +60,8 @@ class ClientCore:
         self._routes: Routes | None = None
         self._sessions: dict[SessionIdentity, WorkerSession] = {}
         self._closed = False
+        self._forked = False
+        _cores.add(self)
 
     # --- the picture --------------------------------------------------------------------------
     def routes(self) -> Routes | None:
@@ -66,6 +73,7 @@ class ClientCore:
         routes, ticket = self._routes, self.ticket
         if routes is None or ticket is None:
             hash_keys(keys, b"", 1)  # bad keys are the caller's error, connected or not
+            self._say_forked()
             return None
         return hash_keys(keys, ticket.salt, routes.route.shard_map.slots)
 
@@ -146,3 +154,36 @@ class ClientCore:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    # --- fork ---------------------------------------------------------------------------------
+    def abandon(self) -> None:
+        """In the child of a fork: be closed. Threads did not come along, and the parent goes on
+        with the sockets."""
+        self._closed = self._forked = True
+        self._routes = None
+        self.ticket = None
+        # What another thread of the parent held when it forked is never released here.
+        self.changed = threading.Condition()
+        self.regions = RegionTable()
+        self.copies = CopyQueue(self.counters)
+        self.engine.abandon()
+
+    def _say_forked(self) -> None:
+        if self._forked:
+            self._forked = False  # once is enough
+            log.warning(
+                "this client was connected before fork(), so every call misses here: connect anew "
+                "in process %d (memkv.connect), or start processes with spawn",
+                os.getpid(),
+            )
+
+
+_cores: weakref.WeakSet[ClientCore] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for core in list(_cores):
+        core.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)

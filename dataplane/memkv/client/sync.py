@@ -43,7 +43,11 @@ from memkv.status import Status
 
 
 class Client:
-    """A connection to one pool as one tenant. Made by `memkv.connect()`."""
+    """A connection to one pool as one tenant. Made by `memkv.connect()`.
+
+    It does not survive `fork()`: in the child it is closed, every call misses at once, and the
+    parent's goes on undisturbed. A child that needs the pool connects anew.
+    """
 
     def __init__(self, options: ConnectOptions, attachment: Attachment | None = None) -> None:
         """`attachment`: made elsewhere and owned by the client from now on."""

@@ -104,6 +104,11 @@ def read_state(path: Path) -> PublisherState | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the state file {path}: {error.strerror}; --state names a file that this "
+            "process may read and write"
+        ) from error
     try:
         return decode_state(data)
     except ConfigError as error:
@@ -124,9 +129,15 @@ class PublisherLock:
 
     def __init__(self, state_path: Path) -> None:
         """ConfigError when another process publishes from this file."""
-        state_path.parent.mkdir(parents=True, exist_ok=True)
         lock_path = state_path.with_name(state_path.name + ".lock")
-        self._descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            state_path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make {error.filename} for the publisher's state: {error.strerror}; choose "
+                "another --state, in a folder that you can write to"
+            ) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -299,9 +299,10 @@ async def _run(config: MetadataConfig, clock: Clock | None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
     process = MetadataProcess(config, clock)
-    await process.start()
-    waiting = [asyncio.create_task(stopping.wait()), asyncio.create_task(process.failed())]
+    waiting: list[asyncio.Task[object]] = []
     try:
+        await process.start()
+        waiting += [asyncio.create_task(stopping.wait()), asyncio.create_task(process.failed())]
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()

@@ -16,6 +16,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from memkv.clock import Clock, SystemClock
+from memkv.errors import ConfigError
 from memkv.metadata.files import load_map, save_map, write_durably
 from memkv.metadata.http import Page, PlainHttpServer, Route, metrics_page, probe_page
 from memkv.metadata.watch import MapWatcher, WatchConfig
@@ -42,7 +43,13 @@ class Supervisor:
         """Read what was kept; nothing runs before `start`."""
         self._config = config
         self._clock = clock or SystemClock()
-        config.state_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            config.state_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the node's directory {config.state_dir}: {error.strerror}; choose "
+                "another --dir, one that you can write to"
+            ) from error
         self._specs = SpecKeeper(config.state_dir / SPEC_FILE)
         self._version = _software_version()
         self._files = threading.Lock()
@@ -234,8 +241,8 @@ def run_node(config: NodeConfig, clock: Clock | None = None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: stopping.set())
     supervisor = Supervisor(config, clock)
-    supervisor.start()
     try:
+        supervisor.start()
         stopping.wait()
     finally:
         supervisor.stop()

@@ -30,7 +30,7 @@ from memkv.node.messages import (
     map_bytes,
 )
 from memkv.node.moves.keeper import MoveKeeper, first_memory
-from memkv.node.moves.memory import MoveMemory, load_memory
+from memkv.node.moves.memory import MoveMemory, load_memory, save_memory
 from memkv.node.moves.peer import PeerSession
 from memkv.node.moves.tickets import AnonymousPeerTickets
 from memkv.node.moves.view import nobodys_map
@@ -82,11 +82,17 @@ class Worker:
         self._serving = threading.Event()
         state_file = Path(start.state_dir) / f"worker-{start.position}.slots"
         memory = load_memory(state_file)
-        self._device = open_drive(Path(start.drive), start.capacity_bytes)
+        drive = Path(start.drive)
+        is_new = not drive.exists()
+        self._device = open_drive(drive, start.capacity_bytes)
         try:
             self.store = self._open_store(memory or MoveMemory())
-        except BaseException:
+        except BaseException as error:
+            if is_new:  # a next start with other settings must not find a file of the wrong size
+                drive.unlink(missing_ok=True)
             self._device.close()
+            if isinstance(error, ConfigError):
+                raise ConfigError(f"{drive}: {error}") from error
             raise
         superblock = self.store.superblock
         self._uuid = superblock.worker_uuid
@@ -109,7 +115,7 @@ class Worker:
             self._connect,
             self._server.set_map,
             state_file,
-            memory or self._first_memory(),
+            memory or self._first_memory(state_file),
             clock,
             self._served_bytes,
         )
@@ -119,9 +125,16 @@ class Worker:
         tickets = AnonymousPeerTickets(self._start.pool, self._clock)
         return PeerSession(self._start.pool, self._uuid, peer, version, tickets, self._clock)
 
-    def _first_memory(self) -> MoveMemory:
+    def _first_memory(self, state_file: Path) -> MoveMemory:
         formatted = self.store.recovery.formatted
-        return first_memory(self.store, self._start.slots, formatted=formatted)
+        memory = first_memory(self.store, self._start.slots, formatted=formatted)
+        # Kept at once: a worker that never gets a map, or ends before it serves, must find at its
+        # next start that nothing is missing, or it would forget its blocks.
+        try:
+            save_memory(state_file, memory)
+        except OSError as error:
+            log.warning("cannot keep %s: %s; free space there", state_file, error.strerror)
+        return memory
 
     def _served_bytes(self) -> int:
         return self._server.payload_bytes

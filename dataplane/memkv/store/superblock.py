@@ -42,8 +42,9 @@ def plan(capacity_bytes: int, config: StoreConfig, random: Randomness) -> Superb
     size -= size % SECTOR_BYTES
     if size < SEGMENT_BYTES_MIN or room // max(size, 1) < SEGMENTS_MIN:
         raise ConfigError(
-            f"the device has {capacity_bytes} bytes, too few for segments of {size} bytes; give it"
-            f" at least {4 * MIB} bytes (a pool of any use has gigabytes), or smaller segments"
+            f"the device has {capacity_bytes} bytes, too few for a store; give it at least"
+            f" {4 * MIB} bytes (a pool of any use has gigabytes): a larger device, or a file made"
+            " anew with more --capacity"
         )
     worker_uuid = config.worker_uuid or random.getrandbits(128).to_bytes(16, "little")
     device_uuid = random.getrandbits(128).to_bytes(16, "little")

@@ -4,6 +4,7 @@
 #include "engine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -22,7 +23,7 @@ struct mkv_engine {
     pthread_mutex_t timer_lock; /* of what follows */
     pthread_cond_t timer_changed;
     uint64_t next_ns; /* when the timer looks at the queues; UINT64_MAX: never */
-    int is_stopping;
+    int is_stopping, is_abandoned;
     struct mkv_group *groups; /* linked by mkv_group_next */
 };
 
@@ -90,19 +91,39 @@ struct mkv_engine *mkv_engine_new(void)
     return engine;
 }
 
+void mkv_engine_abandon(struct mkv_engine *engine)
+{
+    /* Locks that a thread of the parent held when it forked would stay locked for ever. */
+    pthread_mutex_init(&engine->done_lock, NULL);
+    pthread_mutex_init(&engine->timer_lock, NULL);
+    engine->is_abandoned = 1;
+    engine->done_first = engine->done_last = NULL;
+    for (struct mkv_group *group = engine->groups; group; group = *mkv_group_next(group))
+        mkv_group_abandon(group);
+    /* The number stays, but what it counts is this process's own from now on. */
+    int own = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (own >= 0) {
+        dup3(own, engine->event_fd, O_CLOEXEC);
+        close(own);
+    }
+}
+
 void mkv_engine_free(struct mkv_engine *engine)
 {
-    pthread_mutex_lock(&engine->timer_lock);
-    engine->is_stopping = 1;
-    pthread_cond_signal(&engine->timer_changed);
-    pthread_mutex_unlock(&engine->timer_lock);
-    pthread_join(engine->timer, NULL);
+    if (!engine->is_abandoned) {
+        pthread_mutex_lock(&engine->timer_lock);
+        engine->is_stopping = 1;
+        pthread_cond_signal(&engine->timer_changed);
+        pthread_mutex_unlock(&engine->timer_lock);
+        pthread_join(engine->timer, NULL);
+    }
     while (engine->done_first) {
         struct mkv_job *job = engine->done_first;
         engine->done_first = job->next;
         mkv_job_release(job);
     }
-    pthread_cond_destroy(&engine->timer_changed);
+    if (!engine->is_abandoned) /* glibc waits for the waiters it remembers, and they are gone */
+        pthread_cond_destroy(&engine->timer_changed);
     pthread_mutex_destroy(&engine->timer_lock);
     pthread_mutex_destroy(&engine->done_lock);
     close(engine->event_fd);

@@ -15,6 +15,11 @@ struct mkv_engine *mkv_engine_new(void);
 /* Stop the timer and free. Every group must be freed before. */
 void mkv_engine_free(struct mkv_engine *engine);
 
+/* In the child of a fork, before anything else of the engine: none of its threads came along, and
+ * its sockets are the parent's. Closes this process's copies of them without a word to the peers,
+ * and leaves the engine and its groups closed. Jobs of the moment are never completed here. */
+void mkv_engine_abandon(struct mkv_engine *engine);
+
 /* Readable while completions wait; owned by the engine. */
 int mkv_engine_event_fd(const struct mkv_engine *engine);
 

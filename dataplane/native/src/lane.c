@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "exchange.h"
 #include "queue.h"
@@ -127,7 +128,7 @@ static void finish(struct mkv_lane *lane, struct mkv_job *job, int status, int i
         let_go(lane);
     pthread_mutex_unlock(&group->lock);
     if (stream)
-        mkv_stream_free(stream);
+        mkv_stream_hang_up(stream);
     mkv_job_complete(job);
     mkv_queue_complete(orphans, MKV_UNAVAILABLE);
     if (is_spent) { /* busy until now, so that closing the group waits for the completion */
@@ -153,7 +154,7 @@ static void pass_on(struct mkv_lane *lane, struct mkv_job *job)
         wake_one(group);
     }
     pthread_mutex_unlock(&group->lock);
-    mkv_stream_free(stream);
+    mkv_stream_hang_up(stream);
     if (status == MKV_OK) {
         mkv_engine_watch_deadline(group->engine, deadline_ns);
     } else {
@@ -292,6 +293,16 @@ uint64_t mkv_group_expire(struct mkv_group *group, uint64_t now_ns)
 
 /* --- making, adding, closing --- */
 
+static void empty(struct mkv_group *group)
+{
+    pthread_mutex_init(&group->lock, NULL);
+    pthread_cond_init(&group->quiet, NULL);
+    for (uint32_t i = 0; i < group->lanes_max; i++) {
+        group->lanes[i] = (struct mkv_lane){.group = group};
+        pthread_cond_init(&group->lanes[i].wake, NULL);
+    }
+}
+
 struct mkv_group *mkv_group_new(struct mkv_engine *engine, uint32_t lanes_max, uint32_t queue_max)
 {
     struct mkv_group *group = calloc(1, sizeof *group);
@@ -305,12 +316,7 @@ struct mkv_group *mkv_group_new(struct mkv_engine *engine, uint32_t lanes_max, u
     group->engine = engine;
     group->lanes_max = lanes_max;
     group->queue_max = queue_max;
-    pthread_mutex_init(&group->lock, NULL);
-    pthread_cond_init(&group->quiet, NULL);
-    for (uint32_t i = 0; i < lanes_max; i++) {
-        group->lanes[i].group = group;
-        pthread_cond_init(&group->lanes[i].wake, NULL);
-    }
+    empty(group);
     mkv_engine_add_group(engine, group);
     return group;
 }
@@ -369,7 +375,7 @@ int mkv_group_add_lane(struct mkv_group *group, struct mkv_stream *stream)
     if (lane)
         error = open_lane(group, lane, stream);
     if (error)
-        mkv_stream_free(stream);
+        mkv_stream_hang_up(stream);
     return error;
 }
 
@@ -413,8 +419,19 @@ void mkv_group_close(struct mkv_group *group)
         lane->state = LANE_EMPTY;
         pthread_mutex_unlock(&group->lock);
         if (stream)
-            mkv_stream_free(stream);
+            mkv_stream_hang_up(stream);
     }
+}
+
+void mkv_group_abandon(struct mkv_group *group)
+{
+    for (uint32_t i = 0; i < group->lanes_max; i++)
+        if (group->lanes[i].stream) /* the memory is left: a TLS stream would say good-bye */
+            close(group->lanes[i].stream->fd);
+    mkv_queue_take_all(&group->queue);
+    group->lanes_open = 0;
+    group->is_closing = 1;
+    empty(group);
 }
 
 void mkv_group_free(struct mkv_group *group)
@@ -445,7 +462,7 @@ uint32_t mkv_group_reap(struct mkv_group *group)
             stream = bury(lane, &orphans);
         pthread_mutex_unlock(&group->lock);
         if (stream) {
-            mkv_stream_free(stream);
+            mkv_stream_hang_up(stream);
             gone++;
         }
         mkv_queue_complete(orphans, MKV_UNAVAILABLE);
@@ -453,20 +470,22 @@ uint32_t mkv_group_reap(struct mkv_group *group)
     return gone;
 }
 
-uint32_t mkv_group_lanes_open(struct mkv_group *group)
+static uint32_t look(struct mkv_group *group, const uint32_t *count)
 {
     pthread_mutex_lock(&group->lock);
-    uint32_t count = group->lanes_open;
+    uint32_t now = *count;
     pthread_mutex_unlock(&group->lock);
-    return count;
+    return now;
+}
+
+uint32_t mkv_group_lanes_open(struct mkv_group *group)
+{
+    return look(group, &group->lanes_open);
 }
 
 uint32_t mkv_group_jobs_queued(struct mkv_group *group)
 {
-    pthread_mutex_lock(&group->lock);
-    uint32_t count = group->queue.count;
-    pthread_mutex_unlock(&group->lock);
-    return count;
+    return look(group, &group->queue.count);
 }
 
 void mkv_group_get_statistics(struct mkv_group *group, struct mkv_group_statistics *statistics)

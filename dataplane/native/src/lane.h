@@ -35,6 +35,9 @@ struct mkv_group *mkv_group_new(struct mkv_engine *engine, uint32_t lanes_max, u
  * (CLOSED too). Safe to call again. */
 void mkv_group_close(struct mkv_group *group);
 
+/* For mkv_engine_abandon: drop this process's copies of the sockets, and be closed. */
+void mkv_group_abandon(struct mkv_group *group);
+
 /* After mkv_group_close and when no other thread is inside. */
 void mkv_group_free(struct mkv_group *group);
 

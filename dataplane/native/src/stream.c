@@ -80,6 +80,12 @@ void mkv_stream_shutdown(struct mkv_stream *stream)
     shutdown(stream->fd, SHUT_RDWR);
 }
 
+void mkv_stream_hang_up(struct mkv_stream *stream)
+{
+    mkv_stream_shutdown(stream);
+    mkv_stream_free(stream);
+}
+
 static int is_shut(const struct mkv_stream *stream)
 {
     return __atomic_load_n(&stream->shut, __ATOMIC_ACQUIRE);

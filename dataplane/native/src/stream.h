@@ -56,6 +56,10 @@ void mkv_stream_free(struct mkv_stream *stream);
 /* Wake whoever is inside this stream with MKV_STREAM_SHUT; every later call fails at once. */
 void mkv_stream_shutdown(struct mkv_stream *stream);
 
+/* End the connection, close and free. Closing alone would not end it: a forked child may hold the
+ * socket too, and the peer would wait for what never comes. */
+void mkv_stream_hang_up(struct mkv_stream *stream);
+
 /* Fill `target`. Returns 0 or a negative error. */
 int mkv_stream_receive(struct mkv_stream *stream, void *target, size_t len, uint64_t deadline_ns);
 
