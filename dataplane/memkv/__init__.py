@@ -39,6 +39,9 @@ def connect(
     file of a pod, then 127.0.0.1:7443. Every call of the client ends within `deadline_ms`.
     Returns within about 2 s even when nobody answers: the client then misses, and attaches in the
     background as soon as it can (`Client.wait_ready`). Raises CallerError for bad arguments only.
+
+    With MEMKV_CACHE_DIR the last map and ticket are kept in that folder, and a client that starts
+    while the metadata service is away goes by them.
     """
     from memkv.client.options import ConnectOptions
     from memkv.client.sync import Client as SyncClient

@@ -94,6 +94,7 @@ GO_AWAY_SPREAD_MS = 500  # watchers of a stopping server leave within this, not 
 DEADLINE_MS_DEFAULT = 2_000
 FENCE_BUDGET_MS = 250  # after a deadline, for closing a lane and taking its buffer back
 MAP_BOOTSTRAP_TIMEOUT_MS = 2_000  # a model's start never waits longer for the first map
+MAP_FALLBACK_MS = 500  # then a client without an answer goes by the map of its last run
 COPY_QUEUE_BYTES_MAX = 64 * MIB  # a few of the largest blocks; the owner pulls the rest itself
 BREAKER_FAILURES = 3  # consecutive failures of a worker before calls stop trying it
 RECONNECT_BACKOFF_MS_MIN = 100
@@ -109,4 +110,5 @@ assert ITEMS_PER_FRAME_MAX * 48 <= FRAME_BODY_BYTES_MAX
 assert SMALL_PAYLOAD_BYTES_MAX <= CHUNK_BYTES
 assert WORKERS_MAX < 0xFFFF  # the largest u16 means unassigned
 assert WORKER_LOSS_GRACE_MS >= 3 * FACTS_POLL_INTERVAL_MS  # one lost poll never moves a slot
+assert MAP_FALLBACK_MS < MAP_BOOTSTRAP_TIMEOUT_MS
 assert PULL_ITEMS_MAX * BLOCK_BYTES_MAX <= CREDIT_BYTES_PER_SESSION

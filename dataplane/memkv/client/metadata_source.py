@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from memkv.client.kept import KeptFiles
 from memkv.client.options import ConnectOptions
 from memkv.client.source import TicketGrant
+from memkv.errors import RetryLater
 from memkv.metadata.watch import MapWatcher, WatchConfig, fetch_ticket
+from memkv.metadata.watch import TicketGrant as Grant
 from memkv.shardmap.cache import OwnerHint, Route
 from memkv.shardmap.map import ShardMap
 from memkv.tenant import tenant_tag
@@ -20,8 +23,14 @@ class MetadataSource:
     def __init__(self, options: ConnectOptions, client_id: str) -> None:
         self._options = options
         self._changed: Callable[[], None] = lambda: None
+        self._kept = (
+            KeptFiles(options.cache_dir, options.endpoint, options.pool, options.tenant)
+            if options.cache_dir is not None
+            else None
+        )
         self._watcher = MapWatcher(
-            WatchConfig([options.endpoint], options.pool, client_id), options.clock, self._on_map
+            WatchConfig([options.endpoint], options.pool, client_id), options.clock, self._on_map,
+            fallback=self._kept.load_map if self._kept is not None else None,
         )
 
     def start(self, route_changed: Callable[[], None]) -> None:
@@ -41,9 +50,7 @@ class MetadataSource:
 
     def fetch_ticket(self, timeout_ms: int) -> TicketGrant:
         options = self._options
-        grant = fetch_ticket(
-            options.endpoint, options.pool, options.tenant, timeout_s=timeout_ms / 1000
-        )
+        grant = self._grant(timeout_ms)
         now_ns = options.clock.monotonic_ns()
         lifetime_s = max(0, grant.expires_s - options.clock.wall_s())
         return TicketGrant(
@@ -52,8 +59,25 @@ class MetadataSource:
             expires_at_ns=now_ns + lifetime_s * NS_PER_S,
         )
 
+    def _grant(self, timeout_ms: int) -> Grant:
+        options, kept = self._options, self._kept
+        try:
+            grant = fetch_ticket(
+                options.endpoint, options.pool, options.tenant, timeout_s=timeout_ms / 1000
+            )
+        except RetryLater:  # nobody there; who was refused stays refused
+            found = kept.load_ticket(options.clock.wall_s()) if kept is not None else None
+            if found is None:
+                raise
+            return found
+        if kept is not None:
+            kept.save_ticket(grant)
+        return grant
+
     def stop(self) -> None:
         self._watcher.stop()
 
     def _on_map(self, shard_map: ShardMap) -> None:
         self._changed()
+        if self._kept is not None:
+            self._kept.save_map(shard_map)

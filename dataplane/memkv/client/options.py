@@ -130,6 +130,7 @@ class ConnectOptions:
         return cls(
             found, pool, tenant, deadline_ms, credentials,
             local_dir=os.environ.get("MEMKV_LOCAL_DIR", ""),
+            cache_dir=Path(cache) if (cache := os.environ.get("MEMKV_CACHE_DIR")) else None,
         )
 
 

@@ -96,7 +96,7 @@ def backoff_ms(failures: int, low_ms: int, high_ms: int, source: Randomness) -> 
 class MapWatcher:
     """Watches one pool's map. Thread-safe.
 
-    `on_map` is called in the watcher's thread for each map that came into use, in order, never
+    `on_map` is called in a thread of the watcher for each map that came into use, in order, never
     under a lock; it must not block for long. Errors it raises are a bug and end the process's
     thread, so it must not raise.
     """
@@ -108,9 +108,13 @@ class MapWatcher:
         on_map: OnMap | None = None,
         *,
         kept: ShardMap | None = None,
+        fallback: Callable[[], ShardMap | None] | None = None,
         source: Randomness | None = None,
     ) -> None:
-        """`kept`: the map of an earlier run, used until a better one comes."""
+        """`kept`: the map of an earlier run, used until a better one comes.
+
+        `fallback` is asked once, in a thread of the watcher, when no server gave a map soon.
+        """
         if not config.endpoints:
             raise CallerError("no metadata endpoint given; HOST:PORT of at least one is needed")
         for endpoint in config.endpoints:
@@ -118,6 +122,7 @@ class MapWatcher:
         self._config = config
         self._clock = clock
         self._on_map = on_map or (lambda shard_map: None)
+        self._fallback = fallback
         self._random: Randomness = source or random.Random()
         self._cache = MapCache()
         self._lock = threading.Lock()
@@ -220,6 +225,7 @@ class MapWatcher:
             self._failures += 1
             self._failures_in_a_row += 1
             self._last_error = f"{endpoint}: {error}"
+            self._changed.notify_all()
             low, high = self._config.backoff_ms_min, self._config.backoff_ms_max
             return backoff_ms(self._failures_in_a_row - 1, low, high, self._random)
 
@@ -276,6 +282,7 @@ class MapWatcher:
 
     def _watch_silence(self) -> None:
         """Break a stream that missed its bookmarks: the server may hang, or its host be gone."""
+        self._fall_back()
         while not self._stopping.is_set():
             with self._changed:
                 call = self._call if self._connected else None
@@ -285,6 +292,23 @@ class MapWatcher:
             call.cancel()
             with self._changed:
                 self._changed.wait(limits.RECONNECT_BACKOFF_MS_MAX / 1000)
+
+    def _fall_back(self) -> None:
+        """Go by the map of an earlier run when the first try failed, or says nothing."""
+        if self._fallback is None:
+            return
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.route is not None or self._failures or self._stopping.is_set(),
+                limits.MAP_FALLBACK_MS / 1000,
+            )
+        if self.route is not None or (shard_map := self._fallback()) is None:
+            return
+        with self._changed:
+            applied = self._cache.offer(shard_map, trusted=False) is Offer.APPLIED
+            self._changed.notify_all()
+        if applied:
+            self._on_map(shard_map)
 
 
 class Stream(Protocol):
