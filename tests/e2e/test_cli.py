@@ -79,7 +79,10 @@ def runs(pid: int) -> bool:
 def memkv(
     up: Up, *words: str, data: bytes = b"", tenant: str = "default"
 ) -> subprocess.CompletedProcess[bytes]:
-    environment = {**os.environ, "MEMKV_ENDPOINT": up.endpoint, "MEMKV_TENANT": tenant}
+    environment = {
+        **os.environ, "MEMKV_ENDPOINT": up.endpoint, "MEMKV_TENANT": tenant,
+        "MEMKV_DEADLINE": "30s",
+    }  # fmt: skip
     return subprocess.run(
         [*MEMKV, *words], input=data, capture_output=True, timeout=TIMEOUT_S, env=environment,
         check=False,

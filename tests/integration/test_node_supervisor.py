@@ -13,7 +13,10 @@ import pytest
 from memkv.clock import SystemClock, deadline_after_ms
 from memkv.errors import ConfigError
 from memkv.metadata.endpoint import open_channel
+from memkv.node.children import WorkerChild
 from memkv.node.facts import Phase, WorkerView
+from memkv.node.messages import Start as StartMessage
+from memkv.node.messages import map_message
 from memkv.node.node_config import DriveConfig, NodeConfig
 from memkv.node.supervisor import Supervisor
 from memkv.status import Status
@@ -124,6 +127,37 @@ def test_strange_worker_is_started_again_and_again(
     wait_for(supervisor, lambda view: view.restarts >= 2)
     view = wait_for(supervisor, lambda view: view.phase is phase)
     assert named in view.message
+
+
+def test_a_map_that_comes_while_a_worker_starts_is_its_second_message() -> None:
+    """A worker that got a map first ended at once, so that every reopened node started it twice."""
+    tells_the_first = program(
+        "import json, socket, struct, sys\n"
+        "channel = socket.socket(fileno=int(sys.argv[1]))\n"
+        "size, = struct.unpack('<I', channel.recv(4, socket.MSG_WAITALL))\n"
+        "kind = json.loads(channel.recv(size, socket.MSG_WAITALL))['kind']\n"
+        "raise SystemExit(7 if kind == 'start' else 8)"
+    )
+
+    def start_message() -> StartMessage:
+        child.set_map(map_message(b"a map"))
+        return StartMessage("pool", "n1", 0, "drive", 0, 0, "127.0.0.1", 0, 1, 1, "state", True)
+
+    ended: list[str] = []
+    seen = threading.Event()
+
+    def changed() -> None:
+        if child.view.phase is Phase.BACKOFF:
+            ended.append(child.view.message)
+            seen.set()
+
+    child = WorkerChild(0, start_message, SystemClock(), tells_the_first, changed)
+    child.start()
+    try:
+        assert seen.wait(WAIT_S)
+    finally:
+        child.stop()
+    assert "status 7" in ended[0]
 
 
 def test_missing_worker_program_is_said(start: Start) -> None:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 from memkv.cli import units
 from memkv.cli.command import Call, Command
-from memkv.cli.demo import write_json
 from memkv.cli.exits import Exit
-from memkv.cli.output import pairs_table, table
 from memkv.cli.settings import ENDPOINT, POOL, TENANT, Field, UsageError
+from memkv.cli.tables import Column, pairs_table, table
 from memkv.limits import BLOCK_BYTES_MAX, MIB
 
 if TYPE_CHECKING:
@@ -30,6 +29,18 @@ OPS = ("get", "put", "exists")
 TRANSPORTS = ("tcp", "local")
 TIERS = ("dram", "flash")
 PAIRS_MIN = 5
+
+RESULT_COLUMNS = (
+    Column("op"), Column("over"), Column("tier"), Column("block", figure=True),
+    Column("GB/s", figure=True), Column("limit", figure=True), Column("ratio", figure=True),
+    Column("p50", figure=True), Column("p99", figure=True),
+    Column("CPU s/GB", figure=True, rank=1), Column("the limit is", wraps=True),
+)  # fmt: skip
+VERDICT_COLUMNS = (
+    Column("what", wraps=True), Column("measured", figure=True),
+    Column("limit in the same run", wraps=True, rank=1), Column("wanted"),
+    Column("ratio", figure=True), Column(""), Column("", wraps=True, rank=2),
+)  # fmt: skip
 
 SIZE: Field[int] = Field(
     "size", units.parse_size, 2 * MIB, "bytes of a block, 16 MiB at most", "bench", "SIZE"
@@ -110,8 +121,6 @@ def run_one(call: Call, directory: Path) -> int:
         else:
             result = measure_transfer(call, target, directory)
     document = {"results": [result.document()]}
-    if arguments.json_file:
-        write_json(Path(arguments.json_file), document)
     draw = draw_rate if arguments.op == "exists" else draw_result
     call.output.result(document, lambda console: draw(console, result))
     return Exit.OK
@@ -158,12 +167,7 @@ def draw_result(console: Console, result: Result) -> None:
         units.format_us(result.p50_us), units.format_us(result.p99_us),
         f"{result.cpu_s_per_gb:.2f}" if result.cpu_s_per_gb is not None else "-", result.limit,
     )  # fmt: skip
-    columns = (
-        ("op", "left"), ("over", "left"), ("tier", "left"), ("block", "right"),
-        ("GB/s", "right"), ("limit", "right"), ("ratio", "right"), ("p50", "right"),
-        ("p99", "right"), ("CPU s/GB", "right"), ("the limit is", "left"),
-    )  # fmt: skip
-    console.print(table("", columns, [row]))
+    console.print(table(RESULT_COLUMNS, [row], console.width))
     console.print(
         "GB = 10^9 bytes; medians of interleaved pairs; p50 and p99 are of one call of"
         f" {result.blocks_per_call} blocks; checksums on"
@@ -178,7 +182,7 @@ def draw_rate(console: Console, result: Result) -> None:
         ("p50 of a call", units.format_us(result.p50_us), ""),
         ("p99 of a call", units.format_us(result.p99_us), ""),
     ]
-    console.print(pairs_table("", rows))
+    console.print(pairs_table(rows))
 
 
 # --- the suite -------------------------------------------------------------------------------
@@ -195,8 +199,6 @@ def run_suite(call: Call, directory: Path) -> int:
             verdicts.append(verdict)
             call.output.note(one_line(verdict))
     document = {"verdicts": [verdict.document() for verdict in verdicts]}
-    if call.arguments.json_file:
-        write_json(Path(call.arguments.json_file), document)
     call.output.result(document, lambda console: draw_verdicts(console, verdicts))
     return Exit.OK if all(verdict.reached for verdict in verdicts) else Exit.FAILED
 
@@ -220,11 +222,7 @@ def draw_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
         )
         for verdict in verdicts
     ]  # fmt: skip
-    columns = (
-        ("what", "left"), ("measured", "right"), ("limit in the same run", "left"),
-        ("wanted", "left"), ("ratio", "right"), ("", "left"), ("", "left"),
-    )  # fmt: skip
-    console.print(table("", columns, rows))
+    console.print(table(VERDICT_COLUMNS, rows, console.width))
 
 
 COMMAND = Command(

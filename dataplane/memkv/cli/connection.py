@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from memkv.cli.exits import Exit
 from memkv.cli.settings import DEADLINE, ENDPOINT, POOL, TENANT, Settings
 from memkv.errors import RetryLater
 from memkv.status import Status
@@ -41,6 +43,22 @@ def explain(result: int) -> str:
     return f"{status.name}: {EXPLANATIONS.get(status, 'no explanation')}"
 
 
+def status_document(result: int) -> dict[str, object]:
+    """Return a result for JSON: the number, and for a negative one its name and meaning."""
+    if result >= 0:
+        return {"status": result}
+    name, _, meaning = explain(result).partition(": ")
+    return {"status": result, "status_name": name, "meaning": meaning}
+
+
+def exit_of(results: Iterable[int]) -> Exit:
+    """Return the exit code of a command with these results a key: the worst decides."""
+    negative = {result for result in results if result < 0}
+    if not negative:
+        return Exit.OK
+    return Exit.UNREACHABLE if UNREACHABLE & negative else Exit.FAILED
+
+
 def open_client(settings: Settings) -> Client:
     """Attach to the pool of the settings. Raises RetryLater with the reason when that fails."""
     import memkv
@@ -58,4 +76,6 @@ def open_client(settings: Settings) -> Client:
             f"  cause: {problems[0] if problems else 'the metadata service did not answer'}\n"
             "  fix:   start one with `memkv up --nodes 3 --dir DIR`, or name another --endpoint"
         )
+    # A call would answer UNAVAILABLE for a node that is still being reached; a person can wait.
+    client.wait_ready(settings[DEADLINE])
     return client

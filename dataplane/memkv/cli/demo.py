@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memkv.cli import units
 from memkv.cli.command import Call, Command
 from memkv.cli.exits import Exit
-from memkv.cli.output import pairs_table
 from memkv.cli.settings import Field, UsageError
+from memkv.cli.tables import pairs_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,8 +53,6 @@ def run(call: Call) -> int:
     finally:
         if not arguments.keep:
             shutil.rmtree(directory, ignore_errors=True)
-    if arguments.json_file:
-        write_json(Path(arguments.json_file), found.document())
     call.output.result(found.document(), lambda console: draw(console, found))
     return Exit.OK if found.passed else Exit.FAILED
 
@@ -70,14 +66,6 @@ def make_directory(name: str | None) -> Path:
     except OSError as error:
         raise UsageError(f"--dir {name}: {error.strerror}; choose a directory you can write to") \
             from None
-
-
-def write_json(path: Path, document: Mapping[str, object]) -> None:
-    """Write the figures. UsageError when the file cannot be written."""
-    try:
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--json {path}: {error.strerror}") from None
 
 
 def rows_of(found: DemoReport) -> list[tuple[str, str, str]]:
@@ -125,7 +113,7 @@ def draw(console: Console, found: DemoReport) -> None:
         f"\n{found.nodes} nodes with {capacity} of flash together: 20% of"
         f" {found.reference.unique_blocks:,} blocks of {units.format_bytes(found.block_bytes)}"
     )
-    console.print(pairs_table("", rows_of(found)))
+    console.print(pairs_table(rows_of(found)))
     if found.passed:
         console.print("[bold green]passed[/]: no wrong byte, and the killed node came back warm")
         return

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from memkv.cli.command import Call, Command
 from memkv.cli.exits import Exit
-from memkv.cli.output import table
 from memkv.cli.settings import UsageError
+from memkv.cli.tables import Column, plain, table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from memkv.cli.checks import Check
 
+COLUMNS = (Column("check"), Column(""), Column("found", wraps=True), Column("fix", wraps=True))
 STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "broken": "[bold red]broken[/]"}
 
 
@@ -39,7 +40,7 @@ def run(call: Call) -> int:
     warnings = sum(check.state == WARNING for check in checks)
 
     def draw(console: Console) -> None:
-        console.print(table("", columns(), [row(check) for check in checks]))
+        console.print(table(COLUMNS, [row(check) for check in checks]))
         if broken:
             console.print(f"[bold red]{broken} broken[/]: MemKV cannot run here until fixed")
         elif warnings:
@@ -52,12 +53,8 @@ def run(call: Call) -> int:
     return Exit.UNFIT if broken else Exit.OK
 
 
-def columns() -> tuple[tuple[str, str], ...]:
-    return ("check", "left"), ("", "left"), ("found", "left"), ("fix", "left")
-
-
 def row(check: Check) -> tuple[str, str, str, str]:
-    return check.name, STYLES[check.state], check.found, check.fix
+    return check.name, STYLES[check.state], plain(check.found), plain(check.fix)
 
 
 COMMAND = Command(

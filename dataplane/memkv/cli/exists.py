@@ -5,38 +5,40 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from memkv.cli import keys
 from memkv.cli.command import Call, Command
-from memkv.cli.connection import UNREACHABLE, explain, open_client
+from memkv.cli.connection import exit_of, explain, open_client, status_document
 from memkv.cli.exits import Exit
-from memkv.cli.output import plain, table
 from memkv.cli.settings import CONNECTION
+from memkv.cli.tables import Column, plain, table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("keys", metavar="KEY", nargs="+", help="names of blocks")
+    keys.add_arguments(parser, many=True)
 
 
 def run(call: Call) -> int:
-    keys: list[str] = call.arguments.keys
+    asked = keys.keys_of(call.arguments)
     with open_client(call.settings) as client:
-        answers = client.batch_is_exist(keys)
+        answers = client.batch_is_exist(asked)
     words = {1: "stored", 0: "missing"}
 
     def draw(console: Console) -> None:
         rows = [
-            (plain(key), words.get(answer) or explain(answer))
-            for key, answer in zip(keys, answers, strict=True)
+            (plain(keys.show(key)), words.get(answer) or explain(answer))
+            for key, answer in zip(asked, answers, strict=True)
         ]
-        console.print(table("", (("key", "left"), ("", "left")), rows))
+        console.print(table((Column("key"), Column("", wraps=True)), rows))
 
-    documents = [{"key": key, "status": a} for key, a in zip(keys, answers, strict=True)]
+    documents = [
+        {**keys.document(key), **status_document(answer)}
+        for key, answer in zip(asked, answers, strict=True)
+    ]
     call.output.result({"keys": documents, "prefix": leading(answers)}, draw)
-    if all(answer == 1 for answer in answers):
-        return Exit.OK
-    return Exit.UNREACHABLE if UNREACHABLE.intersection(answers) else Exit.FAILED
+    return Exit.FAILED if min(answers) == 0 else exit_of(answers)
 
 
 def leading(answers: list[int]) -> int:
@@ -46,5 +48,6 @@ def leading(answers: list[int]) -> int:
 
 COMMAND = Command(
     "Ask which blocks are stored. Exit code 0: all of them.",
-    run, CONNECTION, add_arguments, ("memkv exists prompt-1 prompt-2",),
+    run, CONNECTION, add_arguments,
+    ("memkv exists prompt-1 prompt-2", "memkv exists --hex 00ff17 && echo stored"),
 )  # fmt: skip

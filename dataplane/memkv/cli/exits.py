@@ -15,8 +15,16 @@ class Exit(IntEnum):
     """The metadata service or a node did not answer."""
     UNFIT = 4
     """This machine, a device or a file cannot do what was asked; the message names the fix."""
+    BUG = 70
+    """Something that MemKV did not expect; 70 is EX_SOFTWARE of sysexits.h."""
     INTERRUPTED = 130
     """Ended by Ctrl-C."""
+    TERMINATED = 143
+    """Ended by SIGTERM or a closed terminal, after cleaning up."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: ends a command as Ctrl-C does, so that it cleans up behind itself."""
 
 
 MEANINGS: dict[Exit, str] = {
@@ -25,7 +33,9 @@ MEANINGS: dict[Exit, str] = {
     Exit.USAGE: "a flag, a MEMKV_* variable or the configuration file is wrong",
     Exit.UNREACHABLE: "the metadata service or a node did not answer",
     Exit.UNFIT: "this machine, a device or a file is unfit; the message names the fix",
-    Exit.INTERRUPTED: "interrupted",
+    Exit.BUG: "a bug in MemKV; please report what it printed",
+    Exit.INTERRUPTED: "interrupted by Ctrl-C",
+    Exit.TERMINATED: "ended by SIGTERM",
 }
 
 

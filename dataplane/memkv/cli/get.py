@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memkv.cli import units
+from memkv.cli import keys, units
 from memkv.cli.command import Call, Command
-from memkv.cli.connection import UNREACHABLE, explain, open_client
-from memkv.cli.exits import Exit
-from memkv.cli.output import plain
+from memkv.cli.connection import exit_of, explain, open_client, status_document
 from memkv.cli.settings import CONNECTION, UsageError
+from memkv.cli.tables import plain
 from memkv.limits import BLOCK_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("key", metavar="KEY", help="name of the block")
+    keys.add_arguments(parser)
     parser.add_argument(
         "--output", "-o", metavar="FILE", default="-", help="where its bytes go; - is stdout"
     )
@@ -30,6 +29,7 @@ def run(call: Call) -> int:
     from memkv._hotpath import address_of
 
     arguments = call.arguments
+    key = keys.key_of(arguments.key, arguments)
     to_stdout = arguments.output == "-"
     if to_stdout and call.output.as_json:
         raise UsageError("--json needs --output FILE: stdout cannot hold both")
@@ -37,7 +37,7 @@ def run(call: Call) -> int:
         raise UsageError("a block is binary: name a file with --output, or pipe it somewhere")
     target = bytearray(BLOCK_BYTES_MAX)
     with open_client(call.settings) as client:
-        result = client.batch_get_into([arguments.key], [address_of(target)], [len(target)])[0]
+        result = client.batch_get_into([key], [address_of(target)], [len(target)])[0]
     if result >= 0:
         write_block(arguments.output, memoryview(target)[:result])
     else:
@@ -48,10 +48,8 @@ def run(call: Call) -> int:
             console.print(f"{units.format_bytes(result)} to {plain(arguments.output)}")
 
     if not to_stdout:
-        call.output.result({"key": arguments.key, "status": result}, draw)
-    if result >= 0:
-        return Exit.OK
-    return Exit.UNREACHABLE if result in UNREACHABLE else Exit.FAILED
+        call.output.result({**keys.document(key), **status_document(result)}, draw)
+    return exit_of([result])
 
 
 def write_block(name: str, data: memoryview) -> None:
@@ -69,5 +67,9 @@ def write_block(name: str, data: memoryview) -> None:
 COMMAND = Command(
     "Fetch one block, checked end to end. Exit code 1 is a miss.",
     run, CONNECTION, add_arguments,
-    ("memkv get prompt-1 -o block.bin", "memkv get prompt-1 | sha256sum"),
+    (
+        "memkv get prompt-1 -o block.bin",
+        "memkv get prompt-1 | sha256sum",
+        "memkv get prompt-1 -o block.bin --json",
+    ),
 )  # fmt: skip

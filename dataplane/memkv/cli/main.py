@@ -4,20 +4,32 @@ Only the module of the command that runs is imported, and each imports its parts
 """
 
 import argparse
+import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 
-from memkv.cli import exits, settings, units
+from memkv.cli import parsing, settings
 from memkv.cli.command import Call, Command
-from memkv.cli.exits import Exit
-from memkv.cli.output import Output
-from memkv.errors import CallerError, ConfigError, MemKVError, RetryLater
+from memkv.cli.exits import Exit, Terminated
+from memkv.cli.output import Output, check_writable
+from memkv.errors import (
+    CallerError,
+    ConfigError,
+    InternalBug,
+    MemKVError,
+    ProtocolError,
+    RetryLater,
+)
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "run a pool here, replay real requests, kill a node, show the figures"),
+    "demo": ("demo", "run a pool here, replay real requests, kill a node, show figures"),
     "up": ("up", "run a pool on this machine until Ctrl-C"),
     "put": ("put", "store a block"),
     "get": ("get", "fetch a block"),
@@ -32,24 +44,55 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "node": ("node", "run one storage node"),
     "metadata": ("metadata", "run the metadata service"),
 }
-SECTIONS = ("up", "node", "metadata", "demo", "bench", "replay")
-"""Tables of the configuration file."""
+HELP = {name: text for name, (_, text) in COMMANDS.items()}
+CODES: tuple[tuple[type[MemKVError], Exit], ...] = (
+    (CallerError, Exit.USAGE),
+    (RetryLater, Exit.UNREACHABLE),
+    (ProtocolError, Exit.UNREACHABLE),
+    (ConfigError, Exit.UNFIT),
+    (InternalBug, Exit.BUG),
+    (MemKVError, Exit.FAILED),
+)
+"""The first class that fits decides."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
-    name = next((word for word in words if not word.startswith("-")), "")
-    command = load(name) if name in COMMANDS else None
-    arguments = build_parser(name, command).parse_args(words)
-    if command is None:
-        build_parser("", None).print_help()
+    output = Output(as_json="--json" in words)  # until the arguments are known
+    title = "memkv"
+    try:
+        name = parsing.name_of(words, HELP)
+        command = load(name) if name else None
+        title = f"memkv {name}".rstrip()
+        arguments = parsing.build_parser(HELP, name, command).parse_args(words)
+    except CallerError as error:
+        output.error(title, str(error), Exit.USAGE)
         return Exit.USAGE
-    arguments.json_file = arguments.json if isinstance(arguments.json, str) else None
+    if command is None:
+        parsing.build_parser(HELP).print_help()
+        return Exit.USAGE
+    json_file = Path(arguments.json) if isinstance(arguments.json, str) else None
     output = Output(
-        as_json=arguments.json is True, forced_progress=arguments.progress, quiet=arguments.quiet
-    )
-    return guarded(f"memkv {name}", command, arguments, output)
+        as_json=arguments.json is True, forced_progress=arguments.progress,
+        quiet=arguments.quiet, json_file=json_file,
+    )  # fmt: skip
+    return guarded(title, command, arguments, output)
+
+
+def prepare_streams() -> None:
+    """Make printing safe: a closed stream takes nothing, an encoding without a letter escapes it.
+
+    Keys, paths and names of nodes may hold any character.
+    """
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  lives as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def load(name: str) -> Command:
@@ -58,33 +101,65 @@ def load(name: str) -> Command:
     return command
 
 
+def all_fields() -> list[settings.Field[object]]:
+    """Return every field of every command once: what one configuration file may name."""
+    fields = {field.variable: field for name in COMMANDS for field in load(name).fields}
+    return list(fields.values())
+
+
 def guarded(
     title: str, command: Command, arguments: argparse.Namespace, output: Output
 ) -> int:
-    """Run; every expected error becomes a message and an exit code, never a traceback."""
+    """Run; every error becomes a message and an exit code."""
     try:
-        resolved = resolve(command, arguments)
-        return int(command.run(Call(arguments, resolved, output)))
-    except CallerError as error:
-        code = Exit.USAGE
-        message = str(error)
-    except RetryLater as error:
-        code, message = Exit.UNREACHABLE, str(error)
-    except ConfigError as error:
-        code, message = Exit.UNFIT, str(error)
-    except MemKVError as error:
-        code, message = Exit.FAILED, str(error)
+        with termination_as_interrupt():
+            resolved = resolve(command, arguments)
+            check_writable(output.json_file)
+            code = int(command.run(Call(arguments, resolved, output)))
+            output.stdout.flush()  # a full disk or a reader that left shows here, not at exit
+            return code
     except BrokenPipeError:
         # The reader of our output went away, as `head` does: not our failure. Python would
         # complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
+    except MemKVError as error:
+        code = next(exit_ for kind, exit_ in CODES if isinstance(error, kind))
+        message = str(error)
     except OSError as error:
-        code, message = Exit.UNFIT, f"{error.strerror or error}: {error.filename or 'system call'}"
+        where = f": {error.filename}" if error.filename else ""
+        code, message = Exit.UNFIT, f"{error.strerror or error}{where}"
+    except Terminated:
+        code, message = Exit.TERMINATED, "terminated"
     except KeyboardInterrupt:
         code, message = Exit.INTERRUPTED, "interrupted"
+    except Exception as error:
+        traceback.print_exc()
+        code = Exit.BUG
+        message = f"a bug in MemKV, please report it with the lines above: {error!r}"
     output.error(title, message, code)
     return code
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exception while a command runs; `nohup` stays what it is."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        try:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
+        except ValueError:
+            break  # not in the main thread, as in tests
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def resolve(command: Command, arguments: argparse.Namespace) -> settings.Settings:
@@ -94,94 +169,10 @@ def resolve(command: Command, arguments: argparse.Namespace) -> settings.Setting
     sources = [settings.flag_source(given), settings.environment_source(environment)]
     config: str | None = arguments.config or environment.get(settings.CONFIG_VARIABLE)
     if config:
-        sources.append(settings.file_source(Path(config), command.fields, SECTIONS))
+        sources.append(settings.file_source(Path(config), command.fields, all_fields()))
     if any(field.in_connection_file for field in command.fields):
         sources.append(settings.connection_source())
     return settings.resolve(command.fields, sources)
-
-
-def build_parser(name: str, command: Command | None) -> argparse.ArgumentParser:
-    """Return the parser; only the command that runs gets its arguments."""
-    parser = argparse.ArgumentParser(
-        prog="memkv",
-        description="Distributed flash memory for the KV cache of LLM inference.",
-        epilog=f"exit codes:\n{exits.table_text()}\n\n"
-        "Values come from flags, then MEMKV_* variables, then a TOML file (--config), then\n"
-        f"{settings.CONNECTION_FILE}. `memkv COMMAND --help` shows the rest.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version")
-    choices = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands")
-    for known, (_, text) in COMMANDS.items():
-        child = choices.add_parser(
-            known, help=text, formatter_class=argparse.RawDescriptionHelpFormatter,
-            description=command.description if command and known == name else text,
-            epilog=epilog(command) if command and known == name else None,
-        )  # fmt: skip
-        if command and known == name:
-            add_common(child, command)
-            command.add_arguments(child)
-            add_fields(child, command)
-    return parser
-
-
-class ShowVersion(argparse.Action):
-    """Looks the version up only when asked: that reads package metadata."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
-        from importlib.metadata import version
-
-        print(f"memkv {version('memkv')}")
-        parser.exit(Exit.OK)
-
-
-def epilog(command: Command) -> str:
-    """Return examples and exit codes."""
-    examples = "".join(f"  {line}\n" for line in command.examples)
-    return (f"examples:\n{examples}\n" if examples else "") + f"exit codes:\n{exits.table_text()}"
-
-
-def add_common(parser: argparse.ArgumentParser, command: Command) -> None:
-    """Add what every command takes."""
-    if command.json_takes_file:
-        parser.add_argument(
-            "--json", nargs="?", const=True, default=None, metavar="FILE",
-            help="print the result as JSON, or write it to FILE and print the table",
-        )  # fmt: skip
-    else:
-        parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings")
-    parser.add_argument("--quiet", action="store_true", help="no notes, no progress")
-    parser.add_argument(
-        "--progress", action="store_true", help="draw progress bars without a terminal, too"
-    )
-
-
-def add_fields(parser: argparse.ArgumentParser, command: Command) -> None:
-    """Add a flag for each field; values stay text until they are resolved."""
-    group = parser.add_argument_group("settings (flag, then variable, then file)")
-    for field in command.fields:
-        text = f"{field.help}{default_text(field)} [{field.variable}]"
-        if field.is_switch:
-            group.add_argument(
-                field.flag, dest=field.variable, action="store_const", const="true", help=text
-            )
-        else:
-            group.add_argument(
-                field.flag, dest=field.variable, metavar=field.metavar or "VALUE", help=text
-            )
-
-
-def default_text(field: "settings.Field[object]") -> str:
-    """Return `; default 2 GiB`, or nothing where there is no default to show."""
-    default = field.default
-    if default is None or default == "" or field.is_switch:
-        return ""
-    if isinstance(default, int) and field.parse is units.parse_size:
-        return f"; default {units.format_bytes(default)}"
-    if field.parse is units.parse_duration_ms:
-        return f"; default {default}ms"
-    return f"; default {default}"
 
 
 if __name__ == "__main__":

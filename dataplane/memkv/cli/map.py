@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from memkv.cli import keys
 from memkv.cli.command import Call, Command
 from memkv.cli.connection import open_client
 from memkv.cli.exits import Exit
-from memkv.cli.output import plain, table
 from memkv.cli.settings import CONNECTION, TENANT
+from memkv.cli.tables import Column, plain, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,24 +23,33 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", metavar="KEY", help="also say where this block lies")
+    keys.add_hex(parser)
+
+
+COLUMNS = (
+    Column("node"), Column("worker", rank=2), Column("address", rank=1), Column("state"),
+    Column("slots", figure=True), Column("share", figure=True),
+)  # fmt: skip
 
 
 def run(call: Call) -> int:
+    arguments = call.arguments
+    key = None if arguments.key is None else keys.key_of(arguments.key, arguments)
     with open_client(call.settings) as client:
         shard_map = client.attachment.shard_map
         assert shard_map is not None, "open_client raises without a map"
-        place = where(client, shard_map, call.arguments.key) if call.arguments.key else None
+        place = None if key is None else where(client, shard_map, key)
     document = describe(shard_map)
-    if place:
-        document["key"] = asdict(place)
+    if key is not None and place is not None:
+        document["key"] = {**keys.document(key), **asdict(place)}
 
     def draw(console: Console) -> None:
         draw_map(console, shard_map)
-        if place:
+        if key is not None and place is not None:
             console.print(
-                f"{plain(call.arguments.key)} (tenant {call.settings[TENANT]}): slot {place.slot},"
-                f" owner {place.owner}"
-                + "".join(f", before it {previous}" for previous in place.previous)
+                f"{plain(keys.show(key))} (tenant {plain(call.settings[TENANT])}):"
+                f" slot {place.slot}, owner {plain(place.owner)}"
+                + "".join(f", before it {plain(previous)}" for previous in place.previous)
             )
 
     call.output.result(document, draw)
@@ -86,7 +96,7 @@ class Place:
     previous: tuple[str, ...]
 
 
-def where(client: Client, shard_map: ShardMap, key: str) -> Place:
+def where(client: Client, shard_map: ShardMap, key: bytes) -> Place:
     """Return slot, owner and previous owners of a key."""
     from memkv.keys import block_id, slot_of
 
@@ -108,16 +118,12 @@ def draw_map(console: Console, shard_map: ShardMap) -> None:
     )
     rows = [
         (
-            worker.node_name, worker.uuid.hex()[:8], f"{worker.host}:{worker.port}",
+            plain(worker.node_name), worker.uuid.hex()[:8], f"{worker.host}:{worker.port}",
             worker.state.name.lower(), str(owned[index]), f"{owned[index] / shard_map.slots:.1%}",
         )
         for index, worker in enumerate(shard_map.workers)
     ]  # fmt: skip
-    columns = (
-        ("node", "left"), ("worker", "left"), ("address", "left"), ("state", "left"),
-        ("slots", "right"), ("share", "right"),
-    )  # fmt: skip
-    console.print(table("", columns, sorted(rows)))
+    console.print(table(COLUMNS, sorted(rows), console.width))
 
 
 COMMAND = Command(

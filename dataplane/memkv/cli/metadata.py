@@ -68,7 +68,8 @@ def run(call: Call) -> int:
             http_host=host,
             http_port=settings[HTTP_PORT],
             ready_file=Path(settings[READY_FILE]) if settings[READY_FILE] else None,
-        )
+        ),
+        started=lambda addresses: call.output.result(addresses, lambda console: None),
     )
     return Exit.OK
 
@@ -86,7 +87,8 @@ def check(publish: bool, follow: tuple[str, ...], nodes: tuple[str, ...], state:
 
 
 COMMAND = Command(
-    "Serve the shard map of a pool. One process publishes it, replicas follow.",
+    "Serve the shard map of a pool until SIGTERM. One process publishes it, replicas follow.\n"
+    "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
     (POOL, LISTEN, PUBLISH, NODES, STATE, FOLLOW, SLOTS, HTTP_PORT, INSECURE, READY_FILE,
      LOG_LEVEL),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memkv.cli import units
 from memkv.cli.command import Call, Command
@@ -12,6 +13,9 @@ from memkv.cli.logs import LOG_LEVEL, start_logging
 from memkv.cli.metadata import parse_endpoints
 from memkv.cli.settings import POOL, Field, UsageError
 from memkv.limits import GIB, MIB
+
+if TYPE_CHECKING:
+    from memkv.node.supervisor import Supervisor
 
 FILE_NAME = "flash.data"
 
@@ -23,7 +27,7 @@ def parse_paths(text: str) -> tuple[str, ...]:
 
 NAME: Field[str] = Field(
     "name", units.parse_name, platform.node() or "node", "name of the node in the map", "node",
-    "NAME",
+    "NAME", default_shown="this machine's name",
 )  # fmt: skip
 DIR: Field[str] = Field(
     "dir", units.parse_name, "", "keeps the node's state; made when it does not exist", "node",
@@ -75,7 +79,7 @@ def run(call: Call) -> int:
 
     settings = call.settings
     if not settings[DIR]:
-        raise UsageError("--dir is missing: a directory that keeps the node's state")
+        raise UsageError("--dir is missing: name a directory that keeps the node's state")
     directory = Path(settings[DIR])
     paths = [Path(path) for path in settings[DRIVES]] or [directory / FILE_NAME]
     # What exists is used as it is: its superblock knows how large the store in it was made.
@@ -100,12 +104,27 @@ def run(call: Call) -> int:
         insecure=settings[INSECURE],
     )
     start_logging(settings[LOG_LEVEL])
-    run_node(config)
+
+    def started(supervisor: Supervisor) -> None:
+        call.output.result(
+            {
+                "name": config.name,
+                "pool": config.pool,
+                "data_host": config.client_host,
+                "data_port": config.data_port,
+                "admin_endpoint": supervisor.admin_endpoint,
+                "http_port": supervisor.http_port,
+            },
+            lambda console: None,
+        )
+
+    run_node(config, started=started)
     return Exit.OK
 
 
 COMMAND = Command(
-    "Run one storage node until SIGTERM: a supervisor, and a worker process for each drive.",
+    "Run one storage node until SIGTERM: a supervisor, and a worker process for each drive.\n"
+    "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
     (NAME, POOL, DIR, DRIVES, CAPACITY, MEMORY, METADATA, HOST, ADVERTISE, DATA_PORT, ADMIN_PORT,
      HTTP_PORT, FAILURE_DOMAIN, INSECURE, LOG_LEVEL),

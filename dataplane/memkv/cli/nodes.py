@@ -8,8 +8,8 @@ from memkv.cli import units
 from memkv.cli.command import Call, Command
 from memkv.cli.connection import open_client
 from memkv.cli.exits import Exit
-from memkv.cli.output import plain, table
 from memkv.cli.settings import CONNECTION
+from memkv.cli.tables import Column, plain, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from memkv.localpool.facts import WorkerFacts
 
 COLUMNS = (
-    ("node", "left"), ("worker", "left"), ("address", "left"), ("state", "left"),
-    ("slots", "right"), ("blocks", "right"), ("flash", "right"), ("DRAM", "right"),
-    ("sessions", "right"), ("", "left"),
+    Column("node"), Column("worker", rank=5), Column("address", rank=3), Column("state"),
+    Column("slots", figure=True, rank=1), Column("blocks", figure=True),
+    Column("flash", figure=True), Column("DRAM", figure=True, rank=2),
+    Column("sessions", figure=True, rank=4),
 )  # fmt: skip
 
 
@@ -30,7 +31,10 @@ def run(call: Call) -> int:
         facts = reader.read()
 
     def draw(console: Console) -> None:
-        console.print(table("", COLUMNS, [row(one) for one in facts]))
+        console.print(table(COLUMNS, [row(one) for one in facts], console.width))
+        for one in facts:
+            if one.problem:
+                console.print(f"[red]{plain(one.worker.node_name)}[/]: {plain(one.problem)}")
 
     call.output.result({"nodes": [one.document() for one in facts]}, draw)
     return Exit.OK if not any(one.problem for one in facts) else Exit.UNREACHABLE
@@ -38,19 +42,21 @@ def run(call: Call) -> int:
 
 def row(one: WorkerFacts) -> tuple[str, ...]:
     """Return a worker's line."""
-    used = units.format_bytes(one.used_bytes)
     memory_used = one.memory_bytes - one.memory_free_bytes
     known = not one.problem
     return (
         plain(one.worker.node_name), one.worker.uuid.hex()[:8],
         f"{one.worker.host}:{one.worker.port}", state_of(one), str(one.slots),
         f"{one.blocks:,}" if known else "-",
-        f"{used} of {units.format_bytes(one.capacity_bytes)}" if known else "-",
-        f"{units.format_bytes(memory_used)} of {units.format_bytes(one.memory_bytes)}"
-        if known else "-",
+        share_of(one.used_bytes, one.capacity_bytes) if known else "-",
+        share_of(memory_used, one.memory_bytes) if known else "-",
         str(one.sessions) if known else "-",
-        plain(one.problem),
     )  # fmt: skip
+
+
+def share_of(used: int, whole: int) -> str:
+    """Return `45% of 2 GiB`."""
+    return f"{used / whole if whole else 0:.0%} of {units.format_bytes(whole)}"
 
 
 def state_of(one: WorkerFacts) -> str:

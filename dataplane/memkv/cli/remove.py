@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from memkv.cli import keys
 from memkv.cli.command import Call, Command
-from memkv.cli.connection import UNREACHABLE, explain, open_client
-from memkv.cli.exits import Exit
+from memkv.cli.connection import exit_of, explain, open_client, status_document
 from memkv.cli.settings import CONNECTION
 
 if TYPE_CHECKING:
@@ -15,30 +15,32 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("keys", metavar="KEY", nargs="+", help="names of blocks")
+    keys.add_arguments(parser, many=True)
 
 
 def run(call: Call) -> int:
-    keys: list[str] = call.arguments.keys
+    given = keys.keys_of(call.arguments)
     with open_client(call.settings) as client:
-        results = client.batch_remove(keys)
-    failed = [(key, r) for key, r in zip(keys, results, strict=True) if r < 0]
+        results = client.batch_remove(given)
+    failed = [(key, r) for key, r in zip(given, results, strict=True) if r < 0]
 
     def draw(console: Console) -> None:
-        done = len(keys) - len(failed)
-        console.print(f"deleted {done} of {len(keys)}: no later lookup will hit them")
+        done = len(given) - len(failed)
+        if done:
+            console.print(f"deleted {done} of {len(given)}: no later lookup will hit them")
 
     for key, result in failed:
-        call.output.note(f"memkv rm: {key}: {explain(result)}; run it again until it succeeds")
-    documents = [{"key": key, "status": r} for key, r in zip(keys, results, strict=True)]
+        name = keys.show(key)
+        call.output.note(f"memkv rm: {name}: {explain(result)}; run it again until it succeeds")
+    documents = [
+        {**keys.document(key), **status_document(r)} for key, r in zip(given, results, strict=True)
+    ]
     call.output.result({"keys": documents}, draw)
-    if not failed:
-        return Exit.OK
-    return Exit.UNREACHABLE if UNREACHABLE.intersection(results) else Exit.FAILED
+    return exit_of(results)
 
 
 COMMAND = Command(
     "Delete blocks. Success means that every owner has it on flash: no later lookup hits.\n"
     "Deleting a block that is not stored succeeds.",
-    run, CONNECTION, add_arguments, ("memkv rm prompt-1 prompt-2",),
+    run, CONNECTION, add_arguments, ("memkv rm prompt-1 prompt-2", "memkv rm --hex 00ff17"),
 )  # fmt: skip

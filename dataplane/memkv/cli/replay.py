@@ -12,8 +12,8 @@ from memkv.cli import units
 from memkv.cli.command import Call, Command
 from memkv.cli.connection import open_client
 from memkv.cli.exits import Exit
-from memkv.cli.output import pairs_table
 from memkv.cli.settings import CONNECTION, Field, UsageError
+from memkv.cli.tables import pairs_table
 from memkv.limits import BLOCK_BYTES_MAX, KIB
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def draw(console: Console, found: ReplayReport, reference: Reference) -> None:
         ),
         (
             "throughput", f"{found.gbps:.2f} GB/s",
-            f"get {found.get_gbps:.2f} GB/s of {found.bytes_read / 1e9:.1f} GB,"
-            f" put {found.put_gbps:.2f} GB/s of {found.bytes_written / 1e9:.1f} GB",
+            f"{found.bytes_read / 1e9:.1f} GB got at {found.get_gbps:.2f},"
+            f" {found.bytes_written / 1e9:.1f} GB put at {found.put_gbps:.2f}",
         ),
         ("get p50", units.format_us(found.get_p50_us), f"{found.get_calls:,} calls"),
         ("get p99", units.format_us(found.get_p99_us), ""),
@@ -94,7 +94,7 @@ def draw(console: Console, found: ReplayReport, reference: Reference) -> None:
         ("puts dropped", f"{found.puts_dropped:,}", ""),
         ("time", f"{found.seconds:.1f} s", ""),
     ]  # fmt: skip
-    console.print(pairs_table("", rows))
+    console.print(pairs_table(rows))
 
 
 COMMAND = Command(

@@ -39,6 +39,8 @@ class Field(Generic[T_co]):
     section: str = ""
     metavar: str = ""
     in_connection_file: bool = False
+    default_shown: str = ""
+    """What help says instead of the default itself."""
 
     @property
     def flag(self) -> str:
@@ -52,6 +54,20 @@ class Field(Generic[T_co]):
     def is_switch(self) -> bool:
         """A switch takes no value on the command line."""
         return isinstance(self.default, bool)
+
+    @property
+    def default_text(self) -> str:
+        """The default as one would write it; "" where nothing is the default."""
+        default = self.default
+        if self.default_shown or default in (None, "", ()) or isinstance(default, bool):
+            return self.default_shown
+        if isinstance(default, int) and self.parse is units.parse_size:
+            return units.format_bytes(default).replace(" ", "")
+        if isinstance(default, int) and self.parse is units.parse_duration_ms:
+            return units.format_duration(default / 1000)
+        if isinstance(default, int | float) and self.parse is units.parse_duration_s:
+            return units.format_duration(default)
+        return str(default)
 
 
 ENDPOINT = Field(
@@ -107,7 +123,10 @@ def resolve(fields: Iterable["Field[object]"], sources: Iterable[Source]) -> Set
         for place, texts in known:
             if texts.get(field.variable) is None:
                 continue
-            origin = place.format(flag=field.flag, variable=field.variable, name=field.name)
+            where = f"[{field.section}] {field.name}" if field.section else field.name
+            origin = place.format(
+                flag=field.flag, variable=field.variable, name=field.name, place=where
+            )
             values[field.variable] = _parse(field, texts[field.variable], origin)
             origins[field.variable] = origin
             break
@@ -122,6 +141,11 @@ def _parse(field: "Field[object]", value: object, origin: str) -> object:
         raise UsageError(f"{origin}: {error}") from None
 
 
+def literal(path: Path) -> str:
+    """Return a path for a template: its braces are its own."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def flag_source(given: Mapping[str, object]) -> Source:
     """Return the source of values given as flags, by the name of the variable."""
     return "{flag}", given
@@ -132,9 +156,12 @@ def environment_source(environment: Mapping[str, str]) -> Source:
     return "{variable}", {name: text for name, text in environment.items() if text}
 
 
-def file_source(path: Path, fields: Iterable["Field[object]"], sections: Iterable[str]) -> Source:
-    """Read a TOML file. Tables of other commands are left alone; unknown names are refused.
+def file_source(
+    path: Path, fields: Iterable["Field[object]"], known: Iterable["Field[object]"]
+) -> Source:
+    """Read a TOML file for a command that has `fields`; `known` are those of all commands.
 
+    One file serves every command: names of others are left alone, names of none are refused.
     Raises UsageError naming the file, the line or the name, and the nearest right name.
     """
     try:
@@ -145,53 +172,63 @@ def file_source(path: Path, fields: Iterable["Field[object]"], sections: Iterabl
         raise UsageError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not TOML: {error}") from None
-    return f"{path}: {{name}}", _flatten(document, path, list(fields), set(sections))
+    own = {field.variable for field in fields}
+    given = _flatten(document, path, list(known))
+    mine = {name: value for name, value in given.items() if name in own}
+    return f"{literal(path)}: {{place}}", mine
 
 
 def _flatten(
-    document: Mapping[str, object], path: Path, fields: "list[Field[object]]", sections: set[str]
+    document: Mapping[str, object], path: Path, known: "list[Field[object]]"
 ) -> dict[str, object]:
-    by_place = {(field.section, field.name): field.variable for field in fields}
-    # What other commands read at the top of the file is known too.
-    top = {field.name for field in CONNECTION}
+    """Return values by the name of their variable."""
+    tables: dict[str, dict[str, str]] = {"": {}}
+    for field in known:
+        tables.setdefault(field.section, {})[field.name] = field.variable
     texts: dict[str, object] = {}
     for name, value in document.items():
-        if isinstance(value, dict):
-            if name not in sections:
-                raise UsageError(f"{path}: unknown table [{name}]{_nearest(name, sections)}")
-            for inner, text in value.items():
-                _take(texts, by_place, (name, inner), text, path)
-        elif name in top and ("", name) not in by_place:
+        if not isinstance(value, dict):
+            texts[_variable(tables, "", name, path)] = _text(value)
             continue
-        else:
-            _take(texts, by_place, ("", name), value, path)
+        if name not in tables:
+            raise UsageError(f"{path}: unknown table [{name}]{_nearest(name, tables)}")
+        for inner, text in value.items():
+            texts[_variable(tables, name, inner, path)] = _text(text)
     return texts
 
 
-def _take(
-    texts: dict[str, object], by_place: Mapping[tuple[str, str], str], place: tuple[str, str],
-    value: object, path: Path,
-) -> None:  # fmt: skip
-    section, name = place
-    own = {field_name for field_section, field_name in by_place if field_section == section}
-    if section and not own:
-        return  # a table of another command
-    if place not in by_place:
-        where = f"[{section}] {name}" if section else name
-        raise UsageError(f"{path}: unknown name {where}{_nearest(name, own)}")
-    if isinstance(value, list):
-        value = ",".join(str(item) for item in value)
-    texts[by_place[place]] = value
+def _variable(
+    tables: Mapping[str, Mapping[str, str]], section: str, name: str, path: Path
+) -> str:
+    """Return the variable of a name in the file. Raises UsageError for one that nobody reads."""
+    if name in tables[section]:
+        return tables[section][name]
+    where = f"[{section}] {name}" if section else name
+    hint = _nearest(name, tables[section])
+    homes = [f"[{table}]" if table else "the top of the file" for table in tables
+             if name in tables[table]]  # fmt: skip
+    if homes:
+        hint = f"; it belongs to {' or '.join(sorted(homes))}"
+    raise UsageError(f"{path}: unknown name {where}{hint}")
+
+
+def _text(value: object) -> object:
+    return ",".join(str(item) for item in value) if isinstance(value, list) else value
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = nearest(name, known)
+    return f"; did you mean {close}?" if close else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that was probably meant, or nothing."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1)), "")
 
 
 def connection_source(path: Path = CONNECTION_FILE) -> Source:
     """Read the file that a pod of a pool finds; without one the source is empty."""
-    place = f"{path}: {{name}}"
+    place = f"{literal(path)}: {{name}}"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from memkv.cli import units
 from memkv.cli.command import Call, Command
 from memkv.cli.connection import open_client
-from memkv.cli.exits import Exit
+from memkv.cli.exits import Exit, Terminated
 from memkv.cli.nodes import state_of
-from memkv.cli.output import plain, table
 from memkv.cli.settings import CONNECTION, Field, UsageError
+from memkv.cli.tables import Column, plain, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,21 +24,24 @@ INTERVAL: Field[float] = Field(
     "interval", units.parse_duration_s, 1.0, "time between looks", "top", "TIME"
 )
 COLUMNS = (
-    ("node", "left"), ("state", "left"), ("slots", "right"), ("blocks", "right"),
-    ("flash used", "right"), ("hits/s DRAM", "right"), ("hits/s flash", "right"),
-    ("misses/s", "right"), ("puts/s", "right"), ("written/s", "right"), ("evicted/s", "right"),
-    ("corrupt", "right"),
+    Column("\nnode"), Column("\nstate", rank=3), Column("\nslots", figure=True, rank=4),
+    Column("\nblocks", figure=True, rank=1), Column("flash\nused", figure=True, rank=1),
+    Column("hits/s\nDRAM", figure=True), Column("hits/s\nflash", figure=True),
+    Column("misses\n/s", figure=True), Column("puts\n/s", figure=True),
+    Column("written\n/s", figure=True, rank=1), Column("evicted\n/s", figure=True, rank=2),
+    Column("\ncorrupt", figure=True, rank=1),
 )  # fmt: skip
 RATES = ("hits_dram", "hits_flash", "misses", "puts", "written_bytes", "evicted_blocks")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--count", type=int, default=0, help="looks before it ends; 0: for ever")
+    parser.add_argument(
+        "--count", type=int, default=0, metavar="COUNT",
+        help="looks before it ends; 0, the default: until Ctrl-C",
+    )  # fmt: skip
 
 
 def run(call: Call) -> int:
-    from rich.live import Live
-
     from memkv.localpool.facts import FactsReader
 
     interval_s, count = call.settings[INTERVAL], call.arguments.count
@@ -46,21 +49,32 @@ def run(call: Call) -> int:
         raise UsageError(f"{call.settings.origin(INTERVAL)}: it must be longer than 0")
     with open_client(call.settings) as client, FactsReader(client) as reader:
         looks = pairs_of_looks(reader.read, interval_s, count)
-        if call.output.as_json or not call.output.stdout.isatty():
-            for rates, facts in looks:
-                print_look(call, rates, facts)
-            return Exit.OK
-        with Live(console=call.output.console(), auto_refresh=False) as live:
-            for rates, facts in looks:
-                live.update(draw(rates, facts), refresh=True)
+        try:
+            show(call, looks)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            if count:
+                raise  # it was asked for more looks than it got
     return Exit.OK
 
 
-def print_look(call: Call, rates: Rates, facts: Sequence[WorkerFacts]) -> None:
-    """Print one look below the last."""
-    call.output.result(
-        document(rates, facts), lambda console: console.print(draw(rates, facts))
-    )
+def show(call: Call, looks: Iterator[tuple[Rates, list[WorkerFacts]]]) -> None:
+    """Draw looks over one another on a terminal, below one another elsewhere."""
+    from rich.live import Live
+
+    console = call.output.console()
+    if call.output.as_json:
+        for rates, facts in looks:
+            call.output.record(document(rates, facts))
+    elif not call.output.stdout.isatty():
+        for rates, facts in looks:
+            console.print(draw(rates, facts, console.width))
+            call.output.stdout.flush()
+    else:
+        with Live(console=console, auto_refresh=False) as live:
+            for rates, facts in looks:
+                live.update(draw(rates, facts, console.width), refresh=True)
 
 
 Rates = dict[bytes, dict[str, float]]
@@ -112,7 +126,7 @@ def document(rates: Rates, facts: Sequence[WorkerFacts]) -> dict[str, object]:
     }
 
 
-def draw(rates: Rates, facts: Sequence[WorkerFacts]) -> Table:
+def draw(rates: Rates, facts: Sequence[WorkerFacts], width: int) -> Table:
     """Return the table of a look."""
     rows = []
     for one in facts:
@@ -127,10 +141,12 @@ def draw(rates: Rates, facts: Sequence[WorkerFacts]) -> Table:
                 f"{used:.0%}", *figures, f"{one.counters.get('corrupt', 0):,}",
             )
         )  # fmt: skip
-    return table("", COLUMNS, rows)
+    return table(COLUMNS, rows, width)
 
 
 COMMAND = Command(
-    "Watch the workers of a pool: hits by tier, misses, puts and evictions a second. Ctrl-C ends.",
-    run, (*CONNECTION, INTERVAL), add_arguments, ("memkv top", "memkv top --count 1 --json"),
+    "Watch the workers of a pool: hits by tier, misses, puts and evictions a second. Ctrl-C ends.\n"
+    "A narrow terminal gets fewer columns; --json prints a document a line for each look.",
+    run, (*CONNECTION, INTERVAL), add_arguments,
+    ("memkv top", "memkv top --interval 5s", "memkv top --count 1 --json"),
 )  # fmt: skip

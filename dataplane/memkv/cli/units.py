@@ -113,6 +113,11 @@ def format_bytes(size: float) -> str:
     return f"{_short(value)} TiB"
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration as `parse_duration_s` takes it: `500ms`, `2s`."""
+    return f"{seconds:g}s" if seconds >= 1 else f"{seconds * 1000:g}ms"
+
+
 def format_us(microseconds: float) -> str:
     """Return a latency: `85 µs`, `1.3 ms`, `2.1 s`."""
     if microseconds < 1000:

@@ -19,9 +19,17 @@ from memkv.client.options import ConnectOptions
 from memkv.client.sync import Client
 from memkv.errors import ConfigError, RetryLater
 from memkv.limits import GIB, MIB
-from memkv.localpool.ports import free_ports
+from memkv.localpool.directory import (
+    FLASH_FILE,
+    DirectoryLock,
+    PoolRecord,
+    check_record,
+    read_record,
+    write_record,
+)
+from memkv.localpool.ports import check_free, free_ports
 from memkv.localpool.process import Child
-from memkv.metadata.endpoint import check_exposure
+from memkv.metadata.endpoint import check_exposure, join_endpoint
 from memkv.shardmap.map import ShardMap, Worker, WorkerState
 
 START_TIMEOUT_S = 60.0  # preallocating and scanning some GiB on a slow disk
@@ -68,10 +76,13 @@ class LocalPool:
     """Processes of one pool. `start` and `stop`, or a `with` block."""
 
     def __init__(self, plan: PoolPlan) -> None:
+        """ConfigError when the directory holds another pool than the plan's."""
         self.plan = plan
         prepare_directory(plan.directory)
-        ports = free_ports(1 + plan.nodes * PORTS_PER_NODE, plan.host)
-        self.port = plan.port or ports.pop(0)
+        check_record(plan.directory, read_record(plan.directory), self._record)
+        ports = free_ports(2 + plan.nodes * PORTS_PER_NODE, plan.host)
+        self.port = plan.port or ports[-1]
+        self.http_port = ports[-2]
         self.nodes = [
             self._node(index, *ports[index * PORTS_PER_NODE : (index + 1) * PORTS_PER_NODE])
             for index in range(plan.nodes)
@@ -80,12 +91,12 @@ class LocalPool:
             "metadata", self._metadata_arguments(), plan.directory / "logs/metadata.log"
         )
         self._watcher: Client | None = None
+        self._lock: DirectoryLock | None = None
 
     @property
     def endpoint(self) -> str:
         """HOST:PORT of the metadata service."""
-        host = f"[{self.plan.host}]" if ":" in self.plan.host else self.plan.host
-        return f"{host}:{self.port}"
+        return join_endpoint(self.plan.host, self.port)
 
     @property
     def local_dir(self) -> Path:
@@ -99,17 +110,22 @@ class LocalPool:
     ) -> None:  # fmt: skip
         """Start everything and wait until every slot has an owner that serves, or `given_up()`.
 
-        Raises ConfigError with the end of the log when a process ends, RetryLater when the pool is
-        not complete in time. What was started is stopped again.
+        Raises ConfigError when a pool runs in the directory or the port is taken, and with the end
+        of the log when a process ends; RetryLater when the pool is not complete in time. What was
+        started is stopped again.
         """
+        self._lock = DirectoryLock(self.plan.directory, self.endpoint)
         try:
+            check_free(self.plan.host, self.port)
             for node in self.nodes:
                 report(f"starting {node.name}")
-                node.child.start()
+                self._start(node.child)
             report("starting the metadata service")
-            self.metadata.start()
+            self._start(self.metadata)
             report("waiting for the shard map")
             self.wait_complete(START_TIMEOUT_S, given_up)
+            if not given_up():
+                write_record(self.plan.directory, self._record)
         except BaseException:
             self.stop()
             raise
@@ -123,6 +139,16 @@ class LocalPool:
             node.child.terminate()  # all at once: they flush side by side
         for child in (*(node.child for node in self.nodes), self.metadata):
             child.stop()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _start(self, child: Child) -> None:
+        child.start([self._lock.descriptor] if self._lock is not None else [])
+
+    @property
+    def _record(self) -> PoolRecord:
+        return PoolRecord(self.plan.name, self.plan.nodes, self.plan.capacity_bytes)
 
     def check(self) -> None:
         """Raise ConfigError when a process ended by itself."""
@@ -172,10 +198,14 @@ class LocalPool:
         shard_map = attachment.shard_map
         if shard_map is None:
             return False
+        # By their ports too: whoever answers at our endpoint might be another pool of our name.
         active = {
-            worker.node_name for worker in shard_map.workers if worker.state == WorkerState.ACTIVE
+            (worker.node_name, worker.port)
+            for worker in shard_map.workers
+            if worker.state == WorkerState.ACTIVE
         }
-        return active >= {node.name for node in self.nodes} and attachment.wait_ready(0)
+        wanted = {(node.name, node.data_port) for node in self.nodes}
+        return active >= wanted and attachment.wait_ready(0)
 
     def _log_tails(self) -> str:
         children = (self.metadata, *(node.child for node in self.nodes))
@@ -199,7 +229,7 @@ class LocalPool:
 
     def start_again(self, node: LocalNode) -> None:
         """Start a node that was killed. `wait_complete` tells when it serves."""
-        node.child.start()
+        self._start(node.child)
 
     # --- inside -------------------------------------------------------------------------------
     def _node(self, index: int, data_port: int, admin_port: int, http_port: int) -> LocalNode:
@@ -218,10 +248,11 @@ class LocalPool:
         return LocalNode(name, child, data_port, admin_port, http_port)
 
     def _metadata_arguments(self) -> list[str]:
-        admins = ",".join(f"{self.plan.host}:{node.admin_port}" for node in self.nodes)
+        admins = ",".join(join_endpoint(self.plan.host, node.admin_port) for node in self.nodes)
         return [
             "metadata", "--quiet", "--publish", "--pool", self.plan.name, "--listen", self.endpoint,
             "--nodes", admins, "--state", str(self.plan.directory / "metadata/state"),
+            "--http-port", str(self.http_port),
             *(["--insecure"] if self.plan.insecure else []),
         ]  # fmt: skip
 
@@ -231,18 +262,35 @@ class LocalPool:
             "endpoint": self.endpoint,
             "pool": self.plan.name,
             "directory": str(self.plan.directory),
-            "metadata": {"pid": self.metadata.pid, "log": str(self.metadata.log)},
+            "metadata": {
+                "pid": self.metadata.pid,
+                "http": self.url(self.http_port),
+                "log": str(self.metadata.log),
+            },
             "nodes": [
                 {
                     "name": node.name,
                     "pid": node.child.pid,
                     "data_port": node.data_port,
-                    "http": f"http://{self.plan.host}:{node.http_port}",
+                    "admin_port": node.admin_port,
+                    "http": self.url(node.http_port),
                     "log": str(node.child.log),
+                    "flash_bytes": self.flash_bytes(node),
                 }
                 for node in self.nodes
             ],
         }
+
+    def url(self, port: int) -> str:
+        """Return the address of a process's plain HTTP port."""
+        return f"http://{join_endpoint(self.plan.host, port)}"
+
+    def flash_bytes(self, node: LocalNode) -> int:
+        """Return the size of a node's file: what it was made with, whatever the plan says now."""
+        try:
+            return (self.plan.directory / node.name / FLASH_FILE).stat().st_size
+        except OSError:
+            return 0
 
     def __enter__(self) -> Self:
         self.start()

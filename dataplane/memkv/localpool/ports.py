@@ -1,5 +1,6 @@
 """Free ports for servers that must be known before they listen."""
 
+import errno
 import random
 import socket
 from contextlib import ExitStack
@@ -39,6 +40,22 @@ def free_ports(
             " of this machine?"
         )
     return ports
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise ConfigError when nothing can listen at this address now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            cause = (
+                "another process listens there, perhaps a pool that runs already: stop it, or"
+                " choose another --endpoint (port 0: any free one)"
+                if error.errno == errno.EADDRINUSE
+                else f"{error.strerror}; is {host} an address of this machine?"
+            )
+            raise ConfigError(f"cannot listen on {host}:{port}: {cause}") from error
 
 
 def ephemeral_first() -> int:

@@ -25,14 +25,17 @@ class Child:
         self.log = log
         self._arguments = list(arguments)
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
 
-    def start(self) -> None:
+    def start(self, pass_fds: Sequence[int] = ()) -> None:
         """Start; the log of an earlier run is kept above the new one."""
         command = [sys.executable, "-m", "memkv.localpool.child", *self._arguments]
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                pass_fds=tuple(pass_fds),
+            )  # fmt: skip
 
     @property
     def pid(self) -> int:
@@ -52,9 +55,11 @@ class Child:
             )
 
     def log_tail(self, count: int = LOG_TAIL_LINES) -> str:
-        """Return the last lines of the log, indented."""
+        """Return the last lines of this run in the log, indented."""
         try:
-            lines = self.log.read_text(errors="replace").splitlines()[-count:]
+            with self.log.open("rb") as log:
+                log.seek(self._log_start)
+                lines = log.read().decode(errors="replace").splitlines()[-count:]
         except OSError:
             lines = []
         return "\n".join(f"    {line}" for line in lines) or "    (empty)"

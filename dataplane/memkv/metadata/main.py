@@ -112,13 +112,16 @@ class MetadataProcess:
                 self._config.http_host, self._config.http_port, self._routes()
             )
         if self._config.ready_file is not None:
-            document = {
-                "endpoint": self.server.endpoint,
-                "pool": self._config.server.pool,
-                "http_port": self._http.port if self._http is not None else None,
-            }
-            write_durably(self._config.ready_file, json.dumps(document).encode())
+            write_durably(self._config.ready_file, json.dumps(self.addresses()).encode())
         log.info("serving pool %s at %s", self._config.server.pool, self.server.endpoint)
+
+    def addresses(self) -> dict[str, object]:
+        """Return what is served where."""
+        return {
+            "endpoint": self.server.endpoint,
+            "pool": self._config.server.pool,
+            "http_port": self._http.port if self._http is not None else None,
+        }
 
     async def stop(self) -> None:
         """Stop everything in order: watchers are told first."""
@@ -287,12 +290,18 @@ def _describe(error: grpc.aio.AioRpcError | ProtocolError) -> str:
     return f"{error.code().name}: {error.details()}"
 
 
-def run_metadata(config: MetadataConfig, clock: Clock | None = None) -> None:
-    """Run until SIGTERM or SIGINT. ConfigError when it cannot start."""
-    asyncio.run(_run(config, clock))
+def run_metadata(
+    config: MetadataConfig, clock: Clock | None = None,
+    started: Callable[[dict[str, object]], None] = lambda addresses: None,
+) -> None:  # fmt: skip
+    """Run until SIGTERM or SIGINT; `started` gets the addresses in use. ConfigError when it cannot
+    start."""
+    asyncio.run(_run(config, clock, started))
 
 
-async def _run(config: MetadataConfig, clock: Clock | None) -> None:
+async def _run(
+    config: MetadataConfig, clock: Clock | None, started: Callable[[dict[str, object]], None]
+) -> None:
     stopping = asyncio.Event()
     if threading.current_thread() is threading.main_thread():
         loop = asyncio.get_running_loop()
@@ -302,6 +311,7 @@ async def _run(config: MetadataConfig, clock: Clock | None) -> None:
     waiting: list[asyncio.Task[object]] = []
     try:
         await process.start()
+        started(process.addresses())
         waiting += [asyncio.create_task(stopping.wait()), asyncio.create_task(process.failed())]
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -120,11 +120,11 @@ class WorkerChild:
         except OSError as error:
             return Phase.FAILED, f"cannot start {self._command[0]}: {error.strerror}"
         failure = ""
+        self._update(replace(self.view, phase=Phase.STARTING, message="starting", pid=process.pid))
+        channel.send(self._start())  # before anyone else can send: a worker wants this first
         with self._lock:
             self._channel, self._process = channel, process
             first_map = self._map
-        self._update(replace(self.view, phase=Phase.STARTING, message="starting", pid=process.pid))
-        channel.send(self._start())
         if first_map is not None:
             channel.send(first_map)
         if self._stopping.is_set():

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -234,8 +235,12 @@ def _software_version() -> str:
         return "unknown"
 
 
-def run_node(config: NodeConfig, clock: Clock | None = None) -> None:
-    """Run a node until SIGTERM or SIGINT. ConfigError when it cannot start."""
+def run_node(
+    config: NodeConfig, clock: Clock | None = None,
+    started: Callable[[Supervisor], None] = lambda supervisor: None,
+) -> None:  # fmt: skip
+    """Run a node until SIGTERM or SIGINT; `started` is told when it listens. ConfigError when it
+    cannot start."""
     stopping = threading.Event()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -243,6 +248,7 @@ def run_node(config: NodeConfig, clock: Clock | None = None) -> None:
     supervisor = Supervisor(config, clock)
     try:
         supervisor.start()
+        started(supervisor)
         stopping.wait()
     finally:
         supervisor.stop()

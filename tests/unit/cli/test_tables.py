@@ -2,11 +2,15 @@
 
 import io
 
+import pytest
+from rich.console import Console
+
 from memkv.bench.results import Result, Verdict
 from memkv.bench.statistics import Pair
 from memkv.bench.suite import verdict_of
-from memkv.cli import bench, demo, top
+from memkv.cli import bench, demo, nodes, top
 from memkv.cli.output import Output
+from memkv.cli.tables import Column, fitting, table
 from memkv.demo.reference import Reference
 from memkv.demo.report import DemoReport, Outage
 from memkv.demo.tally import Tally
@@ -116,6 +120,54 @@ def test_facts_of_another_version_are_read_as_far_as_they_go() -> None:
 def test_names_of_others_are_no_markup() -> None:
     worker = Worker(b"u" * 16, 1, "[red]node[/]", "127.0.0.1", 7070, WorkerState.ACTIVE)
     output = Output(stdout=io.StringIO())
-    output.console().print(top.draw({}, [WorkerFacts(worker, 1)]))
+    output.console().print(top.draw({}, [WorkerFacts(worker, 1)], 160))
     assert isinstance(output.stdout, io.StringIO)
     assert "[red]node[/]" in output.stdout.getvalue()
+
+
+def test_columns_that_do_not_fit_are_left_out_whole() -> None:
+    columns = (Column("node"), Column("long", rank=2), Column("also", rank=1), Column("last"))
+    row = ("n" * 8, "x" * 20, "y" * 10, "z" * 4)
+    assert fitting(columns, [row], 80) == [0, 1, 2, 3]
+    assert fitting(columns, [row], 40) == [0, 2, 3]
+    assert fitting(columns, [row], 25) == [0, 3]
+    assert fitting(columns, [row], 5) == [0, 3], "what has no rank always stays"
+
+
+def test_markup_takes_no_space() -> None:
+    columns = (Column("state"), Column("x", rank=1))
+    assert fitting(columns, [("[green]active[/]", "1")], 20) == [0, 1]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_no_table_of_workers_is_cut_or_wider_than_its_terminal(width: int) -> None:
+    worker = Worker(b"u" * 16, 1, "storage-node-17", "10.200.30.40", 7070, WorkerState.ACTIVE)
+    facts = WorkerFacts(
+        worker, 4096, blocks=1_234_567, used_bytes=10**12, capacity_bytes=10**13,
+        memory_bytes=10**10, memory_free_bytes=10**8, sessions=17,
+    )  # fmt: skip
+    rates = {worker.uuid: dict.fromkeys(top.RATES, 123_456.0)}
+    for drawn in (
+        top.draw(rates, [facts], width),
+        table(nodes.COLUMNS, [nodes.row(facts)], width),
+    ):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(drawn)
+        assert isinstance(console.file, io.StringIO)
+        lines = console.file.getvalue().splitlines()
+        assert "storage-node-17" in console.file.getvalue()
+        assert all(len(line) <= width for line in lines)
+        assert "…" not in console.file.getvalue()
+
+
+def test_a_log_gets_a_line_for_each_phase_and_each_fifth() -> None:
+    output = Output(stderr=io.StringIO())
+    with output.progress() as report:
+        report(0.0, "starting")
+        for step in range(101):
+            report(step / 100, f"replaying: {step} of 100")
+    assert isinstance(output.stderr, io.StringIO)
+    assert output.stderr.getvalue().splitlines() == [
+        "starting", "replaying: 0 of 100", "replaying: 20 of 100", "replaying: 40 of 100",
+        "replaying: 60 of 100", "replaying: 80 of 100", "replaying: 100 of 100",
+    ]  # fmt: skip
