@@ -290,8 +290,9 @@ class LaneGroup:
     def jobs_queued(self) -> int: ...
     def add_lane(self, lane: int | Stream) -> None:
         """Take over a connected fd or Stream, also when this raises ValueError (full, closed)."""
-    def submit(self, job: Job, notify: bool = False) -> None:
-        """Queue for the lane threads. With `notify` the engine reports the completion."""
+    def submit(self, job: Job, notify: bool = False, wave: Wave | None = None) -> None:
+        """Queue for the lane threads. With `notify` the engine reports the completion, and wakes
+        its reader, once for all jobs of a wave."""
     def run(self, job: Job) -> None:
         """Run in this thread when a lane is idle, else queue; wait until the job's deadline.
 
@@ -302,6 +303,15 @@ class LaneGroup:
     def statistics(self) -> LaneStatistics: ...
     def close(self) -> None:
         """Close all lanes and wait for the jobs on them; they and queued ones get CLOSED."""
+
+@final
+class Wave:
+    """`count` jobs, all submitted with `notify`, of whose ends only the last one wakes the reader.
+
+    What ended before is among the completions already, for whoever looks.
+    """
+
+    def __init__(self, count: int) -> None: ...
 
 @final
 class Job:

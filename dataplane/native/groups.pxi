@@ -164,10 +164,12 @@ cdef class LaneGroup:
         if error:
             raise OSError(-error, f"no lane for {self.name}: {os.strerror(-error)}")
 
-    def submit(self, Job job not None, bint notify=False):
+    def submit(self, Job job not None, bint notify=False, Wave wave=None):
         _sweep()
         job._give(self)
         job._handed_over = notify
+        if wave is not None:
+            mkv_job_join(job._job, wave._wave)
         with nogil:
             mkv_group_submit(self._group, job._job, notify)
 

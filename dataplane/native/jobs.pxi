@@ -32,6 +32,10 @@ cdef extern from "job.h" nogil:
                          uint64_t deadline_ns, const char **error)
     const char *mkv_job_scatter(mkv_job *job, uint32_t index, const iovec *parts, uint32_t count)
     void mkv_job_release(mkv_job *job)
+    struct mkv_wave
+    mkv_wave *mkv_wave_new(uint32_t count)
+    void mkv_wave_release(mkv_wave *wave)
+    void mkv_job_join(mkv_job *job, mkv_wave *wave)
     int mkv_job_wait(mkv_job *job, uint64_t deadline_ns, int hand_over)
     int mkv_job_is_done(mkv_job *job)
 
@@ -47,6 +51,19 @@ cdef enum:
 # Jobs given to a group stay alive here until they are seen to be done: a lane may write into their
 # buffers even when the caller has dropped every reference.
 cdef set _live_jobs = set()
+
+
+cdef class Wave:
+    cdef mkv_wave *_wave
+
+    def __cinit__(self, uint32_t count):
+        self._wave = mkv_wave_new(count)
+        if self._wave == NULL:
+            raise MemoryError("no memory for a wave")
+
+    def __dealloc__(self):
+        if self._wave != NULL:
+            mkv_wave_release(self._wave)
 
 
 cdef class Job:

@@ -191,6 +191,28 @@ def test_the_eventfd_face(client: Client) -> None:
     assert targets == sources
 
 
+def test_a_job_wakes_its_reader_once(client: Client) -> None:
+    size = 300 * KIB
+    keys = [f"once-{n}" for n in range(12)]  # over all workers and lanes
+    memory = bytearray(len(keys) * size)
+    base = _hotpath.address_of(memory)
+    places = [base + n * size for n in range(len(keys))]
+    assert client.batch_put_from(keys, places, [size] * len(keys)) == [0] * len(keys)
+    for _ in range(5):
+        job = client.submit_get_into(keys, places, [size] * len(keys))
+        assert select.select([client.event_fd], [], [], WAIT_S)[0]
+        (done,) = client.completions()
+        assert (done.job_id, done.results) == (job, [size] * len(keys))
+        assert not select.select([client.event_fd], [], [], 0)[0]
+
+
+def test_a_job_without_anybody_to_ask_wakes_its_reader(pool: LocalWorkers) -> None:
+    client, _ = pool.client(pool.map(), rights=Rights.PUT)
+    client.close()
+    job = client.submit_get_into(["key"], [_hotpath.address_of(bytearray(10))], [10])
+    assert collect(client, {job}) == {job: [Status.UNAVAILABLE]}
+
+
 def collect(client: Client, jobs: set[int]) -> dict[int, list[int]]:
     done: dict[int, list[int]] = {}
     while jobs - done.keys():

@@ -13,6 +13,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from memkv._hotpath import Wave
 from memkv.client.buffers import Scatter
 from memkv.status import Status
 from memkv.wire.hints import Hint, decode_hints
@@ -42,8 +43,11 @@ class Request(Protocol):
     def run(self) -> None:
         """Run in the calling thread when a lane is idle, else queue; without the GIL."""
 
-    def submit(self, token: object | None) -> None:
-        """Queue for a lane's thread; with a token the engine reports the completion with it."""
+    def submit(self, token: object | None, wave: Wave | None = None) -> None:
+        """Queue for a lane's thread; with a token the engine reports the completion with it.
+
+        The completions of a wave wake their reader when the last of them is there.
+        """
 
     def wait(self, deadline_ns: int) -> bool:
         """Wait without the GIL until done; False when the deadline came first."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
+from memkv._hotpath import Wave
 from memkv.client.buffers import Scatter
 from memkv.client.calls import Call, Operation, ResultT
 from memkv.limits import FENCE_BUDGET_MS
@@ -87,5 +88,6 @@ class Running(Generic[ResultT]):
             self.on_result(end.value)
             return
         self.pending = len(wave)
+        together = Wave(len(wave))
         for call in wave:
-            call.request.submit(self)
+            call.request.submit(self, together)

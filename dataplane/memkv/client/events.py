@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memkv.client.buffers import Scatter
@@ -48,12 +48,12 @@ class EventFace:
 
         def on_result(results: list[int]) -> None:
             self._core.counters.count_gets(results)
-            self._finish(job_id, results)
+            self._add(Completion(job_id, results))
 
         if keys is None or requests is None:
-            on_result([Status.UNAVAILABLE] * count)
+            self._end_at_once(on_result, count)
         else:
-            Running(get_operation(requests, keys, scatters), on_result).start()
+            self._start(Running(get_operation(requests, keys, scatters), on_result))
         return job_id
 
     def submit_put(
@@ -64,12 +64,12 @@ class EventFace:
 
         def on_result(results: list[int]) -> None:
             self._core.counters.count_puts(results, scatters)
-            self._finish(job_id, results)
+            self._add(Completion(job_id, results))
 
         if keys is None or requests is None:
-            on_result([Status.UNAVAILABLE] * count)
+            self._end_at_once(on_result, count)
         else:
-            Running(put_operation(requests, keys, scatters, options), on_result).start()
+            self._start(Running(put_operation(requests, keys, scatters, options), on_result))
         return job_id
 
     def completions(self) -> list[Completion]:
@@ -87,9 +87,13 @@ class EventFace:
                 finished.append(self._finished.popleft())
         return finished
 
-    def _finish(self, job_id: int, results: list[int]) -> None:
-        self._add(Completion(job_id, results))
-        # A job that ended without any native call (nobody to ask) must wake the reader as well.
+    def _start(self, running: Running[list[int]]) -> None:
+        running.start()
+        if not running.pending:  # nobody to ask: no native job will wake the reader
+            self._core.engine.notify()
+
+    def _end_at_once(self, on_result: Callable[[list[int]], None], count: int) -> None:
+        on_result([Status.UNAVAILABLE] * count)
         self._core.engine.notify()
 
     def _add(self, completion: Completion) -> None:

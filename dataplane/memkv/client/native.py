@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memkv._hotpath import Job, LaneGroup
+from memkv._hotpath import Job, LaneGroup, Wave
 
 
 class NativeRequest:
@@ -37,9 +37,9 @@ class NativeRequest:
     def run(self) -> None:
         self._group.run(self._job)
 
-    def submit(self, token: object | None) -> None:
+    def submit(self, token: object | None, wave: Wave | None = None) -> None:
         self._job.token = token
-        self._group.submit(self._job, token is not None)
+        self._group.submit(self._job, token is not None, wave)
 
     def wait(self, deadline_ns: int) -> bool:
         return self._job.wait(deadline_ns)

@@ -151,7 +151,8 @@ void mkv_engine_report(struct mkv_engine *engine, struct mkv_job *job)
     else
         engine->done_first = job;
     engine->done_last = job;
-    mkv_engine_notify(engine);
+    if (!job->wave || --job->wave->pending == 0)
+        mkv_engine_notify(engine);
     pthread_mutex_unlock(&engine->done_lock);
 }
 

@@ -26,7 +26,8 @@ int mkv_engine_event_fd(const struct mkv_engine *engine);
 /* Make the eventfd readable without a completion. */
 void mkv_engine_notify(struct mkv_engine *engine);
 
-/* Add a finished job to the completions; takes over one reference. */
+/* Add a finished job to the completions; takes over one reference. The eventfd becomes readable,
+ * with jobs of a wave when the last of them is there. */
 void mkv_engine_report(struct mkv_engine *engine, struct mkv_job *job);
 
 /* Take up to `limit` finished jobs in their order; each comes with a reference to release. The

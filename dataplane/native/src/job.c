@@ -7,8 +7,30 @@
 
 #include "engine.h"
 
+struct mkv_wave *mkv_wave_new(uint32_t count)
+{
+    struct mkv_wave *wave = malloc(sizeof *wave);
+    if (wave)
+        *wave = (struct mkv_wave){.pending = count, .references = 1};
+    return wave;
+}
+
+void mkv_wave_release(struct mkv_wave *wave)
+{
+    if (__atomic_sub_fetch(&wave->references, 1, __ATOMIC_ACQ_REL) == 0)
+        free(wave);
+}
+
+void mkv_job_join(struct mkv_job *job, struct mkv_wave *wave)
+{
+    __atomic_add_fetch(&wave->references, 1, __ATOMIC_RELAXED);
+    job->wave = wave;
+}
+
 static void destroy(struct mkv_job *job)
 {
+    if (job->wave)
+        mkv_wave_release(job->wave);
     for (uint32_t i = 0; job->items && i < job->item_count; i++)
         free(job->items[i].parts);
     free(job->items);

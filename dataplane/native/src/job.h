@@ -18,6 +18,13 @@ enum mkv_job_kind { MKV_JOB_EXCHANGE, MKV_JOB_GET, MKV_JOB_GET_RANGES, MKV_JOB_P
 
 #define MKV_UNANSWERED INT64_MIN
 
+/* Jobs whose completions are of use only together: the last one to end makes the engine's eventfd
+ * readable. `pending` is under the engine's lock of completions, `references` is atomic. */
+struct mkv_wave {
+    uint32_t pending;
+    int references;
+};
+
 struct mkv_item {
     uint8_t block_id[MKV_BLOCK_ID_BYTES];
     struct iovec *parts; /* where payload goes (GET) or comes from (PUT) */
@@ -52,6 +59,7 @@ struct mkv_job {
 
     /* Private to job.c, engine.c and lane.c. */
     struct mkv_engine *engine;
+    struct mkv_wave *wave; /* or NULL; set before the job is given to a group */
     struct mkv_lane *lane; /* that runs it; under the group's lock */
     struct mkv_job *next;  /* in a queue or a list of completions */
     int references;        /* atomic */
@@ -70,6 +78,11 @@ struct mkv_job *mkv_job_new(enum mkv_job_kind kind, const uint8_t *frame, size_t
  * GET_RANGES or PUT needs it once. */
 const char *mkv_job_scatter(struct mkv_job *job, uint32_t index, const struct iovec *parts,
                             uint32_t count);
+
+/* A wave of `count` jobs, or NULL. The maker holds a reference, each job of it another. */
+struct mkv_wave *mkv_wave_new(uint32_t count);
+void mkv_wave_release(struct mkv_wave *wave);
+void mkv_job_join(struct mkv_job *job, struct mkv_wave *wave);
 
 void mkv_job_reference(struct mkv_job *job);
 void mkv_job_release(struct mkv_job *job);

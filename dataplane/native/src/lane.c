@@ -171,15 +171,13 @@ static void execute(struct mkv_lane *lane, struct mkv_job *job, int may_poll)
 {
     if (mkv_monotonic_ns() >= job->deadline_ns) {
         finish(lane, job, MKV_TIMEOUT, 0);
-        return;
-    }
-    if (!mkv_stream_is_idle(lane->stream)) {
+    } else if (!mkv_stream_is_idle(lane->stream)) {
         pass_on(lane, job);
-        return;
+    } else {
+        int status = mkv_exchange(lane->stream, &lane->inbox, ++lane->request_id, job,
+                                  may_poll ? &lane->round_trip_ns : NULL);
+        finish(lane, job, status < 0 ? status : MKV_OK, status != MKV_OK);
     }
-    int status = mkv_exchange(lane->stream, &lane->inbox, ++lane->request_id, job,
-                              may_poll ? &lane->round_trip_ns : NULL);
-    finish(lane, job, status < 0 ? status : MKV_OK, status != MKV_OK);
 }
 
 static void *run_lane(void *argument)

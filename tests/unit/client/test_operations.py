@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from memkv._hotpath import Wave
 from memkv.client.buffers import Scatter
 from memkv.client.calls import Call, Operation, Request, ResultT
 from memkv.client.copies import copy_operation
@@ -54,7 +55,7 @@ class Answer(Request):
         return self.hint_bytes
 
     def run(self) -> None: ...
-    def submit(self, token: object | None) -> None: ...
+    def submit(self, token: object | None, wave: Wave | None = None) -> None: ...
     def quarantine(self, token: object) -> None: ...
     def wait(self, deadline_ns: int) -> bool:
         return True

@@ -14,6 +14,7 @@ from memkv._hotpath import (
     Job,
     LaneGroup,
     Stream,
+    Wave,
     address_of,
     block_root,
     chunk_sums,
@@ -330,6 +331,36 @@ def test_a_stream_can_become_a_lane(engine: Engine) -> None:
         group.run(job)
         assert job.statuses == [10]
         group.close()
+
+
+def test_a_wave_wakes_the_reader_with_its_last_job(engine: Engine) -> None:
+    with LanePeer(serve_gets) as peer:
+        group = group_with(engine, peer)
+        jobs = [get_job([bytearray(2000)]) for _ in range(3)]
+        wave = Wave(len(jobs))
+        for job in jobs[:2]:
+            group.submit(job, notify=True, wave=wave)
+            assert job.wait(soon())
+        assert not select.select([engine.event_fd], [], [], 0)[0]
+        assert engine.completions(1) == jobs[:1]
+        group.submit(jobs[2], notify=True, wave=wave)
+        del wave
+        assert select.select([engine.event_fd], [], [], 20)[0]
+        assert engine.completions(5) == jobs[1:]
+        assert not select.select([engine.event_fd], [], [], 0)[0]
+        group.close()
+
+
+def test_a_wave_of_refused_jobs_wakes_the_reader(engine: Engine) -> None:
+    group = LaneGroup(engine, "no lane", 1)
+    jobs = [get_job([bytearray(10)]) for _ in range(2)]
+    wave = Wave(len(jobs))
+    for job in jobs:
+        group.submit(job, notify=True, wave=wave)
+    assert select.select([engine.event_fd], [], [], 20)[0]
+    assert engine.completions(5) == jobs
+    assert [job.status for job in jobs] == [Status.UNAVAILABLE] * 2
+    group.close()
 
 
 def test_the_engine_can_be_woken_by_hand(engine: Engine) -> None:
