@@ -10,8 +10,9 @@
 struct mkv_wave *mkv_wave_new(uint32_t count)
 {
     struct mkv_wave *wave = malloc(sizeof *wave);
-    if (wave)
-        *wave = (struct mkv_wave){.pending = count, .references = 1};
+    if (!wave)
+        return NULL;
+    *wave = (struct mkv_wave){.pending = count, .references = 1};
     return wave;
 }
 
