@@ -167,6 +167,9 @@ class IoRing:
     in_flight: int
     def register_arena(self, arena: Buffer) -> bool:
         """Register memory once so that I/O inside it skips page pinning; False when refused."""
+    def guard(self, fd: int) -> bool:
+        """Hold the file of `fd` open until the next call (-1: none), and after a kill of this
+        process until what is in flight has ended; False when the kernel cannot."""
     def read(self, token: int, offset: int, buffers: Sequence[Buffer]) -> None: ...
     def write(self, token: int, offset: int, buffers: Sequence[Buffer]) -> None: ...
     def flush(self, token: int) -> None:
@@ -185,8 +188,13 @@ class StreamClosed(Exception): ...
 class Stream:
     """One connected byte stream (plain socket; TLS by the same interface). Owns the fd."""
 
-    def __init__(self, fd: int) -> None: ...
+    def __init__(self, fd: int, *, takes_fds: bool = False) -> None:
+        """`takes_fds`: a Unix socket whose peer may pass file descriptors; a few are kept."""
     fd: int
+    def take_fds(self) -> list[int]:
+        """Return the descriptors passed so far, at most 4; they are the caller's to close."""
+    def stop_receiving(self) -> None:
+        """Make whoever receives see the end of the stream; sending goes on. Any thread."""
     def receive(self, target: Buffer, deadline_ns: int) -> None:
         """Fill `target`. No GIL. Raises StreamTimeout or StreamClosed; then close the stream."""
     def receive_and_sum(self, target: Buffer, deadline_ns: int) -> bytes:
@@ -261,7 +269,11 @@ class Engine:
     def notify(self) -> None:
         """Make `event_fd` readable until the next `completions`, as if a job had ended."""
     def completions(self, limit: int) -> list[Job]:
-        """Take up to `limit` jobs that ended: submitted with `notify`, or given up by `wait`."""
+        """Take up to `limit` jobs that ended: submitted with `notify`, or given up by `wait`.
+
+        A `local_get` submitted with `notify` that is not done after its deadline and the group's
+        grace comes with `overdue` set, and again when it is done.
+        """
     def close(self) -> None:
         """Close every group. Completions can still be taken."""
     def abandon(self) -> None:
@@ -271,6 +283,8 @@ class Engine:
 class LaneGroup:
     """Connections of one class to one worker, a native thread each, and one queue. Thread-safe.
 
+    With `grace_ms` the group is for `Job.local_get`: its lanes wait for the node beyond a deadline.
+
     Lanes are added connected and authenticated; they send, receive and verify without the GIL. A
     lane that misses a deadline, loses its peer or sees the protocol broken closes its socket and
     then completes its job: unanswered items get TIMEOUT, UNAVAILABLE or PROTOCOL. With no lane
@@ -278,7 +292,8 @@ class LaneGroup:
     """
 
     def __init__(
-        self, engine: Engine, name: str, lanes_max: int, queue_max: int = 1024
+        self, engine: Engine, name: str, lanes_max: int, queue_max: int = 1024, *,
+        grace_ms: int = 0,
     ) -> None: ...
     @property
     def name(self) -> str: ...
@@ -301,8 +316,12 @@ class LaneGroup:
     def reap(self) -> int:
         """Close idle lanes whose peer has gone; return how many. For a keeper's tick."""
     def statistics(self) -> LaneStatistics: ...
-    def close(self) -> None:
-        """Close all lanes and wait for the jobs on them; they and queued ones get CLOSED."""
+    def close(self) -> bool:
+        """Close all lanes and wait for the jobs on them; they and queued ones get CLOSED. True.
+
+        With a grace: stop sending and wait so long at most. False: a job still awaits its node; its
+        buffers are not free until it is done, and the group lives on by itself until then.
+        """
 
 @final
 class Wave:
@@ -356,6 +375,25 @@ class Job:
 
         The lane fills root, chunk_count and sums and sends one frame a block, LAST on the last.
         """
+    @staticmethod
+    def local_get(
+        frame: bytes, scatters: Sequence[Scatter], tenant_tag: bytes, deadline_ns: int, *,
+        owner: object = None, token: object = None,
+    ) -> Job:
+        """A LOCAL_GET: the node writes into the scatter lists, the lane checks what lies there.
+
+        For groups with a grace. Done when the node has answered or is gone, so that the buffers are
+        free then; an answer that comes after the deadline is TIMEOUT.
+        """
+    @staticmethod
+    def local_put(
+        frame: bytes, scatters: Sequence[Scatter], tenant_tag: bytes, deadline_ns: int, *,
+        owner: object = None, token: object = None,
+    ) -> Job:
+        """LOCAL_PUTs: as `put`, and behind the items the parts of all of them in their order."""
+    @property
+    def overdue(self) -> bool:
+        """Set by `Engine.completions` while this is not done, see there."""
     @property
     def deadline_ns(self) -> int: ...
     @property

@@ -42,6 +42,13 @@ REQUEST_DEADLINE_MS_MAX = 60_000  # a node cuts longer deadlines: no request hol
 CREDIT_BYTES_PER_SESSION = 2 * GIB  # payload asked for and not yet answered: 128 largest blocks
 BULK_PART_BYTES_MIN = 4 * MIB  # smaller parts cost more in round trips than a second lane gains
 SMALL_PAYLOAD_BYTES_MAX = 64 * KIB  # goes over the express lane so that bulk never delays it
+LOCAL_PARTS_PER_ITEM_MAX = 256  # pieces of shared memory of one block: layers of the deepest models
+LOCAL_PATH_BYTES_MAX = 1 * KIB  # of the Unix socket that HELLO names; sane directories are shorter
+LOCAL_FDS_PER_READ_MAX = 4  # passed with one message: one is wanted, what is over is closed
+LOCAL_REGIONS_PER_SESSION_MAX = 256  # an engine shares one arena, or a tensor for each layer
+LOCAL_REGIONS_MAX = 4096  # of one worker: each keeps a file descriptor open
+LOCAL_MAPPED_BYTES_PER_SESSION_MAX = 64 * GIB  # page tables of so much are 128 MiB
+LOCAL_MAPPED_BYTES_MAX = 256 * GIB  # of one worker
 
 # --- store -----------------------------------------------------------------------------------
 SECTOR_BYTES = 4 * KIB  # O_DIRECT alignment and the size of a record header
@@ -111,4 +118,6 @@ assert SMALL_PAYLOAD_BYTES_MAX <= CHUNK_BYTES
 assert WORKERS_MAX < 0xFFFF  # the largest u16 means unassigned
 assert WORKER_LOSS_GRACE_MS >= 3 * FACTS_POLL_INTERVAL_MS  # one lost poll never moves a slot
 assert MAP_FALLBACK_MS < MAP_BOOTSTRAP_TIMEOUT_MS
+assert LOCAL_REGIONS_PER_SESSION_MAX < LOCAL_REGIONS_MAX  # no session can have them all
+assert LOCAL_MAPPED_BYTES_PER_SESSION_MAX < LOCAL_MAPPED_BYTES_MAX
 assert PULL_ITEMS_MAX * BLOCK_BYTES_MAX <= CREDIT_BYTES_PER_SESSION

@@ -4,6 +4,7 @@ import collections
 import weakref
 
 cimport cython
+from cpython.ref cimport Py_INCREF
 
 cdef extern from "engine.h" nogil:
     mkv_engine *mkv_engine_new()
@@ -11,7 +12,10 @@ cdef extern from "engine.h" nogil:
     void mkv_engine_abandon(mkv_engine *engine)
     int mkv_engine_event_fd(const mkv_engine *engine)
     void mkv_engine_notify(mkv_engine *engine)
-    uint32_t mkv_engine_take(mkv_engine *engine, mkv_job **jobs, uint32_t limit)
+    struct mkv_completion:
+        mkv_job *job
+        int is_done
+    uint32_t mkv_engine_take(mkv_engine *engine, mkv_completion *completions, uint32_t limit)
 
 cdef extern from "lane.h" nogil:
     struct mkv_group_statistics:
@@ -25,14 +29,16 @@ cdef extern from "lane.h" nogil:
         uint64_t protocol_faults
         uint64_t lanes_added
         uint64_t lanes_lost
-    mkv_group *mkv_group_new(mkv_engine *engine, uint32_t lanes_max, uint32_t queue_max)
-    void mkv_group_close(mkv_group *group)
+    mkv_group *mkv_group_new(mkv_engine *engine, uint32_t lanes_max, uint32_t queue_max,
+                             uint64_t grace_ns)
+    int mkv_group_close(mkv_group *group)
     void mkv_group_free(mkv_group *group)
     int mkv_group_add_lane(mkv_group *group, mkv_stream *stream)
     void mkv_group_submit(mkv_group *group, mkv_job *job, int notify)
     void mkv_group_run(mkv_group *group, mkv_job *job)
     uint32_t mkv_group_reap(mkv_group *group)
     uint32_t mkv_group_lanes_open(mkv_group *group)
+    int mkv_group_is_quiet(mkv_group *group)
     uint32_t mkv_group_jobs_queued(mkv_group *group)
     void mkv_group_get_statistics(mkv_group *group, mkv_group_statistics *statistics)
 
@@ -48,6 +54,9 @@ LaneStatistics = collections.namedtuple("LaneStatistics", [
 
 cdef Py_ssize_t _sweep_at = SWEEP_JOBS_MIN
 
+# Closed groups with a job that still awaits its node: they keep their engine and their threads.
+cdef set _lingering = set()
+
 
 cdef void _sweep():
     """Let go of jobs that are done and were never waited for."""
@@ -60,6 +69,14 @@ cdef void _sweep():
         if not job._handed_over and mkv_job_is_done(job._job):
             _live_jobs.discard(job)
     _sweep_at = max(SWEEP_JOBS_MIN, 2 * len(_live_jobs))
+
+
+cdef void _let_go_of_lingering():
+    cdef LaneGroup group
+    for candidate in list(_lingering):
+        group = candidate
+        if mkv_group_is_quiet(group._group):
+            group.close()
 
 
 cdef class Engine:
@@ -86,18 +103,22 @@ cdef class Engine:
         mkv_engine_notify(self._engine)
 
     def completions(self, uint32_t limit):
-        cdef mkv_job *jobs[TAKE_MAX]
+        cdef mkv_completion taken[TAKE_MAX]
         cdef uint32_t count
+        cdef Job job
         cdef list finished = []
         while len(finished) < limit:
-            count = mkv_engine_take(self._engine, jobs, min(limit - len(finished), TAKE_MAX))
+            count = mkv_engine_take(self._engine, taken, min(limit - len(finished), TAKE_MAX))
             if count == 0:
                 break
             for i in range(count):
-                job = <object>jobs[i].owner
+                job = <Job>taken[i].job.owner
+                job.overdue = not taken[i].is_done
                 finished.append(job)
-                _live_jobs.discard(job)
-                mkv_job_release(jobs[i])
+                if taken[i].is_done:
+                    _live_jobs.discard(job)
+                mkv_job_release(taken[i].job)
+        _let_go_of_lingering()
         return finished
 
     def close(self):
@@ -119,7 +140,7 @@ cdef class LaneGroup:
     cdef object __weakref__
 
     def __cinit__(self, Engine engine not None, str name not None, int lanes_max,
-                  uint32_t queue_max=1024):
+                  uint32_t queue_max=1024, *, uint32_t grace_ms=0):
         if engine._closed:
             raise ValueError("the engine is closed")
         if not 1 <= lanes_max <= LANES_MAX:
@@ -127,16 +148,21 @@ cdef class LaneGroup:
         self._engine = engine
         self.name = name
         self.lanes_max = lanes_max
-        self._group = mkv_group_new(engine._engine, lanes_max, queue_max)
+        self._group = mkv_group_new(
+            engine._engine, lanes_max, queue_max, <uint64_t>grace_ms * 1000000)
         if self._group == NULL:
             raise MemoryError("no memory for a lane group")
         engine._groups.add(self)
 
     def __dealloc__(self):
+        cdef int is_closed
         if self._group != NULL:
             with nogil:
-                mkv_group_close(self._group)
+                is_closed = mkv_group_close(self._group)
+            if is_closed:
                 mkv_group_free(self._group)
+            else:  # a lane still awaits its node: what it needs must never go
+                Py_INCREF(self._engine)
 
     @property
     def lanes_open(self) -> int:
@@ -192,6 +218,12 @@ cdef class LaneGroup:
             now.bytes_received, now.bytes_sent, now.items_corrupt, now.protocol_faults,
             now.lanes_added, now.lanes_lost)
 
-    def close(self):
+    def close(self) -> bool:
+        cdef int is_closed
         with nogil:
-            mkv_group_close(self._group)
+            is_closed = mkv_group_close(self._group)
+        if is_closed:
+            _lingering.discard(self)
+        else:
+            _lingering.add(self)
+        return is_closed

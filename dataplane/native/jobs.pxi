@@ -11,6 +11,8 @@ cdef extern from "job.h" nogil:
         MKV_JOB_GET
         MKV_JOB_GET_RANGES
         MKV_JOB_PUT
+        MKV_JOB_LOCAL_GET
+        MKV_JOB_LOCAL_PUT
     struct mkv_item:
         int64_t status
         uint64_t length
@@ -71,10 +73,11 @@ cdef class Job:
     cdef LaneGroup _group  # that it was given to
     cdef object _owner
     cdef bint _handed_over  # a completion will come
+    cdef readonly bint overdue
     cdef public object token
 
     def __init__(self):
-        raise TypeError("make a job with Job.exchange, Job.get, Job.get_ranges or Job.put")
+        raise TypeError("make a job with Job.exchange, Job.get, Job.put or another of these")
 
     def __dealloc__(self):
         if self._job != NULL:
@@ -107,6 +110,18 @@ cdef class Job:
     def put(bytes frame not None, scatters, bytes tenant_tag not None, uint64_t deadline_ns, *,
             owner=None, token=None):
         return _new_payload_job(MKV_JOB_PUT, frame, scatters, tenant_tag, deadline_ns, owner, token)
+
+    @staticmethod
+    def local_get(bytes frame not None, scatters, bytes tenant_tag not None,
+                  uint64_t deadline_ns, *, owner=None, token=None):
+        return _new_payload_job(
+            MKV_JOB_LOCAL_GET, frame, scatters, tenant_tag, deadline_ns, owner, token)
+
+    @staticmethod
+    def local_put(bytes frame not None, scatters, bytes tenant_tag not None,
+                  uint64_t deadline_ns, *, owner=None, token=None):
+        return _new_payload_job(
+            MKV_JOB_LOCAL_PUT, frame, scatters, tenant_tag, deadline_ns, owner, token)
 
     cdef int _give(self, LaneGroup group) except -1:
         if self._job.is_given:

@@ -24,6 +24,7 @@ cdef extern from "ring.h" nogil:
     const char *mkv_ring_fallback_reason(const mkv_ring *ring)
     unsigned mkv_ring_in_flight(const mkv_ring *ring)
     int mkv_ring_register(mkv_ring *ring, void *base, size_t length)
+    int mkv_ring_guard(mkv_ring *ring, int fd)
     int mkv_ring_read(mkv_ring *ring, uint64_t offset, const iovec *parts, unsigned count)
     int mkv_ring_write(mkv_ring *ring, uint64_t offset, const iovec *parts, unsigned count)
     int mkv_ring_flush(mkv_ring *ring)
@@ -110,6 +111,10 @@ cdef class IoRing:
             return False
         self._arenas.append(view)
         return True
+
+    def guard(self, int fd) -> bool:
+        self._check()
+        return mkv_ring_guard(self._ring, fd) == 0
 
     def read(self, token, uint64_t offset, buffers):
         self._transfer(token, offset, buffers, True)

@@ -9,7 +9,11 @@ cdef extern from "stream.h" nogil:
         MKV_STREAM_TIMEOUT
         MKV_STREAM_CLOSED
         MKV_STREAM_SHUT
+        MKV_PASSED_FDS_MAX
     mkv_stream *mkv_stream_plain(int fd)
+    mkv_stream *mkv_stream_local(int fd)
+    unsigned mkv_stream_take_fds(mkv_stream *stream, int *fds)
+    void mkv_stream_stop_receiving(mkv_stream *stream)
     void mkv_stream_free(mkv_stream *stream)
     void mkv_stream_shutdown(mkv_stream *stream)
     int mkv_stream_receive(mkv_stream *stream, void *target, size_t len, uint64_t deadline_ns)
@@ -44,8 +48,8 @@ cdef class Stream:
     cdef int _users      # calls inside C without the GIL; the last one out closes the fd
     cdef bint _closing
 
-    def __cinit__(self, int fd):
-        self._stream = mkv_stream_plain(fd)
+    def __cinit__(self, int fd, *, bint takes_fds=False):
+        self._stream = mkv_stream_local(fd) if takes_fds else mkv_stream_plain(fd)
         if self._stream == NULL:
             raise OSError(c_errno, f"fd {fd} cannot become a stream: {os.strerror(c_errno)}")
 
@@ -150,6 +154,18 @@ cdef class Stream:
         finally:
             if parts != few:
                 free(parts)
+
+    def take_fds(self) -> list:
+        cdef int fds[MKV_PASSED_FDS_MAX]
+        cdef unsigned count
+        cdef mkv_stream *stream = self._enter()
+        count = mkv_stream_take_fds(stream, fds)
+        self._leave(0)
+        return [fds[i] for i in range(count)]
+
+    def stop_receiving(self):
+        if self._stream != NULL:
+            mkv_stream_stop_receiving(self._stream)
 
     def shutdown(self):
         if self._stream != NULL:

@@ -225,7 +225,7 @@ static void callers_share_lanes_while_peers_die(int is_cancelling)
     struct scene scene = {mkv_engine_new(), NULL, is_cancelling};
     struct mkv_group_statistics statistics;
     pthread_t callers[CALLERS];
-    scene.group = mkv_group_new(scene.engine, LANES, 1000);
+    scene.group = mkv_group_new(scene.engine, LANES, 1000, 0);
     for (int i = 0; i < LANES; i++)
         assert(add_lane(scene.group, i ? 5 : -1, 0) == 0);
     for (int i = 0; i < CALLERS; i++)
@@ -251,9 +251,9 @@ static void completions_are_reported_once(void)
 {
     enum { JOBS = 50 };
     struct mkv_engine *engine = mkv_engine_new();
-    struct mkv_group *group = mkv_group_new(engine, 2, JOBS);
+    struct mkv_group *group = mkv_group_new(engine, 2, JOBS, 0);
     struct work works[JOBS];
-    struct mkv_job *done[7];
+    struct mkv_completion done[7];
     uint32_t seen = 0, count;
     assert(add_lane(group, -1, 0) == 0 && add_lane(group, -1, 0) == 0);
     for (int i = 0; i < JOBS; i++) {
@@ -266,7 +266,7 @@ static void completions_are_reported_once(void)
         while ((count = mkv_engine_take(engine, done, 7)) != 0) {
             seen += count;
             while (count)
-                mkv_job_release(done[--count]);
+                mkv_job_release(done[--count].job);
         }
     }
     for (int i = 0; i < JOBS; i++)
@@ -279,7 +279,7 @@ static void completions_are_reported_once(void)
 static void silent_peers_cost_the_deadline(void)
 {
     struct mkv_engine *engine = mkv_engine_new();
-    struct mkv_group *group = mkv_group_new(engine, 1, 10);
+    struct mkv_group *group = mkv_group_new(engine, 1, 10, 0);
     struct work ran = make(0, after_ms(30)), queued = make(1, after_ms(20));
     assert(add_lane(group, -1, 1) == 0);
     mkv_group_submit(group, ran.job, 0);
@@ -300,7 +300,7 @@ static void closing_ends_what_is_in_flight(void)
     enum { JOBS = 8 };
     for (int round = 0; round < 20; round++) {
         struct mkv_engine *engine = mkv_engine_new();
-        struct mkv_group *group = mkv_group_new(engine, LANES, JOBS);
+        struct mkv_group *group = mkv_group_new(engine, LANES, JOBS, 0);
         struct work works[JOBS];
         for (int i = 0; i < LANES; i++)
             assert(add_lane(group, -1, i == 0) == 0);

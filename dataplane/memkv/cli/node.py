@@ -68,6 +68,11 @@ HTTP_PORT: Field[int] = Field(
 FAILURE_DOMAIN: Field[str] = Field(
     "failure_domain", units.parse_name, "", "nodes that may fail together share it", "node", "NAME"
 )
+LOCAL_DIR: Field[str] = Field(
+    "local_dir", units.parse_name, "",
+    "directory for Unix sockets, through which clients on this machine share memory; default: none",
+    "node", "DIR",
+)  # fmt: skip
 INSECURE: Field[bool] = Field(
     "insecure", units.parse_flag, False, "allow an address other than loopback without TLS", "node"
 )
@@ -101,6 +106,7 @@ def run(call: Call) -> int:
         http_port=settings[HTTP_PORT],
         metadata=settings[METADATA],
         failure_domain=settings[FAILURE_DOMAIN],
+        local_dir=Path(settings[LOCAL_DIR]) if settings[LOCAL_DIR] else None,
         insecure=settings[INSECURE],
     )
     start_logging(settings[LOG_LEVEL])
@@ -127,7 +133,7 @@ COMMAND = Command(
     "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
     (NAME, POOL, DIR, DRIVES, CAPACITY, MEMORY, METADATA, HOST, ADVERTISE, DATA_PORT, ADMIN_PORT,
-     HTTP_PORT, FAILURE_DOMAIN, INSECURE, LOG_LEVEL),
+     HTTP_PORT, FAILURE_DOMAIN, LOCAL_DIR, INSECURE, LOG_LEVEL),
     examples=(
         "memkv node --dir /var/lib/memkv --capacity 20GiB",
         "memkv node --dir /var/lib/memkv --drives /dev/nvme1n1,/dev/nvme2n1 \\\n"

@@ -18,7 +18,7 @@ from memkv import _hotpath
 from memkv.client.attach import Attachment
 from memkv.client.buffers import Region, Scatter, check_scatters, multi_segments, single_segments
 from memkv.client.calls import Operation, ResultT
-from memkv.client.drive import Running
+from memkv.client.drive import Running, take_completion
 from memkv.client.events import COMPLETIONS_PER_CALL_MAX
 from memkv.client.operations import (
     delete_operation,
@@ -131,8 +131,8 @@ class AsyncClient:
     def register_buffer(
         self, ptr: int, size: int, *, fd: int | None = None, fd_offset: int = 0
     ) -> int:
-        """See `Client.register_buffer`."""
-        self._core.register(Region(ptr, size, fd, fd_offset))
+        """See `Client.register_buffer`; does not wait for workers, which learn of it soon."""
+        self._core.register(Region(ptr, size, fd, fd_offset), wait=False)
         return Status.OK
 
     def unregister_buffer(self, ptr: int) -> int:
@@ -188,9 +188,7 @@ class AsyncClient:
 
     def _on_event(self) -> None:
         for job in self._core.engine.completions(COMPLETIONS_PER_CALL_MAX):
-            running = job.token
-            if isinstance(running, Running):
-                running.completed()
+            take_completion(job)
 
     async def _get(
         self, keys: Sequence[Key], scatters: list[Scatter],

@@ -8,12 +8,16 @@ gives it back).
 from __future__ import annotations
 
 import bisect
+import fcntl
+import itertools
+import os
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 
 from memkv.errors import CallerError
-from memkv.limits import BLOCK_BYTES_MAX
+from memkv.limits import BLOCK_BYTES_MAX, LOCAL_PARTS_PER_ITEM_MAX
+from memkv.wire.local import Access, Part
 
 Segment = tuple[int, int]
 """(address, bytes) of one piece of a block in the caller's memory."""
@@ -23,12 +27,17 @@ Scatter = tuple[Segment, ...]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Registered memory; `fd` is set when it is a mapping that the local transport may share."""
+    """Registered memory; `fd` is set when it is a mapping that the local transport may share.
+
+    In the table `fd` is the table's own duplicate, and `number` names the region to workers.
+    """
 
     address: int
     size_bytes: int
     fd: int | None
     fd_offset: int
+    number: int = 0
+    access: Access = Access.NONE
 
     def contains(self, address: int, size_bytes: int) -> bool:
         return self.address <= address and address + size_bytes <= self.address + self.size_bytes
@@ -40,9 +49,14 @@ class RegionTable:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._regions: list[Region] = []  # sorted by address, never overlapping
+        self._numbers = itertools.count(1)
+        self._shared_count = 0
+        self.version = 0
+        """Grows with every change of what can be shared."""
 
     def add(self, region: Region) -> None:
-        """Register; raises CallerError when it overlaps another region or is empty."""
+        """Register; raises CallerError when it overlaps another region or is empty, or when its fd
+        is closed."""
         if region.size_bytes <= 0 or region.address <= 0:
             raise CallerError("a registered buffer needs an address and a positive size")
         with self._lock:
@@ -55,6 +69,10 @@ class RegionTable:
                 raise CallerError(
                     "the buffer overlaps a registered one; unregister_buffer() that one first"
                 )
+            if region.fd is not None:
+                region = _owned(region, next(self._numbers))
+                self.version += 1
+                self._shared_count += 1
             self._regions.insert(index, region)
 
     def remove(self, address: int) -> Region:
@@ -62,6 +80,10 @@ class RegionTable:
         with self._lock:
             for index, region in enumerate(self._regions):
                 if region.address == address:
+                    if region.fd is not None:
+                        os.close(region.fd)
+                        self.version += 1
+                        self._shared_count -= 1
                     return self._regions.pop(index)
         raise CallerError(f"no registered buffer starts at address {address:#x}")
 
@@ -73,8 +95,76 @@ class RegionTable:
                 return self._regions[index]
         return None
 
+    def locate(
+        self, scatter: Scatter, access: Access, usable: Container[int]
+    ) -> tuple[Part, ...] | bool:
+        """Return where a block's pieces lie in regions with `usable` numbers, empty ones left out.
+
+        True when they lie in regions that can be shared, but not in these; else False.
+        """
+        parts: list[Part] = []
+        all_usable = True
+        for address, size_bytes in scatter:
+            if not size_bytes:
+                continue
+            region = self.find(address, size_bytes)
+            if region is None or not region.access & access:
+                return False
+            all_usable = all_usable and region.number in usable
+            parts.append(Part(region.number, address - region.address, size_bytes))
+        if not 0 < len(parts) <= LOCAL_PARTS_PER_ITEM_MAX:
+            return False
+        return tuple(parts) if all_usable else True
+
+    @property
+    def shared_count(self) -> int:
+        """How many regions can be shared."""
+        return self._shared_count
+
+    def shared(self) -> tuple[int, dict[int, Region]]:
+        """Return the version, and the regions that workers on this machine may be given."""
+        with self._lock:
+            return self.version, {r.number: r for r in self._regions if r.fd is not None}
+
+    def duplicate_fd(self, region: Region) -> int | None:
+        """Return another descriptor of a region's file, the caller's to close; None when it is not
+        registered any more."""
+        with self._lock:
+            if region not in self._regions or region.fd is None:
+                return None
+            return os.dup(region.fd)
+
+    def close(self) -> None:
+        """Share nothing any more."""
+        with self._lock:
+            for region in self._regions:
+                if region.fd is not None:
+                    os.close(region.fd)
+            self._regions = [replace(region, fd=None) for region in self._regions]
+            self._shared_count = 0
+
     def __len__(self) -> int:
         return len(self._regions)
+
+
+def _owned(region: Region, number: int) -> Region:
+    assert region.fd is not None
+    try:
+        mode = fcntl.fcntl(region.fd, fcntl.F_GETFL) & os.O_ACCMODE
+        fd = os.dup(region.fd)
+    except OSError as error:
+        raise CallerError(
+            f"fd {region.fd} of a registered buffer: {error.strerror}; it must be open until "
+            "register_buffer() returns"
+        ) from error
+    return replace(region, fd=fd, number=number, access=_ACCESS[mode])
+
+
+_ACCESS = {
+    os.O_RDONLY: Access.READ,
+    os.O_WRONLY: Access.WRITE,
+    os.O_RDWR: Access.READ | Access.WRITE,
+}
 
 
 def _address(region: Region) -> int:

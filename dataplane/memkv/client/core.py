@@ -22,7 +22,7 @@ from memkv.client.routing import Key, Keys, hash_keys
 from memkv.client.session import WorkerSession
 from memkv.client.source import MapSource, TicketGrant
 from memkv.client.statistics import ClientCounters
-from memkv.clock import deadline_after_ms
+from memkv.clock import deadline_after_ms, remaining_ms
 from memkv.shardmap.cache import OwnerHint, Route
 from memkv.wire.hints import Hint
 
@@ -117,7 +117,7 @@ class ClientCore:
             identity = (worker.uuid, worker.incarnation, worker.host, worker.port)
             session = self._sessions.pop(identity, None)
             wanted[identity] = session or WorkerSession(
-                self.engine, worker, self.options, self.wake_keeper
+                self.engine, worker, self.options, self.wake_keeper, self.regions
             )
         gone, self._sessions = list(self._sessions.values()), wanted
         self._routes = Routes(route, tuple(wanted.values())) if route else None
@@ -128,13 +128,29 @@ class ClientCore:
         with self.changed:
             self.changed.notify_all()
 
-    def register(self, region: Region) -> None:
-        """Announce caller memory; raises CallerError when it overlaps."""
+    def register(self, region: Region, *, wait: bool) -> None:
+        """Announce caller memory; raises CallerError when it overlaps.
+
+        `wait`: until every worker that is connected and can share it was told, at most a deadline.
+        """
         self.regions.add(region)
+        if region.fd is None:
+            return
+        version = self.regions.version
+        deadline_ns = deadline_after_ms(self.options.clock, self.options.deadline_ms)
+        with self.changed:
+            self.changed.notify_all()
+            while wait and not all(s.local.is_settled(version) for s in self.sessions()):
+                left_ms = remaining_ms(self.options.clock, deadline_ns)
+                if left_ms == 0 or self._closed:
+                    return
+                self.changed.wait(left_ms / 1000)
 
     def unregister(self, address: int) -> None:
-        """Forget announced memory; raises CallerError when unknown."""
-        self.regions.remove(address)
+        """Forget announced memory; raises CallerError when unknown. Workers are told soon."""
+        region = self.regions.remove(address)
+        if region.fd is not None:
+            self.wake_keeper()
 
     def sessions(self) -> tuple[WorkerSession, ...]:
         routes = self._routes
@@ -150,6 +166,7 @@ class ClientCore:
         for session in sessions:
             session.close()
         self.engine.close()
+        self.regions.close()
 
     @property
     def closed(self) -> bool:

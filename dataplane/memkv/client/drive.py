@@ -1,7 +1,8 @@
 """Driving operations: waves of calls run to completion, by a waiting thread or by events.
 
 Every wave ends: a job completes by its deadline because its lane closes itself then; a job that
-does not within the fence budget leaves its buffers quarantined, and the operation goes on.
+does not within the fence budget (only the node can end what it writes itself) leaves its buffers
+quarantined, and the operation goes on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
-from memkv._hotpath import Wave
+from memkv._hotpath import Job, Wave
 from memkv.client.buffers import Scatter
 from memkv.client.calls import Call, Operation, ResultT
 from memkv.limits import FENCE_BUDGET_MS
@@ -23,6 +24,8 @@ class Quarantine:
     """Buffers of a call that returned QUARANTINED; the completion with this token frees them."""
 
     buffers: Sequence[Scatter]
+    owner: object = None
+    """What must stay alive until then."""
 
     def addresses(self) -> tuple[int, ...]:
         """Return where each freed block's memory begins."""
@@ -90,4 +93,29 @@ class Running(Generic[ResultT]):
         self.pending = len(wave)
         together = Wave(len(wave))
         for call in wave:
-            call.request.submit(self, together)
+            call.request.submit(InFlight(self, call), together)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InFlight(Generic[ResultT]):
+    """Token of a call of a running operation."""
+
+    running: Running[ResultT]
+    call: Call
+
+
+def take_completion(job: Job) -> Quarantine | None:
+    """Advance the operation that a reported job belongs to; return buffers that are free now.
+
+    Jobs of one engine are taken one after another, in the order of the reports.
+    """
+    token = job.token
+    if isinstance(token, Quarantine):
+        return token
+    if isinstance(token, InFlight):
+        call = token.call
+        if job.overdue:
+            call.quarantined = True
+            call.request.quarantine(Quarantine(call.buffers, token.running.owner))
+        token.running.completed()
+    return None

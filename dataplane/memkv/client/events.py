@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memkv.client.buffers import Scatter
 from memkv.client.core import ClientCore
-from memkv.client.drive import Quarantine, Running
+from memkv.client.drive import Running, take_completion
 from memkv.client.operations import get_operation, put_operation
 from memkv.client.options import PutOptions
 from memkv.client.requests import Requests
@@ -39,6 +40,7 @@ class EventFace:
     def __init__(self, core: ClientCore) -> None:
         self._core = core
         self._ids = itertools.count(1)
+        self._advancing = threading.Lock()
         self._finished: deque[Completion] = deque()
 
     def submit_get(
@@ -74,12 +76,11 @@ class EventFace:
 
     def completions(self) -> list[Completion]:
         """Advance what the engine reports and return the jobs that ended."""
-        for job in self._core.engine.completions(COMPLETIONS_PER_CALL_MAX):
-            running = job.token
-            if isinstance(running, Running):
-                running.completed()
-            elif isinstance(running, Quarantine):
-                self._add(Completion(0, [], running.addresses()))
+        with self._advancing:  # a job that was late is reported twice, and the order matters
+            for job in self._core.engine.completions(COMPLETIONS_PER_CALL_MAX):
+                free = take_completion(job)
+                if free is not None:
+                    self._add(Completion(0, [], free.addresses()))
         finished = []
         # popleft may race with other callers: each job goes to one of them.
         with contextlib.suppress(IndexError):

@@ -1,17 +1,21 @@
 """Opening connections to a worker: HELLO on the control connection, then lanes by one-time token.
 
-Blocking sockets with a deadline, used by the keeper thread only. A finished connection's fd is
+Blocking sockets with a deadline, used by keeper threads only. A finished connection's fd is
 handed over to a native lane, which owns it from then on.
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from memkv.clock import Clock, remaining_ms
 from memkv.errors import PeerGone, ProtocolError
+from memkv.local.sockets import connect
 from memkv.status import Status
 from memkv.wire.frame import Frame, FrameReader, encode_frame
 from memkv.wire.messages import HelloRequest, HelloResponse, LaneHello, error_text, status_of
@@ -19,7 +23,7 @@ from memkv.wire.opcodes import Flag, Opcode
 
 
 class Refused(ProtocolError):
-    """The worker answered HELLO with a status: wrong pool, ticket, version or limit."""
+    """The worker answered with a status: wrong pool, ticket, version, limit or descriptor."""
 
     def __init__(self, status: Status, text: str) -> None:
         super().__init__(f"{status.name}: {text}")
@@ -28,12 +32,13 @@ class Refused(ProtocolError):
 
 @dataclass(slots=True)
 class Handshake:
-    """Who connects where, and until when."""
+    """Who connects where, and until when. With `path` lanes go to the worker's Unix socket."""
 
     host: str
     port: int
     deadline_ns: int
     clock: Clock
+    path: Path | None = None
     _connection: socket.socket | None = None
 
     def abort(self) -> None:
@@ -66,35 +71,53 @@ class Handshake:
 
     def _connect(self) -> socket.socket:
         try:
-            connection = socket.create_connection((self.host, self.port), self._timeout_s())
+            if self.path is not None:
+                connection = connect(self.path, self._timeout_s())
+            else:
+                connection = socket.create_connection((self.host, self.port), self._timeout_s())
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             raise PeerGone(
-                f"worker {self.host}:{self.port} does not accept connections ({error}); "
-                "see `memkv nodes`"
+                f"worker {self._where} does not accept connections ({error}); see `memkv nodes`"
             ) from error
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
         return connection
 
     def _exchange(self, connection: socket.socket, flags: Flag, body: bytes) -> Frame:
+        return self.exchange(connection, encode_frame(Opcode.HELLO, flags, 0, body))
+
+    def exchange(
+        self, connection: socket.socket, frame: bytes,
+        passed: Sequence[tuple[int, int, bytes | array.array[int]]] = (),
+    ) -> Frame:
+        """Send one request, with what is `passed` beside it, and return its answer.
+
+        Raises PeerGone or Refused; after PeerGone the connection is of no use.
+        """
+        self._connection = connection
         reader = FrameReader(responses=True)
         try:
             connection.settimeout(self._timeout_s())
-            connection.sendall(encode_frame(Opcode.HELLO, flags, 0, body))
+            sent = connection.sendmsg([frame], passed)
+            connection.sendall(frame[sent:])
             while True:
                 connection.settimeout(self._timeout_s())
                 data = connection.recv(reader.bytes_wanted())
                 if not data:
                     reader.finish()
-                    raise PeerGone(f"worker {self.host}:{self.port} closed during HELLO")
+                    raise PeerGone(f"worker {self._where} closed instead of answering")
                 for event in reader.feed(data):
                     if isinstance(event, Frame):
                         return self._accepted(event)
         except OSError as error:
             raise PeerGone(
-                f"worker {self.host}:{self.port} did not answer HELLO ({error}); is it stopped "
-                "or overloaded? see `memkv nodes`"
+                f"worker {self._where} did not answer ({error}); is it stopped or overloaded? see "
+                "`memkv nodes`"
             ) from error
+
+    @property
+    def _where(self) -> str:
+        return f"{self.host}:{self.port}" if self.path is None else str(self.path)
 
     def _accepted(self, frame: Frame) -> Frame:
         if frame.header.status < 0:
@@ -104,5 +127,5 @@ class Handshake:
     def _timeout_s(self) -> float:
         left_ms = remaining_ms(self.clock, self.deadline_ns)
         if left_ms <= 0:
-            raise PeerGone(f"worker {self.host}:{self.port} did not answer in time")
+            raise PeerGone(f"worker {self._where} did not answer in time")
         return left_ms / 1000

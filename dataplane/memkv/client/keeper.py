@@ -15,11 +15,13 @@ from memkv.client.backoff import Backoff
 from memkv.client.copies import copy_operation
 from memkv.client.core import ClientCore
 from memkv.client.drive import run_to_end
+from memkv.client.options import LOCAL_OFF
 from memkv.client.routing import Keys
 from memkv.client.session import WorkerSession
 from memkv.client.source import MapSource
 from memkv.errors import MemKVError
 from memkv.wire.messages import HelloRequest
+from memkv.wire.opcodes import Transport
 
 CONNECT_THREADS = 4  # as many stopped nodes may be probed at once without delaying the others
 IDLE_TICK_S = 0.2  # how late a due backoff may be noticed
@@ -97,7 +99,14 @@ class Keeper:
         core = self._core
         try:
             if not self._stop.is_set():
-                session.keep(HelloRequest(core.client_uuid, core.options.pool, ticket))
+                transports = Transport.TCP | Transport.LOCAL
+                if core.options.local_dir == LOCAL_OFF:
+                    transports = Transport.TCP
+                session.keep(
+                    HelloRequest(
+                        core.client_uuid, core.options.pool, ticket, transports=transports
+                    )
+                )
         finally:
             self._busy.discard(session)
             with core.changed:

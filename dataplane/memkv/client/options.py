@@ -16,6 +16,7 @@ from memkv.limits import DEADLINE_MS_DEFAULT, MAP_BOOTSTRAP_TIMEOUT_MS
 HINT_ID_BYTES = 8
 TTL_S_MAX = 10 * 365 * 24 * 3600  # ten years: the expiry of a record is 32 bits of seconds
 
+LOCAL_OFF = "off"
 DEFAULT_ENDPOINT = "127.0.0.1:7443"
 CONNECTION_FILE = Path("/etc/memkv/connection.json")
 
@@ -89,8 +90,10 @@ class ConnectOptions:
     """Everything `connect()` needs, resolved.
 
     `bulk_lanes` and `express_lanes` are TCP connections to each worker beside its control
-    connection. `local_dir` holds the Unix sockets of workers on this machine ("" turns the local
-    transport off). `cache_dir` keeps the last shard map for a start without the metadata service.
+    connection; `local_lanes` are opened when memory is registered with an fd. `local_dir` holds the
+    Unix sockets of workers on this machine; "" asks each worker at an address of this machine where
+    its socket is, "off" turns the local transport off. `cache_dir` keeps the last
+    shard map for a start without the metadata service.
     """
 
     endpoint: str
@@ -100,6 +103,7 @@ class ConnectOptions:
     credentials: Callable[[], str] | None = None
     bulk_lanes: int = 2
     express_lanes: int = 1
+    local_lanes: int = 2
     local_dir: str = ""
     cache_dir: Path | None = None
     bootstrap_timeout_ms: int = MAP_BOOTSTRAP_TIMEOUT_MS
@@ -108,8 +112,8 @@ class ConnectOptions:
     def __post_init__(self) -> None:
         if self.deadline_ms < 1:
             raise CallerError(f"deadline_ms must be positive, not {self.deadline_ms}")
-        if self.bulk_lanes < 1 or self.express_lanes < 1:
-            raise CallerError("bulk_lanes and express_lanes must be at least 1")
+        if self.bulk_lanes < 1 or self.express_lanes < 1 or self.local_lanes < 1:
+            raise CallerError("bulk_lanes, express_lanes and local_lanes must be at least 1")
 
     @classmethod
     def resolve(

@@ -2,12 +2,13 @@
 
 A batch for one worker is split over its lanes: small payloads go on the express lane whole, large
 ones are dealt to the bulk lanes in parts, so that reading flash for one part overlaps sending
-another.
+another. Blocks whose memory the worker was given go on the local lanes, without payload.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memkv._hotpath import Job, LaneGroup
@@ -22,6 +23,7 @@ from memkv.client.session import Lanes, WorkerSession
 from memkv.client.statistics import ClientCounters
 from memkv.limits import (
     BULK_PART_BYTES_MIN,
+    FRAME_BODY_BYTES_MAX,
     ITEMS_PER_FRAME_MAX,
     SMALL_PAYLOAD_BYTES_MAX,
 )
@@ -38,8 +40,16 @@ from memkv.wire.items import (
     encode_put_item,
     encode_ranges_request,
 )
+from memkv.wire.local import (
+    Access,
+    LocalGetItem,
+    Part,
+    encode_local_get,
+    encode_parts,
+    parts_bytes,
+)
 from memkv.wire.messages import encode_keys
-from memkv.wire.opcodes import RESPONSE_LIMITS, Flag, Opcode
+from memkv.wire.opcodes import LOCAL_PART_BYTES, PUT_ITEM_BYTES, RESPONSE_LIMITS, Flag, Opcode
 
 if TYPE_CHECKING:
     from memkv.client.core import ClientCore, Routes
@@ -92,7 +102,10 @@ class Requests:
         if isinstance(lanes, Status):
             return lanes
         flags = Flag.VERIFY if verify else Flag.NONE
-        calls = []
+        calls: list[Call] = []
+        if not verify:  # what came wrong is asked for another way
+            shared, positions = self._shared(session, positions, scatters, Access.WRITE)
+            calls = self._local_gets(session, worker, keys, shared, scatters)
         for epoch, group, part in self._reads(worker, keys, lanes, positions, scatters):
             buffers = [scatters[position] for position in part]
             body = encode_get_request(
@@ -137,21 +150,84 @@ class Requests:
         durability = Durability.DURABLE if options.durability == "durable" else Durability.CACHED
         if isinstance(options, CopyOptions):
             durability = Durability.COPY
-        calls = []
+        def item(position: int) -> bytes:
+            hint = options.hint_of(position, keys.count)
+            return encode_put_item(PutItem(
+                keys.id_of(position), scatter_bytes(scatters[position]), NO_ROOT, b"",
+                hint.prefix_id, hint.session_id, options.ttl_s or 0, hint.depth, durability,
+            ))
+
+        shared, positions = self._shared(session, positions, scatters, Access.READ)
+        calls = self._local_puts(session, worker, item, shared, scatters)
         for group, part in self._parts(lanes, positions, scatters):
             buffers = [scatters[position] for position in part]
-            items = []
-            for position, scatter in zip(part, buffers, strict=True):
-                hint = options.hint_of(position, keys.count)
-                items.append(encode_put_item(PutItem(
-                    keys.id_of(position), scatter_bytes(scatter), NO_ROOT, b"", hint.prefix_id,
-                    hint.session_id, options.ttl_s or 0, hint.depth, durability,
-                )))
+            body = b"".join([item(position) for position in part])
             job = Job.put(
-                self._frame(Opcode.PUT, Flag.NONE, b"".join(items), len(part)), buffers,
-                self._tenant_tag, self.deadline_ns,
+                self._frame(Opcode.PUT, Flag.NONE, body, len(part)), buffers, self._tenant_tag,
+                self.deadline_ns,
             )
             calls.append(Call(NativeRequest(group, job), part, session, worker, buffers))
+        return calls
+
+    # --- shared memory ------------------------------------------------------------------------
+    def _shared(
+        self, session: WorkerSession, positions: list[int], scatters: Sequence[Scatter],
+        access: Access,
+    ) -> tuple[Shared | None, list[int]]:
+        """Return what goes through memory that the worker was given, and the other positions."""
+        local, regions = session.local.lanes, self._core.regions
+        if not session.local.is_possible or not regions.shared_count:
+            return None, positions
+        usable = local.shared if local is not None and local.group.lanes_open else frozenset()
+        parts: dict[int, tuple[Part, ...]] = {}
+        rest: list[int] = []
+        for position in positions:
+            located = regions.locate(scatters[position], access, usable)
+            if isinstance(located, tuple):
+                parts[position] = located
+            else:
+                self.counters.local_fallbacks += located
+                rest.append(position)
+        self.counters.local_keys += len(parts)
+        if local is None or not parts:
+            return None, rest
+        return Shared(local.group, parts), rest
+
+    def _local_gets(
+        self, session: WorkerSession, worker: int, keys: Keys, shared: Shared | None,
+        scatters: Sequence[Scatter],
+    ) -> list[Call]:
+        if shared is None:
+            return []
+        calls: list[Call] = []
+        needs = self._by_need(worker, keys, list(shared.parts))
+        for epoch, part in [(epoch, part) for epoch, some in needs for part in shared.dealt(some)]:
+            items = [LocalGetItem(keys.id_of(p), shared.parts[p]) for p in part]
+            body = encode_local_get(items)
+            job = Job.local_get(
+                self._frame(Opcode.LOCAL_GET, Flag.NONE, body, len(part), epoch),
+                [_filled(scatters[p]) for p in part], self._tenant_tag, self.deadline_ns,
+            )
+            request = NativeRequest(shared.group, job)
+            calls.append(Call(request, part, session, worker, [scatters[p] for p in part]))
+        return calls
+
+    def _local_puts(
+        self, session: WorkerSession, worker: int, item: Callable[[int], bytes],
+        shared: Shared | None, scatters: Sequence[Scatter],
+    ) -> list[Call]:
+        if shared is None:
+            return []
+        calls: list[Call] = []
+        for part in shared.dealt(list(shared.parts)):
+            items = [item(p) for p in part]
+            body = b"".join(items + [encode_parts(shared.parts[p]) for p in part])
+            job = Job.local_put(
+                self._frame(Opcode.LOCAL_PUT, Flag.NONE, body, len(part)),
+                [_filled(scatters[p]) for p in part], self._tenant_tag, self.deadline_ns,
+            )
+            request = NativeRequest(shared.group, job)
+            calls.append(Call(request, part, session, worker, [scatters[p] for p in part]))
         return calls
 
     # --- control ------------------------------------------------------------------------------
@@ -236,15 +312,47 @@ class Requests:
     def _parts(
         self, lanes: Lanes, positions: list[int], scatters: Sequence[Scatter]
     ) -> list[tuple[LaneGroup, list[int]]]:
+        if not positions:
+            return []
         total_bytes = sum([scatter_bytes(scatters[position]) for position in positions])
         if total_bytes <= SMALL_PAYLOAD_BYTES_MAX:
             # While a lost express lane comes back, bulk lanes serve small payloads as well.
             small = lanes.express if lanes.express.lanes_open else lanes.bulk
             return [(small, positions)]
-        parts = min(
-            len(positions), max(1, lanes.bulk.lanes_open), -(-total_bytes // BULK_PART_BYTES_MIN)
-        )
+        parts = _parts_of(len(positions), lanes.bulk, total_bytes)
         return [(lanes.bulk, part) for part in _deal(positions, parts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Blocks of one request that go through shared memory: positions, and the parts of each."""
+
+    group: LaneGroup
+    parts: dict[int, tuple[Part, ...]]
+
+    def dealt(self, positions: list[int]) -> list[list[int]]:
+        """Return the positions of each frame: as many as there are lanes, none over a limit."""
+        total_bytes = sum([parts_bytes(self.parts[position]) for position in positions])
+        dealt: list[list[int]] = []
+        for part in _deal(positions, _parts_of(len(positions), self.group, total_bytes)):
+            room = 0
+            for position in part:
+                size = PUT_ITEM_BYTES + len(self.parts[position]) * LOCAL_PART_BYTES
+                if not room or size > room:
+                    dealt.append([])
+                    room = FRAME_BODY_BYTES_MAX
+                dealt[-1].append(position)
+                room -= size
+        return dealt
+
+
+def _filled(scatter: Scatter) -> Scatter:
+    """Return the pieces that are not empty, as the parts of a frame have them."""
+    return tuple([piece for piece in scatter if piece[1]])
+
+
+def _parts_of(count: int, group: LaneGroup, total_bytes: int) -> int:
+    return min(count, max(1, group.lanes_open), -(-total_bytes // BULK_PART_BYTES_MIN))
 
 
 def _deal(positions: list[int], parts: int) -> list[list[int]]:

@@ -14,12 +14,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from memkv._hotpath import Engine, Job, LaneGroup
 from memkv.client.backoff import Backoff
 from memkv.client.breaker import Breaker, BreakerState
+from memkv.client.buffers import RegionTable
 from memkv.client.calls import Call
 from memkv.client.handshake import Handshake
+from memkv.client.local_side import LocalSide
 from memkv.client.options import ConnectOptions
 from memkv.errors import MemKVError, PeerGone
 from memkv.limits import BLOCK_BYTES_MAX, HANDSHAKE_TIMEOUT_MS, LANES_PER_SESSION_MAX
@@ -60,13 +63,14 @@ class WorkerSession:
 
     def __init__(
         self, engine: Engine, worker: Worker, options: ConnectOptions,
-        wake_keeper: Callable[[], None],
+        wake_keeper: Callable[[], None], regions: RegionTable,
     ) -> None:
         self.worker = worker
         self.state = SessionState.DOWN
         self.block_length_max = BLOCK_BYTES_MAX
         self.last_error = "not connected yet"
         self.backoff = Backoff(options.clock)
+        self.local = LocalSide(engine, worker, options, regions, self._handshake)
         self._engine = engine
         self._options = options
         self._lock = threading.Lock()
@@ -120,7 +124,7 @@ class WorkerSession:
                 group.reap()  # a lane whose node died while it was idle
         if self.state is SessionState.CLOSED or not self.backoff.due():
             return False
-        return lanes is None or self._missing(lanes) > 0
+        return lanes is None or self._missing(lanes) > 0 or self.local.wants_keeper()
 
     def keep(self, hello: HelloRequest) -> None:
         """Connect, or replace lost lanes. Never raises; failures set `last_error` and back off."""
@@ -129,15 +133,21 @@ class WorkerSession:
             if lanes is not None and lanes.control.lanes_open == 0:
                 self._drop(lanes)
                 lanes = None
+            tokens: list[bytes] = []
             if lanes is None:
-                self._connect(hello)
-            else:
-                self._top_up(lanes, self._renew(lanes, hello))
+                tokens = self._connect(hello)
+            elif self._missing(lanes):
+                tokens = self._top_up(lanes, self._renew(lanes, hello))
             self.backoff.reset()
             self.last_error = ""
         except MemKVError as error:
             self.last_error = str(error)
             self.backoff.failed()
+            return
+        lanes = self._lanes
+        if lanes is not None:
+            now = lanes
+            self.local.keep(tokens, lambda: list(self._renew(now, hello).lane_tokens))
 
     def close(self) -> None:
         """Say good-bye and close every lane; calls in flight end with UNAVAILABLE."""
@@ -149,13 +159,14 @@ class WorkerSession:
             connecting.abort()
         if lanes is not None:
             lanes.close()
+        self.local.close()
 
-    def _handshake(self) -> Handshake:
+    def _handshake(self, path: Path | None = None) -> Handshake:
         clock = self._options.clock
         timeout_ms = min(HANDSHAKE_TIMEOUT_MS, max(self._options.deadline_ms, 500))
         handshake = Handshake(
             self.worker.host, self.worker.port,
-            clock.monotonic_ns() + timeout_ms * 1_000_000, clock,
+            clock.monotonic_ns() + timeout_ms * 1_000_000, clock, path,
         )
         with self._lock:
             if self.state is SessionState.CLOSED:
@@ -163,7 +174,8 @@ class WorkerSession:
             self._connecting = handshake
         return handshake
 
-    def _connect(self, hello: HelloRequest) -> None:
+    def _connect(self, hello: HelloRequest) -> list[bytes]:
+        """Open a session; return the lane tokens that are left."""
         control, response = self._handshake().open_control(hello)
         if response.worker_uuid != self.worker.uuid:
             control.close()
@@ -179,20 +191,23 @@ class WorkerSession:
             LaneGroup(self._engine, f"bulk {name}", self._options.bulk_lanes),
             response.session_uuid,
         )
+        local_path = self.local.find_socket(control, response)
         lanes.control.add_lane(control.detach())
         self.block_length_max = response.block_length_max
         try:
-            self._top_up(lanes, response)
+            tokens = self._top_up(lanes, response)
         except MemKVError:
             lanes.close()
             raise
         with self._lock:
             if self.state is SessionState.CLOSED:
                 lanes.close()
-                return
+                return []
+            self.local.begin(response.session_uuid, local_path)
             self._lanes = lanes
             self.state = SessionState.UP
             self._breaker.success()
+        return tokens
 
     def _missing(self, lanes: Lanes) -> int:
         if lanes.control.lanes_open == 0:
@@ -214,7 +229,8 @@ class WorkerSession:
             raise PeerGone(f"the worker did not renew lane tokens: {Status(job.status).name}")
         return HelloResponse.decode(job.reply)
 
-    def _top_up(self, lanes: Lanes, response: HelloResponse) -> None:
+    def _top_up(self, lanes: Lanes, response: HelloResponse) -> list[bytes]:
+        """Open the lanes that are missing; return the tokens that are left."""
         tokens = list(response.lane_tokens[:LANES_PER_SESSION_MAX])
         wanted = ((lanes.express, self._options.express_lanes, True),
                   (lanes.bulk, self._options.bulk_lanes, False))
@@ -224,6 +240,7 @@ class WorkerSession:
                     response.session_uuid, tokens.pop(), express=express
                 )
                 group.add_lane(lane.detach())
+        return tokens
 
     def _drop(self, lanes: Lanes) -> None:
         with self._lock:
@@ -231,3 +248,4 @@ class WorkerSession:
             if self.state is SessionState.UP:
                 self.state = SessionState.DOWN
         lanes.close()
+        self.local.end()

@@ -28,6 +28,8 @@ class ClientCounters:
     quarantined: int = 0
     copies_to_new_owner: int = 0
     copies_dropped: int = 0
+    local_keys: int = 0
+    local_fallbacks: int = 0
 
     def count_gets(self, results: Sequence[int]) -> None:
         """Add one batch of get results."""
@@ -76,6 +78,8 @@ class ClientStatistics:
     wrong_owner: answers that named a newer owner
     quarantined: keys whose buffer was not given back by the deadline
     copies_to_new_owner, copies_dropped: background copies of blocks found at a previous owner
+    local_keys: keys asked for or put through shared memory
+    local_fallbacks: keys that would have been, but for a worker that was not ready for it: over TCP
     """
 
     gets: int
@@ -93,3 +97,5 @@ class ClientStatistics:
     quarantined: int
     copies_to_new_owner: int
     copies_dropped: int
+    local_keys: int
+    local_fallbacks: int

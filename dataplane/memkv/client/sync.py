@@ -182,9 +182,11 @@ class Client:
         """Announce memory that many calls will use; 0.
 
         With `fd` (a memfd sealed against shrinking, or a file, mapped at `ptr` from `fd_offset`)
-        workers on this machine read and write it directly. The fd is duplicated.
+        workers on this machine read and write it directly, where they can be reached through
+        their Unix sockets; waits until those that are connected know, at most for a deadline. The
+        fd is duplicated.
         """
-        self._core.register(Region(ptr, size, fd, fd_offset))
+        self._core.register(Region(ptr, size, fd, fd_offset), wait=True)
         return Status.OK
 
     def unregister_buffer(self, ptr: int) -> int:
@@ -238,7 +240,8 @@ class Client:
         return self._attachment
 
     def close(self) -> None:
-        """End sessions and threads. Calls in flight end with UNAVAILABLE; buffers are free."""
+        """End sessions and threads. Calls in flight end with UNAVAILABLE; buffers are free, except
+        of QUARANTINED calls: `completions()` still gives those back."""
         self._attachment.close()
 
     def __enter__(self) -> Client:

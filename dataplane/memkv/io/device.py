@@ -28,6 +28,11 @@ class DeviceQueue(Protocol):
     def register_arena(self, arena: Buffer) -> bool:
         """Register memory to make I/O inside it cheaper; False when refused, which is harmless."""
 
+    def guard(self, fd: int) -> bool:
+        """Hold the file of `fd` open until the next call (-1: none). When the process is killed it
+        stays open until what is in flight has ended: the peer of a socket sees its end only when
+        nothing writes any more. False: not possible here."""
+
     def read(self, token: int, offset: int, buffers: Sequence[Buffer]) -> None:
         """Queue a read into writable buffers. Raises ValueError when the depth is used up."""
 

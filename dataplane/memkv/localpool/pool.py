@@ -241,7 +241,7 @@ class LocalPool:
             "--data-port", str(data_port), "--admin-port", str(admin_port),
             "--http-port", str(http_port),
             "--dir", str(directory / name), "--capacity", str(self.plan.capacity_bytes),
-            "--memory", str(self.plan.memory_bytes),
+            "--memory", str(self.plan.memory_bytes), "--local-dir", str(self.local_dir),
             *(["--insecure"] if self.plan.insecure else []), *self.plan.node_arguments,
         ]  # fmt: skip
         child = Child(name, arguments, directory / f"logs/{name}.log")

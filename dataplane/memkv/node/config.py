@@ -25,6 +25,8 @@ class WorkerConfig:
     credit_bytes: int = limits.CREDIT_BYTES_PER_SESSION
     handshake_timeout_ms: int = limits.HANDSHAKE_TIMEOUT_MS
     send_stall_ms: int = limits.SEND_STALL_MS
+    local_dir: str = ""
+    """Directory of the Unix socket for clients on this machine; empty: none."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""

@@ -1,8 +1,8 @@
 """One accepted connection and the sessions they belong to.
 
 Ownership: a connection is armed in its poller, queued by its session, or held by exactly one
-thread. Only a holder reads, writes or closes it. Anybody may call `stream.shutdown()`, which makes
-an armed connection wake a thread that then closes it.
+thread. Only a holder reads, writes or closes it. Anybody may `cut` it, which makes an armed
+connection wake a thread that then closes it.
 """
 
 import threading
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from memkv._hotpath import Stream
+from memkv.local.regions import RegionBudget, SessionRegions
 from memkv.status import Status
 from memkv.tcp.lane import Lane
 from memkv.tenant import Tenant
@@ -22,10 +23,12 @@ from memkv.wire.ticket import Ticket
 class Connection:
     """A control connection, a lane, or one that has not said yet what it is."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, *, local: bool = False) -> None:
+        """`local`: to the Unix socket."""
         self.stream = stream
         self.fd = stream.fd
-        self.protocol = ServerConnection()
+        self.is_local = local
+        self.protocol = ServerConnection(local=local)
         self.reader = FrameReader(responses=False, admit=self.protocol.received)
         self.session: NodeSession | None = None
         self.lane: Lane | None = None
@@ -35,6 +38,17 @@ class Connection:
         self.linger_skips = 0
         self.pending: deque[Frame] = deque()
         """Requests that were read and wait for another thread to serve them."""
+
+    def cut(self) -> None:
+        """End it, from any thread: whoever holds it notices, and an armed one wakes its holder.
+
+        The end of a local lane tells its client that its memory is not written any more. So there
+        only the receiving ends, and the holder closes it when it has finished.
+        """
+        if self.is_local:
+            self.stream.stop_receiving()
+        else:
+            self.stream.shutdown()
 
     @property
     def is_new(self) -> bool:
@@ -46,11 +60,13 @@ class NodeSession:
     """A session with what serving it needs. Thread-safe."""
 
     def __init__(
-        self, session: Session, tenant: Tenant, control: Connection, threads_max: int
-    ) -> None:
+        self, session: Session, tenant: Tenant, control: Connection, threads_max: int,
+        regions: SessionRegions,
+    ) -> None:  # fmt: skip
         self.session = session
         self.tenant = tenant
         self.control = control
+        self.regions = regions
         self.lanes: set[Connection] = set()
         self._threads_max = threads_max
         self._lock = threading.Lock()
@@ -107,6 +123,8 @@ class Sessions:
         self._live: dict[bytes, NodeSession] = {}
         self._threads_max = threads_per_session_max
         self._credit_bytes = credit_bytes
+        self.budget = RegionBudget()
+        """Of memory that clients on this machine share."""
         self._lock = threading.Lock()
 
     def counts(self) -> tuple[int, int]:
@@ -122,7 +140,8 @@ class Sessions:
             if isinstance(session, Status):
                 return session
             session.credits.window_bytes = self._credit_bytes
-            live = NodeSession(session, tenant, control, self._threads_max)
+            regions = SessionRegions(self.budget)
+            live = NodeSession(session, tenant, control, self._threads_max, regions)
             self._live[session.uuid] = live
             return live
 
@@ -144,7 +163,7 @@ class Sessions:
             return Status.OK
 
     def ended(self, connection: Connection) -> list[Connection]:
-        """A connection is gone; return the lanes that must be shut down with it."""
+        """A connection is gone; return the lanes that must be cut with it."""
         with self._lock:
             live = connection.session
             if live is None:
@@ -155,4 +174,6 @@ class Sessions:
                 return []
             self._table.close(live.session)
             del self._live[live.session.uuid]
-            return list(live.lanes)
+            lanes = list(live.lanes)
+        live.regions.close()
+        return lanes

@@ -46,13 +46,16 @@ class ControlService:
         store: BlockStore,
         sessions: Sessions,
         ownership: Callable[[], Ownership],
+        local_path: Callable[[], str],
         verifier: TicketVerifier,
         clock: Clock,
     ) -> None:
+        """`local_path()`: of the Unix socket, empty when there is none."""
         self._config = config
         self._store = store
         self._sessions = sessions
         self._ownership = ownership
+        self._local_path = local_path
         self._verifier = verifier
         self._clock = clock
 
@@ -105,6 +108,8 @@ class ControlService:
 
     def _granted(self, session: NodeSession, protocol: int, transports: int) -> HelloResponse:
         ownership = self._ownership()
+        path = self._local_path() if transports & Transport.LOCAL else ""
+        spoken = Transport.TCP | (Transport.LOCAL if path else Transport.NONE)
         return HelloResponse(
             protocol,
             self._config.worker_uuid,
@@ -113,11 +118,12 @@ class ControlService:
             self._config.block_bytes_max,
             limits.ITEMS_PER_FRAME_MAX,
             self._config.credit_bytes,
-            transports & Transport.TCP,
+            transports & spoken,
             ownership.lineage,
             ownership.term,
             ownership.epoch,
             tuple(session.session.tokens),
+            path,
         )
 
     # --- keys ---------------------------------------------------------------------------------

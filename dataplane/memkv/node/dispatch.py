@@ -12,6 +12,7 @@ from enum import Enum
 
 from memkv import limits
 from memkv._hotpath import SingleGet, StreamClosed, StreamTimeout, receive_get
+from memkv.local.service import LocalService
 from memkv.node.connection import Connection
 from memkv.node.control import ControlService
 from memkv.node.ownership import Ownership
@@ -37,7 +38,10 @@ _LINGER_SKIPS = 15  # requests of a lane that was not back in time, before it is
 _EXPRESS_ITEMS_MAX = limits.EXPRESS_INLINE_BYTES_MAX // limits.SMALL_PAYLOAD_BYTES_MAX
 _SINGLE_GET_BYTES = HEADER_BYTES + GET_ITEM_BYTES
 _KEY_OPCODES = (Opcode.EXISTS, Opcode.DELETE, Opcode.PIN)
-_LONG_OPCODES = (Opcode.DELETE, Opcode.LIST, Opcode.PUT, Opcode.GET_RANGES, Opcode.PULL)
+_LOCAL_OPCODES = (Opcode.REGISTER, Opcode.UNREGISTER, Opcode.LOCAL_GET, Opcode.LOCAL_PUT)
+_LONG_OPCODES = (
+    Opcode.DELETE, Opcode.LIST, Opcode.PUT, Opcode.GET_RANGES, Opcode.PULL, *_LOCAL_OPCODES
+)  # fmt: skip
 
 
 class Verdict(Enum):
@@ -58,6 +62,7 @@ class Dispatcher:
         gets: GetService,
         puts: PutService,
         pulls: PullService,
+        local: LocalService,
         ownership: Callable[[], Ownership],
         counters: ConnectionCounters,
         unsettled: Unsettled,
@@ -66,6 +71,7 @@ class Dispatcher:
         self._gets = gets
         self._puts = puts
         self._pulls = pulls
+        self._local = local
         self._ownership = ownership
         self._counters = counters
         self._unsettled = unsettled
@@ -222,6 +228,10 @@ class Dispatcher:
             self._puts.put(lane, frame, deadline_ns, thread)
         elif opcode == Opcode.PULL:
             self._pulls.pull(lane, frame, deadline_ns, thread)
+        elif opcode in _LOCAL_OPCODES:
+            assert connection.session is not None
+            regions = connection.session.regions
+            self._local.serve(lane, regions, frame, deadline_ns, thread)
         else:
             self._gets.get_ranges(lane, frame, deadline_ns, thread)
 

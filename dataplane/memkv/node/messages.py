@@ -43,6 +43,8 @@ class Start:
     quotas: Mapping[str, int] = field(default_factory=dict)
     """Tenant -> bytes of flash it is guaranteed."""
     insecure: bool = False
+    local_dir: str = ""
+    """Directory of the Unix socket; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ class NodeConfig:
     """Payload threads of each worker; 0: the default."""
     tls: TlsFiles | None = None
     """For the admin port and towards the metadata service."""
+    local_dir: Path | None = None
+    """Where workers put Unix sockets for clients on this machine; None: no local transport."""
     insecure: bool = False
     worker_command: tuple[str, ...] = field(default=())
     """Program that is a worker; empty: this one's. For tests."""

@@ -42,6 +42,10 @@ def server_samples(statistics: WorkerStatistics) -> Iterator[Sample]:
     yield gauge("memkv_sessions", "Open sessions", statistics.sessions)
     yield gauge("memkv_lanes", "Open payload lanes", statistics.lanes)
     yield gauge("memkv_connections", "Open connections", statistics.connections)
+    text = "Pieces of memory that clients on this machine share"
+    yield gauge("memkv_local_regions", text, statistics.local_regions)
+    text = "Memory of clients that is mapped; theirs, though some counts it as the worker's"
+    yield gauge("memkv_local_mapped_bytes", text, statistics.local_mapped_bytes)
     yield counter("memkv_received_bytes", "Payload of puts", statistics.bytes_in)
     yield counter("memkv_sent_bytes", "Payload of gets", statistics.bytes_out)
     for (opcode, status), count in sorted(statistics.items.items()):

@@ -1,4 +1,4 @@
-"""The server of one worker: listener, connections, and the threads that serve them.
+"""The server of one worker: listeners, connections, and the threads that serve them.
 
 Two sets of threads (see `poller`): `control` serves the listener, control connections and express
 lanes, where nothing takes long; `lanes` serves bulk lanes, and what may take long elsewhere
@@ -12,11 +12,14 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from memkv import limits
 from memkv._hotpath import Stream
 from memkv.clock import Clock
 from memkv.errors import ConfigError
+from memkv.local.service import LocalService
+from memkv.local.sockets import LocalListener
 from memkv.node.config import WorkerConfig
 from memkv.node.connection import Connection, Sessions
 from memkv.node.control import ControlService
@@ -45,7 +48,8 @@ _BACKLOG = 1024
 
 
 class WorkerServer:
-    """Serves one store on one port. The store, clock and verifier stay the caller's."""
+    """Serves one store on one port, and on a Unix socket if it is told to. Store, clock and
+    verifier stay the caller's."""
 
     def __init__(
         self,
@@ -70,19 +74,25 @@ class WorkerServer:
             clock, config.handshake_timeout_ms, config.unsettled_max, self._counters
         )
         payload_limits = PayloadLimits(config.block_bytes_max)
+        puts = PutService(store, self._refused, payload_limits, self._copies_since)
         self._dispatcher = Dispatcher(
-            ControlService(config, store, self._sessions, self._current_ownership, verifier, clock),
+            ControlService(
+                config, store, self._sessions, self._current_ownership, lambda: self.local_path,
+                verifier, clock,
+            ),
             GetService(self._refused, payload_limits),
-            PutService(store, self._refused, payload_limits, self._copies_since),
+            puts,
             PullService(lambda epoch: self._ownership.is_behind(epoch)),
+            LocalService(self._refused, puts),
             self._current_ownership,
             self._counters,
             self._unsettled,
         )
         self._connections: dict[int, Connection] = {}
         self._listener: socket.socket | None = None
-        self._listener_fd = -1
-        self._listener_is_resting = False
+        self._local: LocalListener | None = None
+        self._listeners: dict[int, socket.socket] = {}
+        self._resting: set[int] = set()
         self._stopping = False
         self._control_threads: list[ServingThread] = []
         self._lane_threads: list[ServingThread] = []
@@ -95,11 +105,23 @@ class WorkerServer:
         """The data port; 0 before `start`."""
         return self._listener.getsockname()[1] if self._listener is not None else 0
 
+    @property
+    def local_path(self) -> str:
+        """Path of the Unix socket; empty without one."""
+        return str(self._local.path) if self._local is not None else ""
+
     def start(self) -> None:
-        """Listen and serve. Raises ConfigError when the address cannot be bound."""
-        self._listener = _listen(self._config.host, self._config.port)
-        self._listener_fd = self._listener.fileno()
+        """Listen and serve. Raises ConfigError when an address cannot be bound."""
         config = self._config
+        self._listener = _listen(config.host, config.port)
+        if config.local_dir:
+            try:
+                self._local = LocalListener(Path(config.local_dir), config.worker_uuid)
+            except ConfigError:
+                self._listener.close()
+                raise
+            self._listeners[self._local.socket.fileno()] = self._local.socket
+        self._listeners[self._listener.fileno()] = self._listener
         self._control_threads = [
             self._new_thread(limits.CONTROL_STALL_MS, serves_bulk=False)
             for _ in range(config.control_threads)
@@ -116,7 +138,8 @@ class WorkerServer:
             self._sweep,
             self._unsettled.interval_s,
         )
-        self._control.add(self._listener_fd)
+        for fd in self._listeners:
+            self._control.add(fd)
         self._lanes.start()
         self._control.start()
 
@@ -127,10 +150,12 @@ class WorkerServer:
             return
         self._stopping = True
         for connection in list(self._connections.values()):
-            connection.stream.shutdown()
+            connection.cut()
         self._control.stop()
         self._lanes.stop()
         self._listener.close()
+        if self._local is not None:
+            self._local.close()
         for connection in list(self._connections.values()):
             self._forget(connection)
         for thread in self._control_threads + self._lane_threads:
@@ -167,6 +192,8 @@ class WorkerServer:
             sum(tally.bytes_in for tally in tallies),
             sum(tally.bytes_out for tally in tallies),
             self._counters.counts(),
+            self._sessions.budget.regions,
+            self._sessions.budget.mapped_bytes,
         )
 
     def _current_ownership(self) -> Ownership:
@@ -190,8 +217,8 @@ class WorkerServer:
 
     # --- events -------------------------------------------------------------------------------
     def _on_control_event(self, fd: int, index: int) -> None:
-        if fd == self._listener_fd:
-            self._accept()
+        if fd in self._listeners:
+            self._accept(fd)
             return
         connection = self._connections[fd]
         self._after(connection, self._dispatcher.read(connection, self._control_threads[index]))
@@ -253,32 +280,33 @@ class WorkerServer:
         if self._control is not None and not self._stopping:
             self._poller_of(connection).remove(connection.fd)
         for lane in self._sessions.ended(connection):
-            lane.stream.shutdown()
+            lane.cut()
         connection.stream.close()
 
     # --- listening ----------------------------------------------------------------------------
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept(self, fd: int) -> None:
         assert self._control is not None
         for _ in range(_ACCEPTS_PER_WAKE):
             try:
-                accepted, _address = self._listener.accept()
+                accepted, _address = self._listeners[fd].accept()
             except BlockingIOError:
                 break
             except OSError:
                 # Out of file descriptors or memory: the sweep tries again, others go on.
                 self._counters.add("refused_connections")
-                self._listener_is_resting = True
+                self._resting.add(fd)
                 return
             self._take(accepted)
-        self._control.arm(self._listener_fd)
+        self._control.arm(fd)
 
     def _take(self, accepted: socket.socket) -> None:
         assert self._control is not None
-        with contextlib.suppress(OSError):  # the peer may have reset it already
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection = Connection(Stream(accepted.detach()))
+        local = accepted.family == socket.AF_UNIX
+        if not local:
+            with contextlib.suppress(OSError):  # the peer may have reset it already
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection = Connection(Stream(accepted.detach(), takes_fds=local), local=local)
         if not self._unsettled.review(connection):
             self._counters.add("refused_connections")
             connection.stream.close()
@@ -289,9 +317,8 @@ class WorkerServer:
 
     def _sweep(self) -> None:
         self._unsettled.sweep()
-        if self._listener_is_resting and self._control is not None:
-            self._listener_is_resting = False
-            self._control.arm(self._listener_fd)
+        while self._resting and self._control is not None:
+            self._control.arm(self._resting.pop())
 
 
 def _listen(host: str, port: int) -> socket.socket:

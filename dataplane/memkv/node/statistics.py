@@ -82,7 +82,8 @@ class ConnectionCounters:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatistics:
-    """A moment of a worker's server. Gauges: sessions, lanes, connections; the rest since start."""
+    """A moment of a worker's server. Gauges: sessions, lanes, connections, local_*; the rest since
+    start."""
 
     sessions: int
     lanes: int
@@ -97,6 +98,10 @@ class WorkerStatistics:
     bytes_out: int
     """Payload of gets."""
     events: ConnectionCounts
+    local_regions: int = 0
+    """Pieces of memory that clients on this machine share now."""
+    local_mapped_bytes: int = 0
+    """What of them is mapped."""
 
     def requests(self, opcode: Opcode) -> int:
         """Return how many requests of an operation were served."""

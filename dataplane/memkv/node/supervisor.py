@@ -176,6 +176,7 @@ class Supervisor:
             needs_map=bool(config.metadata),
             quotas={quota.tenant: quota.flash_bytes for quota in spec.quotas},
             insecure=config.insecure,
+            local_dir=str(config.local_dir.absolute()) if config.local_dir else "",
         )
 
     # --- answers -----------------------------------------------------------------------------

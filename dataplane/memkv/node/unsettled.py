@@ -80,4 +80,4 @@ class Unsettled:
                     if not closing:
                         self._counters.add("timed_out")
                     self._connections.discard(connection)  # once is enough
-                    connection.stream.shutdown()
+                    connection.cut()

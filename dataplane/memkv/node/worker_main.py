@@ -105,6 +105,7 @@ class Worker:
                 start.host,
                 start.port,
                 lane_threads=start.lane_threads or limits.LANE_THREADS_DEFAULT,
+                local_dir=start.local_dir,
             ),
             clock,
             AnonymousVerifier(loopback=is_loopback(start.host) or start.insecure),

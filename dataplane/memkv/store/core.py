@@ -34,6 +34,7 @@ from memkv.store.tombstones import Tombstones
 from memkv.tenant import TenantScope
 
 GENERATION_OPEN_SHIFT = 40  # upper bits: how often the store was opened; lower: puts since
+_STAMP_MASK = 0xFFFF_FFFF  # stamps of the index are modulo 2**32
 PENDING_SECTOR = 0  # in the index: written nowhere yet; the superblock lies there
 
 
@@ -312,6 +313,19 @@ class StoreCore:
         handles = self.index.find_many(owner.number, block_ids, self.clock.wall_s())
         self.index.touch_many(handles, self.access_clock)
         self.access_clock += len(handles) // 4
+
+    def come_back_soon(self, owner: TenantState, block_ids: bytes) -> list[bool]:
+        """Say of each block whether it was used so lately that DRAM, had it been kept there, would
+        still hold it: the blocks asked for since then, of its size, fit. Ask before `touch`."""
+        found: list[bool] = []
+        handles = self.index.find_many(owner.number, block_ids, self.clock.wall_s())
+        for (handle,) in struct.iter_unpack("<i", handles):
+            if handle < 0:
+                found.append(False)
+                continue
+            uses = (self.access_clock - self.index.stamp(handle)) & _STAMP_MASK
+            found.append(uses * self.index.location(handle)[1] <= self.arena.sectors)
+        return found
 
     def lookup(self, owner: TenantState, block_id: bytes) -> Found | None:
         """Find one block for reading. In DRAM the caller gets a reference to its extent."""

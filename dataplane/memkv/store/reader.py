@@ -2,10 +2,11 @@
 
 A reader looks blocks up under the store's lock, reads flash without it, and judges what came. An
 extent that is being read belongs to the store until its completion arrives, however long after the
-deadline that is.
+deadline that is. Memory of others (`read_into`) is waited for instead: a call that read into it
+ends when the drive is done with it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
 from memkv.io.device import DeviceQueue
@@ -13,11 +14,11 @@ from memkv.limits import BLOCK_ID_BYTES, SECTOR_BYTES
 from memkv.status import Status
 from memkv.store.arena import Extent
 from memkv.store.core import Found, StoreCore
+from memkv.store.direct import BOUNCE_SECTORS, ENDS_BYTES, Target
 from memkv.store.engine import Engine
+from memkv.store.flights import Batch, Flight
 from memkv.store.layout import RecordHeader, record_sectors
-from memkv.store.records import Flaw, Place, judge, payload_ok
-from memkv.store.segments import Segment
-from memkv.store.tenants import TenantState
+from memkv.store.records import Flaw, judge, payload_ok
 from memkv.tenant import TenantScope
 
 WINDOW_ITEMS = 16  # looked up together: bounds what a slow consumer of results holds in DRAM
@@ -29,10 +30,14 @@ Source = Literal["dram", "flash"]
 class ReadResult:
     """One block's answer. With OK, `payload` is valid until `release` is called (once or more)."""
 
-    __slots__ = ("_engine", "_extent", "header", "length", "payload", "source", "status")
+    __slots__ = (
+        "_engine", "_extent", "header", "length", "payload", "placed", "source", "status",
+    )  # fmt: skip
 
     def __init__(self, status: Status, length: int = 0) -> None:
         self.status = status
+        self.placed = False
+        """With OK: the bytes lie in the caller's memory already, and `payload` is empty."""
         self.length = length
         """Of the block, with OK and BUFFER_TOO_SMALL."""
         self.header: RecordHeader | None = None
@@ -56,56 +61,6 @@ class ReadResult:
             self._engine.release(extent)
 
 
-class _Flight:
-    """One read under way."""
-
-    __slots__ = (
-        "attempts", "block_id", "extent", "owner", "place", "position", "segment", "wanted",
-    )  # fmt: skip
-
-    def __init__(
-        self, position: int, owner: TenantState, block_id: bytes, segment: Segment, place: Place,
-        extent: Extent,
-    ) -> None:  # fmt: skip
-        self.position = position
-        self.owner = owner
-        self.block_id = block_id
-        self.segment = segment
-        self.place = place
-        self.extent = extent
-        self.attempts = 1
-        self.wanted = True
-
-
-class _Batch:
-    """One call of `read`."""
-
-    __slots__ = (
-        "background", "deadline_ns", "flights", "ids", "max_lengths", "owner", "stalled", "todo",
-        "verify",
-    )  # fmt: skip
-
-    def __init__(
-        self, owner: TenantState, ids: bytes, max_lengths: Sequence[int] | None,
-        deadline_ns: int, verify: bool,
-    ) -> None:  # fmt: skip
-        self.owner = owner
-        self.ids = ids
-        self.max_lengths = max_lengths
-        self.deadline_ns = deadline_ns
-        self.verify = verify
-        self.background = False
-        self.stalled = False
-        self.todo = list(range(len(ids) // BLOCK_ID_BYTES - 1, -1, -1))  # taken from the end
-        self.flights: set[int] = set()
-
-    def block_id(self, position: int) -> bytes:
-        return self.ids[position * BLOCK_ID_BYTES : (position + 1) * BLOCK_ID_BYTES]
-
-    def too_small(self, position: int, length: int) -> bool:
-        return self.max_lengths is not None and length > self.max_lengths[position]
-
-
 Answer = tuple[int, ReadResult]
 
 
@@ -116,7 +71,7 @@ class StoreReader:
         self._engine = engine
         self._core = core
         self._queue = queue
-        self._flights: dict[int, _Flight] = {}
+        self._flights: dict[int, Flight] = {}
         self._token = 0
         self._arrived: list[tuple[int, int]] = []  # came back while reads were started
         queue.register_arena(core.arena.memory)
@@ -141,18 +96,58 @@ class StoreReader:
             for position in range(len(ids) // BLOCK_ID_BYTES):
                 yield position, self._miss()
             return
-        batch = _Batch(owner, ids, max_lengths, deadline_ns, verify)
+        batch = Batch(owner, ids, max_lengths, deadline_ns, verify)
         batch.background = background
+        yield from self._run(batch)
+
+    def read_into(
+        self, tenant: TenantScope, ids: bytes, targets: Sequence[Target], deadline_ns: int,
+        verify: bool = False, guard_fd: int = -1,
+    ) -> Generator[Answer, None, None]:  # fmt: skip
+        """As `read`, but blocks on flash go straight into `targets` where they can (`placed`).
+
+        What comes otherwise (from DRAM, or where the target is not aligned) is the caller's to
+        copy. Nothing is written into a target after its result was yielded, nor after the iterator
+        ended: for that it may wait beyond the deadline until the drive is done. A target whose
+        result is not OK holds bytes of no value, none of them another tenant's.
+
+        A block read this way gets no place in DRAM, unless it came back so soon that DRAM would
+        still hold it, had it been kept the last time: then it is read through DRAM and stays. So
+        what is used often gets hot, and what is read once does not push it out.
+
+        `guard_fd`: the socket whose end tells the targets' owner that nobody writes any more.
+        """
+        self._reap(0)
+        soon: list[bool] = []
+        with self._engine.lock:
+            owner = self._core.tenants.find(tenant.tag)
+            if owner is not None:
+                soon = self._core.come_back_soon(owner, ids)
+                self._core.touch(owner, ids)
+        if owner is None:
+            for position in range(len(ids) // BLOCK_ID_BYTES):
+                yield position, self._miss()
+            return
+        batch = Batch(owner, ids, [target.room for target in targets], deadline_ns, verify)
+        if not verify:  # sums are checked where all of a block lies in one piece
+            batch.targets = [
+                None if again else target for target, again in zip(targets, soon, strict=True)
+            ]
+        batch.guard_fd = guard_fd
+        yield from self._run(batch)
+
+    def _run(self, batch: Batch) -> Iterator[Answer]:
         try:
             while batch.todo or batch.flights:
-                if self._core.now_ns() >= deadline_ns:
+                if self._core.now_ns() >= batch.deadline_ns:
                     yield from self._give_up(batch)
                     return
                 yield from self._plan(batch)
                 yield from self._collect(batch)
         finally:
-            for token in batch.flights:
-                self._flights[token].wanted = False
+            self._abandon(batch)
+            if batch.is_guarded:
+                self._queue.guard(-1)
 
     def hit(self, tenant: TenantScope, block_id: bytes, max_length: int) -> ReadResult | None:
         """Return a block that is in DRAM and no longer than `max_length`, as `read` would.
@@ -177,7 +172,7 @@ class StoreReader:
 
     # --- planning ----------------------------------------------------------------------------
 
-    def _plan(self, batch: _Batch) -> Iterator[Answer]:
+    def _plan(self, batch: Batch) -> Iterator[Answer]:
         """Look up the next items; start reads for those on flash."""
         ready: list[tuple[int, Extent | None]] = []
         started = batch.stalled = False
@@ -218,7 +213,7 @@ class StoreReader:
     def _room(self) -> bool:
         return len(self._flights) < self._engine.depth
 
-    def _wait_for_memory(self, batch: _Batch, found: Found) -> bool:
+    def _wait_for_memory(self, batch: Batch, found: Found) -> bool:
         core = self._core
 
         def ready() -> bool:
@@ -229,23 +224,33 @@ class StoreReader:
             return False  # there is room, but in pieces: waiting would not end
         return self._engine.wait(ready, batch.deadline_ns)
 
-    def _fly(self, batch: _Batch, position: int, found: Found) -> bool:
+    def _fly(self, batch: Batch, position: int, found: Found) -> bool:
         assert found.segment is not None
-        extent = self._core.arena.allocate(found.sectors)
+        target = batch.target(position, found.sectors)
+        if target is not None and not self._guarded(batch):
+            batch.targets = target = None
+        sectors = found.sectors if target is None else BOUNCE_SECTORS
+        extent = self._core.arena.allocate(sectors)
         if extent is None:
             return False
         found.segment.readers += 1
         place = self._core.place(found.segment, found.sector)
-        flight = _Flight(
-            position, batch.owner, batch.block_id(position), found.segment, place, extent
-        )
+        flight = Flight(
+            position, batch.owner, batch.block_id(position), found.segment, place, extent,
+            found.sectors, target,
+        )  # fmt: skip
         self._token += 1
         self._flights[self._token] = flight
         batch.flights.add(self._token)
-        self._queue.read(self._token, place.device_offset, [extent.view])
+        self._queue.read(self._token, place.device_offset, flight.views)
         return True
 
-    def _from_dram(self, batch: _Batch, position: int, extent: Extent) -> ReadResult | None:
+    def _guarded(self, batch: Batch) -> bool:
+        if not batch.is_guarded and batch.guard_fd >= 0:
+            batch.is_guarded = self._queue.guard(batch.guard_fd)
+        return batch.is_guarded or batch.guard_fd < 0
+
+    def _from_dram(self, batch: Batch, position: int, extent: Extent) -> ReadResult | None:
         """Answer from DRAM; None puts the item back because the copy in DRAM failed its sums."""
         header = extent.header
         assert header is not None
@@ -260,7 +265,7 @@ class StoreReader:
         return self._answer(batch, position, extent, header, "dram")
 
     def _answer(
-        self, batch: _Batch, position: int, extent: Extent, header: RecordHeader, source: Source
+        self, batch: Batch, position: int, extent: Extent, header: RecordHeader, source: Source
     ) -> ReadResult:
         if batch.too_small(position, header.length):
             self._engine.release(extent)
@@ -275,7 +280,7 @@ class StoreReader:
 
     # --- completions -------------------------------------------------------------------------
 
-    def _collect(self, batch: _Batch) -> Iterator[Answer]:
+    def _collect(self, batch: Batch) -> Iterator[Answer]:
         """Take completions; wait for one when there is nothing else to do."""
         if not batch.flights:
             return
@@ -294,15 +299,16 @@ class StoreReader:
             for _, answer in answers:
                 answer.release()
 
-    def _landed(self, batch: _Batch, token: int, result: int) -> list[Answer]:
+    def _landed(self, batch: Batch, token: int, result: int) -> list[Answer]:
         flight = self._flights[token]
         if not flight.wanted:
             self._end(token, flight)
             return []
-        whole = result == len(flight.extent.view)
+        whole = result == flight.sectors * SECTOR_BYTES
         found = self._judge(flight, batch.verify) if whole else None
         if isinstance(found, RecordHeader):
-            return [(flight.position, self._hit(batch, token, flight, found))]
+            hit = self._hit if flight.target is None else self._placed
+            return [(flight.position, hit(batch, token, flight, found))]
         if found is Flaw.OTHER_BLOCK:
             with self._engine.lock:
                 self._core.counters.collisions += 1
@@ -312,7 +318,7 @@ class StoreReader:
         if flight.attempts < ATTEMPTS_MAX:
             flight.attempts += 1
             self._core.counters.rereads += 1
-            self._queue.read(token, flight.place.device_offset, [flight.extent.view])
+            self._queue.read(token, flight.place.device_offset, flight.views)
             return []
         with self._engine.lock:
             self._core.counters.corrupt += whole
@@ -323,17 +329,20 @@ class StoreReader:
         self._end(token, flight)
         return [(flight.position, ReadResult(Status.CORRUPT))]
 
-    def _judge(self, flight: _Flight, verify: bool) -> RecordHeader | Flaw:
+    def _judge(self, flight: Flight, verify: bool) -> RecordHeader | Flaw:
         found = judge(
             flight.extent.view, flight.place, self._core.config.checks,
             block_id=flight.block_id, tenant_tag=flight.owner.tag, payload=verify,
         )  # fmt: skip
-        if isinstance(found, RecordHeader) and record_sectors(found.length) > flight.extent.sectors:
-            return Flaw.LENGTH
+        if isinstance(found, RecordHeader):
+            needed = record_sectors(found.length)
+            # Of a record that is read around DRAM the last page must be where it was looked for.
+            if needed > flight.sectors or (flight.target is not None and needed != flight.sectors):
+                return Flaw.LENGTH
         return found
 
     def _hit(
-        self, batch: _Batch, token: int, flight: _Flight, header: RecordHeader
+        self, batch: Batch, token: int, flight: Flight, header: RecordHeader
     ) -> ReadResult:
         batch.flights.discard(token)
         del self._flights[token]
@@ -358,8 +367,41 @@ class StoreReader:
             return self._miss()
         return self._answer(batch, flight.position, flight.extent, header, "flash")
 
-    def _end(self, token: int, flight: _Flight) -> None:
-        """Give everything of a finished flight back."""
+    def _placed(
+        self, batch: Batch, token: int, flight: Flight, header: RecordHeader
+    ) -> ReadResult:
+        """Complete a block that was read into its target."""
+        target, core = flight.target, self._core
+        assert target is not None
+        body = flight.sectors * SECTOR_BYTES - ENDS_BYTES
+        batch.flights.discard(token)
+        with self._engine.lock:
+            expired = header.expiry_s and header.expiry_s <= core.clock.wall_s()
+            if expired:
+                sector = flight.place.device_offset // SECTOR_BYTES
+                core.drop_corrupt(flight.owner, flight.block_id, sector)
+                core.counters.expired += 1
+            else:
+                core.counters.hits_flash += 1
+        result = ReadResult(Status.OK, header.length)
+        if expired:
+            result = self._miss()
+        elif header.length > target.room:
+            result = ReadResult(Status.BUFFER_TOO_SMALL, header.length)
+        else:
+            rest = header.length - body
+            target.put(body, flight.extent.view[SECTOR_BYTES : SECTOR_BYTES + rest])
+            result.header, result.source, result.placed = header, "flash", True
+        self._release(token, flight)
+        return result
+
+    def _end(self, token: int, flight: Flight) -> None:
+        """Give everything of a flight back that brought nothing."""
+        if flight.target is not None:
+            flight.target.wipe(flight.sectors)
+        self._release(token, flight)
+
+    def _release(self, token: int, flight: Flight) -> None:
         del self._flights[token]
         with self._engine.lock:
             flight.segment.readers -= 1
@@ -367,16 +409,23 @@ class StoreReader:
                 self._engine.wake()
             self._engine.release(flight.extent)
 
-    def _give_up(self, batch: _Batch) -> Iterator[Answer]:
+    def _give_up(self, batch: Batch) -> Iterator[Answer]:
         """Answer TIMEOUT for the rest; what flies is taken back when it lands."""
         positions = [self._flights[token].position for token in batch.flights] + batch.todo[::-1]
-        for token in batch.flights:
-            self._flights[token].wanted = False
-        batch.flights.clear()
+        self._abandon(batch)
         batch.todo.clear()
         self._core.counters.timeouts += len(positions)
         for position in positions:
             yield position, ReadResult(Status.TIMEOUT)
+
+    def _abandon(self, batch: Batch) -> None:
+        """Leave the flights of a batch to themselves, but wait for those into foreign memory."""
+        for token in batch.flights:
+            self._flights[token].wanted = False
+        foreign = [token for token in batch.flights if self._flights[token].target is not None]
+        batch.flights.clear()
+        while any(token in self._flights for token in foreign):
+            self._reap(1000)
 
     def _reap(self, timeout_ms: int) -> None:
         """Take back what earlier calls left in flight."""

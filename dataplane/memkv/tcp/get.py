@@ -55,7 +55,7 @@ class GetService:
         ids, max_lengths = decode_get_request(frame.body, header.item_count)
         room = self._limits.small_bytes_max if lane.express else limits.BLOCK_BYTES_MAX
         max_lengths = [min(length, room) for length in max_lengths]
-        answer = _Answer(lane, frame, deadline_ns, thread)
+        answer = Answer(lane, frame, deadline_ns, thread)
         credit = sum(max_lengths)
         if not answer.may_start(credit):
             return
@@ -107,7 +107,7 @@ class GetService:
         thread.tally.bytes_out += result.length
 
     def _split(
-        self, answer: "_Answer", ids: bytes, max_lengths: list[int]
+        self, answer: "Answer", ids: bytes, max_lengths: list[int]
     ) -> tuple[bytes, list[int], Sequence[int] | None]:
         """Answer what is another worker's; return the rest, with its positions if not all."""
         refused = self._refuse(ids, False, answer.frame.header.map_epoch)
@@ -121,7 +121,7 @@ class GetService:
 
     @staticmethod
     def _read(
-        answer: "_Answer", ids: bytes, max_lengths: list[int], positions: Sequence[int] | None
+        answer: "Answer", ids: bytes, max_lengths: list[int], positions: Sequence[int] | None
     ) -> None:
         verify = bool(answer.frame.header.flags & _VERIFY)
         lane, thread = answer.lane, answer.thread
@@ -138,7 +138,7 @@ class GetService:
     def get_ranges(self, lane: Lane, frame: Frame, deadline_ns: int, thread: ServingThread) -> None:
         """Answer a GET_RANGES. Raises as `get`."""
         items = decode_ranges_request(frame.body, frame.header.item_count)
-        answer = _Answer(lane, frame, deadline_ns, thread)
+        answer = Answer(lane, frame, deadline_ns, thread)
         credit = sum(item.length for item in items)
         if not answer.may_start(credit):
             return
@@ -164,8 +164,11 @@ class GetService:
             lane.owner.give_credit(credit)
 
 
-class _Answer:
-    """The response to one request: one frame an item, LAST on the final one."""
+class Answer:
+    """The response to one request: one frame an item, LAST on the final one.
+
+    Other transports use it too: `placed` answers for payload that went another way.
+    """
 
     __slots__ = ("_left", "deadline_ns", "frame", "lane", "thread")
 
@@ -198,6 +201,14 @@ class _Answer:
             return
         body = encode_get_result(index, 0, result.length, header.root, header.sums, _source(result))
         self._send(body, Status.OK, [result.payload], result.length)
+
+    def placed(self, index: int, result: ReadResult) -> None:
+        """Say that a block lies in the client's memory."""
+        header = result.header
+        assert header is not None
+        body = encode_get_result(index, 0, result.length, header.root, header.sums, _source(result))
+        self._send(body, Status.OK)
+        self.thread.tally.bytes_out += result.length
 
     def ranges(self, index: int, item: RangesItem, result: ReadResult, room: int) -> None:
         """Send the ranges of one block, or its status."""

@@ -1,5 +1,7 @@
 """PUT on a lane: one frame a block, received straight into the store's memory.
 
+Where a block's bytes come from is a `Payload`: the lane itself here, a client's memory elsewhere.
+
 Rules: a block becomes visible only after its last byte arrived and its sums and root hold. What is
 not taken is read and dropped, so that the rest of the batch can be. A lane that breaks in the
 middle leaves nothing of its unfinished block.
@@ -7,6 +9,7 @@ middle leaves nothing of its unfinished block.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from memkv import limits
 from memkv._hotpath import StreamClosed
@@ -17,7 +20,7 @@ from memkv.tcp.lane import DRAIN_MS, NS_PER_MS, Lane, PayloadLimits, Refuse, Ser
 from memkv.tcp.lane import request_deadline_ns as deadline_of
 from memkv.tcp.store_api import BlockStore, PendingPut
 from memkv.wire.errors import MalformedBody, Oversized
-from memkv.wire.frame import Frame, FrameHeader, encode_frame
+from memkv.wire.frame import Frame, encode_frame
 from memkv.wire.hints import Hint
 from memkv.wire.items import Durability, PutItem, decode_put_item
 from memkv.wire.messages import encode_statuses, pack_statuses
@@ -27,8 +30,46 @@ _LAST = int(Flag.LAST)
 _DONE = int(Flag.RESPONSE | Flag.LAST)
 
 
+class Payload(Protocol):
+    """The bytes of one block of a batch, and what was said of them. One of the two is called."""
+
+    item: PutItem
+
+    def receive(self, target: memoryview, deadline_ns: int) -> bytes | Status:
+        """Fill `target`; return the chunk sums of what lies there, or why it failed."""
+
+    def drop(self, deadline_ns: int) -> None:
+        """The block is not taken."""
+
+
+Incoming = Callable[[Lane, Frame, ServingThread], Payload]
+"""Parses a frame of a batch. Raises a WireError."""
+
+
+class _OnLane:
+    """Payload that follows its frame."""
+
+    def __init__(self, lane: Lane, frame: Frame, thread: ServingThread) -> None:
+        self.item = decode_put_item(frame.body, frame.header.payload_bytes)
+        self._lane = lane
+        self._thread = thread
+        lane.reader.payload_taken()
+
+    def receive(self, target: memoryview, deadline_ns: int) -> bytes:
+        return self._lane.stream.receive_and_sum(target, self._thread.io_deadline_ns(deadline_ns))
+
+    def drop(self, deadline_ns: int) -> None:
+        if self.item.length:
+            now_ns = self._thread.clock.monotonic_ns()
+            deadline_ns = max(deadline_ns, now_ns + DRAIN_MS * NS_PER_MS)
+            self._lane.stream.discard(
+                self.item.length, self._thread.io_deadline_ns(deadline_ns)
+            )
+
+
 @dataclass(slots=True)
 class _Batch:
+    opcode: int
     request_id: int
     deadline_ns: int
     statuses: list[Status] = field(default_factory=list)
@@ -54,16 +95,20 @@ class PutService:
         self._limits = payload_limits
         self._copies_since = copies_since
 
-    def put(self, lane: Lane, frame: Frame, deadline_ns: int, thread: ServingThread) -> None:
+    def put(
+        self, lane: Lane, frame: Frame, deadline_ns: int, thread: ServingThread,
+        incoming: Incoming = _OnLane,
+    ) -> None:  # fmt: skip
         """Take a whole batch, from its first frame to its response.
 
         The thread stays with the batch: its frames follow each other at once, and going through
         the poller for each of them costs more than the wait. Raises as `GetService.get`.
         """
-        batch = _Batch(frame.header.request_id, deadline_ns)
+        batch = _Batch(frame.header.opcode, frame.header.request_id, deadline_ns)
         try:
             while True:
-                self._take(batch, lane, frame, thread)
+                payload = incoming(lane, frame, thread)
+                self._take(batch, lane, payload, frame.header.map_epoch, thread)
                 if frame.header.flags & _LAST:
                     break
                 frame = self._next_frame(batch, lane, thread)
@@ -85,7 +130,7 @@ class PutService:
         frame = events[0]
         assert isinstance(frame, Frame)  # bytes_wanted never runs into a payload
         header = frame.header
-        if header.opcode != Opcode.PUT or header.request_id != batch.request_id:
+        if header.opcode != batch.opcode or header.request_id != batch.request_id:
             raise MalformedBody(
                 "PUT: another request inside a batch that had no frame with LAST: the client has "
                 "a bug; compare the versions of both sides",
@@ -101,23 +146,24 @@ class PutService:
             )
         return frame
 
-    def _take(self, batch: _Batch, lane: Lane, frame: Frame, thread: ServingThread) -> None:
-        header = frame.header
-        item = decode_put_item(frame.body, header.payload_bytes)
-        lane.reader.payload_taken()
+    def _take(
+        self, batch: _Batch, lane: Lane, payload: Payload, map_epoch: int, thread: ServingThread
+    ) -> None:
+        item = payload.item
         thread.tally.bytes_in += item.length
-        admitted = self._admit(batch, lane, item, header.map_epoch, thread)
+        admitted = self._admit(batch, lane, item, map_epoch, thread)
         if isinstance(admitted, Status):
-            self._drop(header, lane, batch, thread)
+            payload.drop(batch.deadline_ns)
             batch.statuses.append(admitted)
             return
         committed = False
         try:
-            sums = lane.stream.receive_and_sum(
-                admitted.payload, thread.io_deadline_ns(batch.deadline_ns)
-            )
-            committed = True
-            status = admitted.commit(sums)
+            sums = payload.receive(admitted.payload, batch.deadline_ns)
+            if isinstance(sums, Status):
+                status = sums
+            else:
+                committed = True
+                status = admitted.commit(sums)
         finally:
             if not committed:
                 admitted.abort()
@@ -166,13 +212,6 @@ class PutService:
         )  # fmt: skip
         return self._store.begin_put(owner.tenant, request, batch.deadline_ns)
 
-    @staticmethod
-    def _drop(header: FrameHeader, lane: Lane, batch: _Batch, thread: ServingThread) -> None:
-        if header.payload_bytes:
-            now_ns = thread.clock.monotonic_ns()
-            deadline_ns = max(batch.deadline_ns, now_ns + DRAIN_MS * NS_PER_MS)
-            lane.stream.discard(header.payload_bytes, thread.io_deadline_ns(deadline_ns))
-
     def _answer(self, batch: _Batch, lane: Lane, thread: ServingThread) -> None:
         if batch.durable:
             puts = [put for _, put in batch.durable]
@@ -180,10 +219,10 @@ class PutService:
             for (position, _), status in zip(batch.durable, waited, strict=True):
                 batch.statuses[position] = status
         for status in batch.statuses:
-            thread.tally.item(Opcode.PUT, status)
+            thread.tally.item(batch.opcode, status)
         body = encode_statuses(pack_statuses(batch.statuses), batch.hints)
         flags = _DONE | Flag.HINTS if batch.hints else _DONE
         thread.send_late(
             lane.stream,
-            encode_frame(Opcode.PUT, flags, batch.request_id, body, count=len(batch.statuses)),
+            encode_frame(batch.opcode, flags, batch.request_id, body, count=len(batch.statuses)),
         )

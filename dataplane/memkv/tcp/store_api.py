@@ -4,10 +4,11 @@ All calls are thread-safe but those of a `StoreReader` and a `PendingPut`, which
 thread that got them. Deadlines are monotonic ns.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 from memkv.status import Status
+from memkv.store.direct import Target
 from memkv.store.requests import PutRequest
 from memkv.store.statistics import StoreStatistics
 from memkv.tenant import TenantScope
@@ -54,6 +55,10 @@ class ReadResult(Protocol):
     def source(self) -> str:
         """ "dram" or "flash"."""
 
+    @property
+    def placed(self) -> bool:
+        """With OK of `read_into`: the bytes lie in the target already; `payload` is empty."""
+
     def release(self) -> None:
         """Unpin. To be called once for every result, whatever its status."""
 
@@ -75,6 +80,21 @@ class StoreReader(Protocol):
         `verify`: check payload sums, reading again what fails. `background`: leave recency and
         DRAM as they are. Closing the iterator early gives
         back what was not yielded yet.
+        """
+
+    def read_into(
+        self,
+        tenant: TenantScope,
+        ids: bytes,
+        targets: Sequence[Target],
+        deadline_ns: int,
+        verify: bool = False,
+        guard_fd: int = -1,
+    ) -> Generator[tuple[int, ReadResult], None, None]:
+        """As `read`; blocks on flash may be read straight into their target.
+
+        Nothing is written into a target after its result, nor after the iterator ended; it may
+        take longer than the deadline for that. `guard_fd` is held open while a drive may write.
         """
 
     def hit(self, tenant: TenantScope, block_id: bytes, max_length: int) -> ReadResult | None:

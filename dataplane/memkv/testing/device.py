@@ -208,6 +208,10 @@ class WriteListQueue:
         """Operations not yet returned by `wait`."""
         return len(self._waiting)
 
+    def guard(self, fd: int) -> bool:
+        """Nothing outlives this process."""
+        return True
+
     def register_arena(self, arena: "Buffer") -> bool:
         """Refused, which is harmless."""
         return False

@@ -146,7 +146,7 @@ def local_workers(
             server = WorkerServer(
                 NodeStore(store),
                 WorkerConfig(POOL, uuid, 1, block_bytes_max=block_bytes_max,
-                             lane_threads=lane_threads),
+                             lane_threads=lane_threads, local_dir=str(directory / "run")),
                 SystemClock(), AnonymousVerifier(loopback=True),
             )
             server.start()

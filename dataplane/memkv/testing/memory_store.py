@@ -5,11 +5,12 @@ forgets to release one fails its test.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from memkv.checksum import verify_payload, verify_root
 from memkv.status import Status
+from memkv.store.direct import Target
 from memkv.store.requests import PutRequest
 from memkv.store.statistics import StoreStatistics
 from memkv.tenant import TenantScope
@@ -60,6 +61,7 @@ class MemoryResult:
         self.length = block.request.length if block is not None else 0
         self.payload = memoryview(block.payload) if block is not None else memoryview(b"")
         self.source = "dram"
+        self.placed = False
         store.pinned += 1
 
     def release(self) -> None:
@@ -95,6 +97,13 @@ class MemoryReader:
             ):
                 status = Status.CORRUPT
             yield position, MemoryResult(self._store, status, block)
+
+    def read_into(
+        self, tenant: TenantScope, ids: bytes, targets: Sequence[Target], deadline_ns: int,
+        verify: bool = False, guard_fd: int = -1,
+    ) -> Generator[tuple[int, MemoryResult], None, None]:  # fmt: skip
+        """There is no flash here."""
+        yield from self.read(tenant, ids, [target.room for target in targets], deadline_ns, verify)
 
     def hit(self, tenant: TenantScope, block_id: bytes, max_length: int) -> MemoryResult | None:
         for _, result in self.read(tenant, block_id, [max_length], 0):

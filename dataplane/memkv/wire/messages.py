@@ -30,7 +30,7 @@ PROTOCOL_MAX = 1
 NO_LINEAGE = bytes(16)
 
 _HELLO_REQUEST = struct.Struct("<HH16sHH16sI")
-_HELLO_RESPONSE = struct.Struct("<HH16sQ16sQIQI16sIQ")
+_HELLO_RESPONSE = struct.Struct("<HH16sQ16sQIQI16sIQI")
 _KEYS_PREFIX = struct.Struct("<II")
 _LIST_REQUEST = struct.Struct("<IIQIIQ")
 _LIST_PAGE = struct.Struct("<QII")
@@ -94,7 +94,10 @@ class HelloRequest:
 
 @dataclass(frozen=True, slots=True)
 class HelloResponse:
-    """What a node grants: the session, its limits, and one-time tokens for lanes."""
+    """What a node grants: the session, its limits, and one-time tokens for lanes.
+
+    `local_path`: of the worker's Unix socket on its own machine, when it has one and was asked.
+    """
 
     protocol: int
     worker_uuid: bytes
@@ -108,13 +111,15 @@ class HelloResponse:
     map_term: int
     map_epoch: int
     lane_tokens: tuple[bytes, ...]
+    local_path: str = ""
 
     def encode(self) -> bytes:
+        path = self.local_path.encode("utf-8")
         return _HELLO_RESPONSE.pack(
             self.protocol, len(self.lane_tokens), self.worker_uuid, self.incarnation,
             self.session_uuid, self.block_length_max, self.items_max, self.credit_bytes,
-            self.transports, self.lineage, self.map_term, self.map_epoch,
-        ) + b"".join(self.lane_tokens)  # fmt: skip
+            self.transports, self.lineage, self.map_term, self.map_epoch, len(path),
+        ) + b"".join(self.lane_tokens) + path  # fmt: skip
 
     @classmethod
     def decode(cls, body: bytes) -> "HelloResponse":
@@ -123,20 +128,24 @@ class HelloResponse:
             raise malformed("HELLO response", f"{len(body)} bytes are too few")
         (
             protocol, token_count, worker_uuid, incarnation, session_uuid, block_max, items_max,
-            credit, transports, lineage, term, epoch,
+            credit, transports, lineage, term, epoch, path_length,
         ) = _HELLO_RESPONSE.unpack_from(body)  # fmt: skip
+        path_start = HELLO_RESPONSE_BYTES + token_count * LANE_TOKEN_BYTES
         if (
             token_count > limits.LANES_PER_SESSION_MAX
-            or len(body) != HELLO_RESPONSE_BYTES + token_count * LANE_TOKEN_BYTES
+            or path_length > limits.LOCAL_PATH_BYTES_MAX
+            or len(body) != path_start + path_length
         ):
-            raise malformed("HELLO response", f"{token_count} tokens in {len(body)} bytes")
+            what = f"{token_count} tokens and a path of {path_length} bytes in {len(body)} bytes"
+            raise malformed("HELLO response", what)
         tokens = tuple(
             body[start : start + LANE_TOKEN_BYTES]
-            for start in range(HELLO_RESPONSE_BYTES, len(body), LANE_TOKEN_BYTES)
+            for start in range(HELLO_RESPONSE_BYTES, path_start, LANE_TOKEN_BYTES)
         )
+        path = decode_text("HELLO response", body[path_start:])
         return cls(
             protocol, worker_uuid, incarnation, session_uuid, block_max, items_max, credit,
-            transports, lineage, term, epoch, tokens,
+            transports, lineage, term, epoch, tokens, path,
         )  # fmt: skip
 
 

@@ -23,6 +23,10 @@ class Opcode(IntEnum):
     GOODBYE = 9
     LIST = 10
     PULL = 11
+    REGISTER = 12
+    UNREGISTER = 13
+    LOCAL_GET = 14
+    LOCAL_PUT = 15
 
 
 class Flag(IntFlag):
@@ -73,7 +77,7 @@ STATUS_BYTES = 4
 KEYS_PREFIX_BYTES = 8
 HINT_BYTES = 40
 HELLO_REQUEST_BYTES = 44
-HELLO_RESPONSE_BYTES = 96
+HELLO_RESPONSE_BYTES = 100
 LANE_HELLO_BYTES = 48
 LANE_TOKEN_BYTES = 32
 LIST_REQUEST_BYTES = 32
@@ -81,6 +85,11 @@ LIST_PAGE_BYTES = 16
 LIST_ENTRY_BYTES = 72
 PULL_PREFIX_BYTES = 16
 PULL_TAIL_BYTES = 24
+REGISTER_BYTES = 24
+REGISTERED_BYTES = 4
+UNREGISTER_BYTES = 8
+LOCAL_GET_ITEM_BYTES = 40
+LOCAL_PART_BYTES = 24
 
 _ITEMS = limits.ITEMS_PER_FRAME_MAX
 _SUMS = limits.CHUNKS_PER_BLOCK_MAX * SUM_BYTES
@@ -102,13 +111,24 @@ REQUEST_LIMITS: dict[int, FrameLimits] = {
     Opcode.GOODBYE: FrameLimits(0),
     Opcode.LIST: FrameLimits(LIST_REQUEST_BYTES),
     Opcode.PULL: FrameLimits(PULL_PREFIX_BYTES + _ITEMS * limits.BLOCK_ID_BYTES, 0, _ITEMS),
+    Opcode.REGISTER: FrameLimits(REGISTER_BYTES),
+    Opcode.UNREGISTER: FrameLimits(UNREGISTER_BYTES),
+    Opcode.LOCAL_GET: FrameLimits(limits.FRAME_BODY_BYTES_MAX, 0, _ITEMS),
+    Opcode.LOCAL_PUT: FrameLimits(
+        PUT_ITEM_BYTES + _SUMS + limits.LOCAL_PARTS_PER_ITEM_MAX * LOCAL_PART_BYTES, 0, 1
+    ),
 }
 
 # Every response may instead carry the text of a frame-level error.
 _TEXT = limits.ERROR_TEXT_BYTES_MAX
 RESPONSE_LIMITS: dict[int, FrameLimits] = {
     Opcode.HELLO: FrameLimits(
-        max(_TEXT, HELLO_RESPONSE_BYTES + limits.LANES_PER_SESSION_MAX * LANE_TOKEN_BYTES)
+        max(
+            _TEXT,
+            HELLO_RESPONSE_BYTES
+            + limits.LANES_PER_SESSION_MAX * LANE_TOKEN_BYTES
+            + limits.LOCAL_PATH_BYTES_MAX,
+        )
     ),
     Opcode.PUT: _STATUSES,
     Opcode.GET: FrameLimits(GET_RESULT_BYTES + _SUMS + _HINT, limits.BLOCK_BYTES_MAX, 1),
@@ -126,6 +146,10 @@ RESPONSE_LIMITS: dict[int, FrameLimits] = {
     Opcode.PULL: FrameLimits(
         max(_TEXT, GET_RESULT_BYTES + _SUMS + PULL_TAIL_BYTES), limits.BLOCK_BYTES_MAX, 1
     ),
+    Opcode.REGISTER: FrameLimits(max(_TEXT, REGISTERED_BYTES)),
+    Opcode.UNREGISTER: FrameLimits(_TEXT),
+    Opcode.LOCAL_GET: FrameLimits(max(_TEXT, GET_RESULT_BYTES + _SUMS + _HINT), 0, 1),
+    Opcode.LOCAL_PUT: _STATUSES,
 }
 
 # A lane's first read of a request may take this much: no PUT frame has fewer bytes before its

@@ -6,6 +6,10 @@ serialise access to one `SessionTable`.
 
     NEW --HELLO--> CONTROL_HELLO --ACCEPTED--> CONTROL_OPEN --GOODBYE--> CLOSING
     NEW --LANE_HELLO--> LANE_HELLO --ACCEPTED--> LANE_OPEN --GOODBYE--> CLOSING
+
+Connections to a worker's Unix socket are lanes of sessions that were opened over TCP:
+
+    LOCAL_NEW --LANE_HELLO--> LOCAL_HELLO --ACCEPTED--> LOCAL_OPEN --GOODBYE--> CLOSING
 """
 
 import hmac
@@ -30,6 +34,9 @@ class ConnectionState(Enum):
     LANE_HELLO = "lane hello"
     CONTROL_OPEN = "control open"
     LANE_OPEN = "lane open"
+    LOCAL_NEW = "new on the Unix socket"
+    LOCAL_HELLO = "local lane hello"
+    LOCAL_OPEN = "local lane open"
     CLOSING = "closing"
 
 
@@ -40,6 +47,7 @@ class Event(Enum):
     LANE_HELLO = "lane HELLO"
     CONTROL_REQUEST = "control request"
     LANE_REQUEST = "payload request"
+    LOCAL_REQUEST = "request on shared memory"
     GOODBYE = "GOODBYE"
     ACCEPTED = "accepted"
     REFUSED = "refused"
@@ -60,6 +68,12 @@ TRANSITIONS: dict[tuple[ConnectionState, Event], ConnectionState] = {
     (_S.CONTROL_OPEN, _E.GOODBYE): _S.CLOSING,
     (_S.LANE_OPEN, _E.LANE_REQUEST): _S.LANE_OPEN,
     (_S.LANE_OPEN, _E.GOODBYE): _S.CLOSING,
+    (_S.LOCAL_NEW, _E.LANE_HELLO): _S.LOCAL_HELLO,
+    (_S.LOCAL_HELLO, _E.ACCEPTED): _S.LOCAL_OPEN,
+    (_S.LOCAL_HELLO, _E.REFUSED): _S.CLOSING,
+    (_S.LOCAL_OPEN, _E.LANE_REQUEST): _S.LOCAL_OPEN,
+    (_S.LOCAL_OPEN, _E.LOCAL_REQUEST): _S.LOCAL_OPEN,
+    (_S.LOCAL_OPEN, _E.GOODBYE): _S.CLOSING,
     **{(state, _E.ENDED): _S.CLOSING for state in _S},
 }
 
@@ -75,6 +89,10 @@ EVENT_OF_OPCODE: dict[int, Event] = {
     Opcode.GOODBYE: _E.GOODBYE,
     Opcode.LIST: _E.CONTROL_REQUEST,
     Opcode.PULL: _E.LANE_REQUEST,
+    Opcode.REGISTER: _E.LOCAL_REQUEST,
+    Opcode.UNREGISTER: _E.LOCAL_REQUEST,
+    Opcode.LOCAL_GET: _E.LOCAL_REQUEST,
+    Opcode.LOCAL_PUT: _E.LOCAL_REQUEST,
 }
 
 RIGHTS_OF_OPCODE: dict[int, Rights] = {
@@ -87,6 +105,10 @@ RIGHTS_OF_OPCODE: dict[int, Rights] = {
     Opcode.STAT: Rights.NONE,
     Opcode.LIST: Rights.PEER,
     Opcode.PULL: Rights.PEER,
+    Opcode.REGISTER: Rights.NONE,
+    Opcode.UNREGISTER: Rights.NONE,
+    Opcode.LOCAL_GET: Rights.GET,
+    Opcode.LOCAL_PUT: Rights.PUT,
 }
 
 assert set(EVENT_OF_OPCODE) == set(Opcode)
@@ -94,10 +116,10 @@ assert set(RIGHTS_OF_OPCODE) == set(Opcode) - {Opcode.HELLO, Opcode.GOODBYE}
 
 
 class ServerConnection:
-    """State of one accepted connection."""
+    """State of one accepted connection; `local`: to the worker's Unix socket."""
 
-    def __init__(self) -> None:
-        self.state = ConnectionState.NEW
+    def __init__(self, *, local: bool = False) -> None:
+        self.state = ConnectionState.LOCAL_NEW if local else ConnectionState.NEW
 
     def received(self, header: FrameHeader) -> Event:
         """Account for a request's header; return what it means. Raises OutOfState."""
@@ -109,7 +131,8 @@ class ServerConnection:
         except KeyError:
             raise OutOfState(
                 f"{event.value} on a connection that is {self.state.value}: payload requests go "
-                "on lanes, the others on the control connection, both after HELLO; fix the client",
+                "on lanes (on shared memory: on lanes to the Unix socket), the others on the "
+                "control connection, all after HELLO; fix the client",
                 request_id=header.request_id,
                 opcode=header.opcode,
             ) from None
@@ -121,7 +144,9 @@ class ServerConnection:
 
     @property
     def is_open(self) -> bool:
-        return self.state in (ConnectionState.CONTROL_OPEN, ConnectionState.LANE_OPEN)
+        return self.state in (
+            ConnectionState.CONTROL_OPEN, ConnectionState.LANE_OPEN, ConnectionState.LOCAL_OPEN
+        )  # fmt: skip
 
 
 class Credits:

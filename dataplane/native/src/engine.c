@@ -1,4 +1,4 @@
-/* Locks: timer_lock, then a group's lock, then nothing of the engine; done_lock is taken last.
+/* Locks: timer_lock, then a group's lock, then a job's; done_lock is taken last.
  * Groups call in here without holding their own lock. */
 #define _GNU_SOURCE
 #include "engine.h"
@@ -142,28 +142,41 @@ void mkv_engine_notify(struct mkv_engine *engine)
     (void)done; /* fails only when the counter is full, and then it is readable */
 }
 
-void mkv_engine_report(struct mkv_engine *engine, struct mkv_job *job)
+void mkv_engine_report(struct mkv_engine *engine, struct mkv_job *job, enum mkv_report report)
 {
     pthread_mutex_lock(&engine->done_lock);
-    job->next = NULL;
-    if (engine->done_first)
-        engine->done_last->next = job;
-    else
-        engine->done_first = job;
-    engine->done_last = job;
-    if (!job->wave || --job->wave->pending == 0)
+    int is_listed = job->report != MKV_REPORT_NONE;
+    job->report = report;
+    if (!is_listed) {
+        job->next = NULL;
+        if (engine->done_first)
+            engine->done_last->next = job;
+        else
+            engine->done_first = job;
+        engine->done_last = job;
+    }
+    /* A job of a wave counts once, when it is done or late. What comes again wakes by itself. */
+    int is_counted = job->is_counted;
+    job->is_counted = 1;
+    if (!job->wave || is_counted || --job->wave->pending == 0)
         mkv_engine_notify(engine);
     pthread_mutex_unlock(&engine->done_lock);
+    if (is_listed)
+        mkv_job_release(job); /* the list has its own reference */
 }
 
-uint32_t mkv_engine_take(struct mkv_engine *engine, struct mkv_job **jobs, uint32_t limit)
+uint32_t mkv_engine_take(struct mkv_engine *engine, struct mkv_completion *completions,
+                         uint32_t limit)
 {
     uint32_t count = 0;
     uint64_t counter;
     pthread_mutex_lock(&engine->done_lock);
     while (count < limit && engine->done_first) {
-        jobs[count++] = engine->done_first;
-        engine->done_first = engine->done_first->next;
+        struct mkv_job *job = engine->done_first;
+        completions[count].job = job;
+        completions[count++].is_done = job->report == MKV_REPORT_DONE;
+        job->report = MKV_REPORT_NONE;
+        engine->done_first = job->next;
     }
     if (!engine->done_first) {
         ssize_t done = read(engine->event_fd, &counter, sizeof counter);

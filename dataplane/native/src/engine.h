@@ -26,13 +26,19 @@ int mkv_engine_event_fd(const struct mkv_engine *engine);
 /* Make the eventfd readable without a completion. */
 void mkv_engine_notify(struct mkv_engine *engine);
 
-/* Add a finished job to the completions; takes over one reference. The eventfd becomes readable,
- * with jobs of a wave when the last of them is there. */
-void mkv_engine_report(struct mkv_engine *engine, struct mkv_job *job);
+/* Add a job to the completions, because it is done or because it is late; takes over one reference.
+ * A job that gets done before anybody took note that it is late is reported once, as done. The
+ * eventfd becomes readable, with jobs of a wave when each of them is there. */
+void mkv_engine_report(struct mkv_engine *engine, struct mkv_job *job, enum mkv_report report);
 
-/* Take up to `limit` finished jobs in their order; each comes with a reference to release. The
- * eventfd stays readable while more wait. */
-uint32_t mkv_engine_take(struct mkv_engine *engine, struct mkv_job **jobs, uint32_t limit);
+struct mkv_completion {
+    struct mkv_job *job; /* with a reference to release */
+    int is_done;         /* else it is late and will be reported again */
+};
+
+/* Take up to `limit` completions in their order. The eventfd stays readable while more wait. */
+uint32_t mkv_engine_take(struct mkv_engine *engine, struct mkv_completion *completions,
+                         uint32_t limit);
 
 /* Start a thread that no signal of the process is delivered to. Returns 0 or an errno. */
 int mkv_start_thread(pthread_t *thread, void *(*run)(void *), void *argument);

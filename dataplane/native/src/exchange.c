@@ -12,7 +12,8 @@ enum {
     HINT_BYTES_MAX = MKV_HINT_BYTES + 255,
     GET_BODY_BYTES_MAX =
         (int)sizeof(struct mkv_get_result) + 8 * MKV_RANGES_PER_ITEM_MAX + HINT_BYTES_MAX,
-    PUT_BODY_BYTES_MAX = (int)sizeof(struct mkv_put_item) + 8 * MKV_CHUNKS_PER_BLOCK_MAX,
+    PUT_BODY_BYTES_MAX = (int)sizeof(struct mkv_put_item) + 8 * MKV_CHUNKS_PER_BLOCK_MAX +
+                         MKV_LOCAL_PARTS_MAX * (int)sizeof(struct mkv_local_part),
     FEW_PARTS = 64,
     POLL_NS = 60 * 1000,
     POLLED_ROUND_TRIP_NS_MAX = 200 * 1000,
@@ -64,21 +65,29 @@ static int send_put(struct mkv_talk *talk, struct mkv_job *job, uint32_t index)
 
     frame.header = request_header(job, talk->request_id);
     frame.header.count = 1;
-    frame.header.payload_bytes = put.length;
+    size_t body_bytes = sizeof put + 8 * put.chunk_count, part_count = item->part_count;
+    if (job->kind == MKV_JOB_LOCAL_PUT) { /* the node takes the payload itself */
+        size_t parts_bytes = item->local_part_count * sizeof(struct mkv_local_part);
+        memcpy(frame.body + body_bytes, item->local_parts, parts_bytes);
+        body_bytes += parts_bytes;
+        part_count = 0;
+    } else {
+        frame.header.payload_bytes = put.length;
+    }
     frame.header.flags &= (uint16_t)~MKV_FLAG_LAST;
     if (index + 1 == job->item_count)
         frame.header.flags |= MKV_FLAG_LAST;
-    mkv_header_seal(&frame.header, frame.body, sizeof put + 8 * put.chunk_count);
+    mkv_header_seal(&frame.header, frame.body, body_bytes);
 
-    if (item->part_count > FEW_PARTS) {
-        parts = malloc((item->part_count + 1) * sizeof *parts);
+    if (part_count > FEW_PARTS) {
+        parts = malloc((part_count + 1) * sizeof *parts);
         if (!parts)
             return MKV_STREAM_CLOSED;
     }
     parts[0].iov_base = &frame;
     parts[0].iov_len = sizeof frame.header + frame.header.body_bytes;
-    memcpy(parts + 1, item->parts, item->part_count * sizeof *parts);
-    int error = mkv_stream_send_watching(talk->stream, parts, item->part_count + 1, talk->inbox,
+    memcpy(parts + 1, item->parts, part_count * sizeof *parts);
+    int error = mkv_stream_send_watching(talk->stream, parts, (unsigned)part_count + 1, talk->inbox,
                                          talk->deadline_ns);
     if (parts != few)
         free(parts);
@@ -89,7 +98,7 @@ static int send_put(struct mkv_talk *talk, struct mkv_job *job, uint32_t index)
 static int send_request(struct mkv_talk *talk, struct mkv_job *job)
 {
     int error = 0;
-    if (job->kind != MKV_JOB_PUT)
+    if (job->kind != MKV_JOB_PUT && job->kind != MKV_JOB_LOCAL_PUT)
         return send_frame(talk, job);
     for (uint32_t i = 0; i < job->item_count && !error; i++)
         error = send_put(talk, job, i);
@@ -215,7 +224,8 @@ static int parse_answer(struct mkv_job *job, const struct mkv_header *header, co
         return result->chunk_count || header->payload_bytes ? MKV_PROTOCOL
                : left && mkv_job_keep_hints(job, hint, left) ? MKV_INTERNAL
                                                              : MKV_OK;
-    if (result->length != header->payload_bytes || result->length > item->max_length)
+    uint64_t payload_bytes = job->kind == MKV_JOB_LOCAL_GET ? 0 : result->length;
+    if (header->payload_bytes != payload_bytes || result->length > item->max_length)
         return MKV_PROTOCOL;
     if (job->kind == MKV_JOB_GET_RANGES)
         return result->length == item->max_length && result->chunk_count == item->range_count
@@ -238,6 +248,18 @@ static int sums_are_bound(const struct mkv_job *job, const struct answer *answer
     return memcmp(root, answer->result.root, sizeof root) == 0;
 }
 
+/* The node says that the block lies in the item's memory. What comes after the deadline is nobody's
+ * result any more. */
+static int64_t judge_placed(const struct mkv_job *job, const struct answer *answer)
+{
+    uint64_t length = answer->result.length;
+    if (mkv_monotonic_ns() >= job->deadline_ns)
+        return MKV_TIMEOUT;
+    return sums_are_bound(job, answer) && mkv_item_matches(answer->item, length, answer->sums)
+               ? (int64_t)length
+               : MKV_CORRUPT;
+}
+
 static int receive_item(struct mkv_talk *talk, struct mkv_job *job,
                         const struct mkv_header *header)
 {
@@ -255,7 +277,9 @@ static int receive_item(struct mkv_talk *talk, struct mkv_job *job,
         return error;
     struct mkv_item *item = answer.item;
     int64_t status = answer.result.status;
-    if (status == MKV_OK && !sums_are_bound(job, &answer)) {
+    if (job->kind == MKV_JOB_LOCAL_GET) {
+        status = status == MKV_OK ? judge_placed(job, &answer) : status;
+    } else if (status == MKV_OK && !sums_are_bound(job, &answer)) {
         status = MKV_CORRUPT;
         error = mkv_talk_discard(talk, header->payload_bytes);
     } else if (status == MKV_OK) {
@@ -265,7 +289,7 @@ static int receive_item(struct mkv_talk *talk, struct mkv_job *job,
     }
     if (error)
         return error;
-    job->bytes_received += header->payload_bytes;
+    job->bytes_received += status > 0 ? (uint64_t)status : header->payload_bytes;
     item->length = answer.result.length;
     item->source = answer.result.source;
     item->status = status;
@@ -305,6 +329,25 @@ static int receive_refusal(struct mkv_talk *talk, struct mkv_job *job)
     return error < 0 ? error : MKV_EXCHANGE_SPENT;
 }
 
+/* After a fault in the answer the node may still be writing into the job's memory. It stops when it
+ * reads our end and has finished; then it closes. */
+static void await_end(struct mkv_talk *talk)
+{
+    uint8_t dropped[4096];
+    mkv_stream_half_close(talk->stream);
+    while (mkv_stream_receive_some(talk->stream, dropped, sizeof dropped, talk->deadline_ns) > 0)
+        ;
+}
+
+static int receive_placed(struct mkv_talk *talk, struct mkv_job *job)
+{
+    talk->deadline_ns = UINT64_MAX;
+    int error = receive_items(talk, job);
+    if (error < 0 && error != MKV_UNAVAILABLE)
+        await_end(talk);
+    return error;
+}
+
 static int talk_over(struct mkv_stream *stream, struct mkv_inbox *inbox, uint64_t request_id,
                      struct mkv_job *job)
 {
@@ -316,7 +359,9 @@ static int talk_over(struct mkv_stream *stream, struct mkv_inbox *inbox, uint64_
     if (error)
         return mkv_talk_status(error);
     job->status = MKV_OK;
-    if (job->kind == MKV_JOB_GET || job->kind == MKV_JOB_GET_RANGES)
+    if (mkv_job_awaits_node(job))
+        error = receive_placed(&talk, job);
+    else if (job->kind == MKV_JOB_GET || job->kind == MKV_JOB_GET_RANGES)
         error = receive_items(&talk, job);
     else
         error = receive_one_frame(&talk, job);

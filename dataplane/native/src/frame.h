@@ -13,6 +13,7 @@ enum {
     MKV_ITEMS_PER_FRAME_MAX = 1024,
     MKV_RANGES_PER_ITEM_MAX = 256,
     MKV_HINT_BYTES = 40, /* without the host that follows */
+    MKV_LOCAL_PARTS_MAX = 256, /* of one block */
 };
 
 enum mkv_flag { MKV_FLAG_RESPONSE = 1, MKV_FLAG_LAST = 2, MKV_FLAG_HINTS = 4 };
@@ -25,6 +26,8 @@ enum mkv_opcode {
     MKV_OP_EXISTS = 5,
     MKV_OP_DELETE = 6,
     MKV_OP_PIN = 7,
+    MKV_OP_LOCAL_GET = 14,
+    MKV_OP_LOCAL_PUT = 15,
 };
 
 /* The statuses of memkv/status.py that the lanes give or look at. */
@@ -87,6 +90,18 @@ struct mkv_put_item { /* followed by chunk_count sums */
     uint32_t ttl_s, depth, durability, chunk_count;
 };
 _Static_assert(sizeof(struct mkv_put_item) == 88, "a PUT item begins with 88 bytes");
+
+struct mkv_local_item { /* of a LOCAL_GET, followed by part_count parts */
+    uint8_t block_id[MKV_BLOCK_ID_BYTES];
+    uint32_t part_count, reserved;
+};
+_Static_assert(sizeof(struct mkv_local_item) == 40, "a LOCAL_GET item begins with 40 bytes");
+
+struct mkv_local_part { /* of memory that the node was given a file descriptor of */
+    uint32_t region, reserved;
+    uint64_t offset, length;
+};
+_Static_assert(sizeof(struct mkv_local_part) == 24, "a part is 24 bytes");
 
 /* Set magic, version, body_bytes and both sums. Call last. */
 void mkv_header_seal(struct mkv_header *header, const void *body, size_t body_bytes);

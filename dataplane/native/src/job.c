@@ -86,8 +86,12 @@ static const char *parse_ranges(struct mkv_job *job)
 
 static const char *parse_puts(struct mkv_job *job)
 {
-    if (job->body_bytes != job->item_count * sizeof(struct mkv_put_item))
+    size_t items_bytes = job->item_count * sizeof(struct mkv_put_item);
+    size_t parts_bytes = job->body_bytes - items_bytes;
+    if (job->body_bytes < items_bytes || (job->kind == MKV_JOB_PUT && parts_bytes))
         return "a PUT is 88 bytes an item";
+    if (parts_bytes % sizeof(struct mkv_local_part))
+        return "a part is 24 bytes";
     for (uint32_t i = 0; i < job->item_count; i++) {
         struct mkv_put_item item;
         memcpy(&item, job->body + i * sizeof item, sizeof item);
@@ -99,11 +103,49 @@ static const char *parse_puts(struct mkv_job *job)
     return NULL;
 }
 
+static const char *set_local_parts(struct mkv_item *item, const uint8_t *parts, uint32_t count)
+{
+    if (count < 1 || count > MKV_LOCAL_PARTS_MAX)
+        return "an item has 1 to 256 parts";
+    item->local_parts = parts;
+    item->local_part_count = count;
+    return NULL;
+}
+
+static const char *parse_local_gets(struct mkv_job *job)
+{
+    const uint8_t *at = job->body, *end = at + job->body_bytes;
+    for (uint32_t i = 0; i < job->item_count; i++) {
+        struct mkv_local_item item;
+        struct mkv_item *target = &job->items[i];
+        if ((size_t)(end - at) < sizeof item)
+            return "the body of a LOCAL_GET is shorter than its items";
+        memcpy(&item, at, sizeof item);
+        at += sizeof item;
+        if ((size_t)(end - at) / sizeof(struct mkv_local_part) < item.part_count)
+            return "the body of a LOCAL_GET is shorter than its parts";
+        memcpy(target->block_id, item.block_id, MKV_BLOCK_ID_BYTES);
+        const char *error = set_local_parts(target, at, item.part_count);
+        if (error)
+            return error;
+        for (uint32_t p = 0; p < item.part_count; p++, at += sizeof(struct mkv_local_part)) {
+            struct mkv_local_part part;
+            memcpy(&part, at, sizeof part);
+            if (part.length < 1 || part.length > MKV_CHUNK_BYTES * MKV_CHUNKS_PER_BLOCK_MAX)
+                return "a part has 1 byte to 16 MiB";
+            target->max_length += part.length;
+        }
+    }
+    return at == end ? NULL : "the body of a LOCAL_GET is longer than its items";
+}
+
 static const char *parse(struct mkv_job *job)
 {
     static const uint8_t opcodes[] = {[MKV_JOB_GET] = MKV_OP_GET,
                                       [MKV_JOB_GET_RANGES] = MKV_OP_GET_RANGES,
-                                      [MKV_JOB_PUT] = MKV_OP_PUT};
+                                      [MKV_JOB_PUT] = MKV_OP_PUT,
+                                      [MKV_JOB_LOCAL_GET] = MKV_OP_LOCAL_GET,
+                                      [MKV_JOB_LOCAL_PUT] = MKV_OP_LOCAL_PUT};
     uint8_t opcode = job->header.opcode;
     if (job->kind == MKV_JOB_EXCHANGE) {
         int answers_keys =
@@ -129,7 +171,10 @@ static const char *parse(struct mkv_job *job)
     case MKV_JOB_GET_RANGES:
         return parse_ranges(job);
     case MKV_JOB_PUT:
+    case MKV_JOB_LOCAL_PUT:
         return parse_puts(job);
+    case MKV_JOB_LOCAL_GET:
+        return parse_local_gets(job);
     case MKV_JOB_EXCHANGE:
         break;
     }
@@ -173,6 +218,32 @@ struct mkv_job *mkv_job_new(enum mkv_job_kind kind, const uint8_t *frame, size_t
     return job;
 }
 
+/* The node is told offsets, the lane has addresses: their lengths at least must agree. */
+static const char *match_local_parts(struct mkv_job *job, struct mkv_item *item,
+                                     const struct iovec *parts, uint32_t count)
+{
+    if (job->kind == MKV_JOB_LOCAL_PUT) {
+        size_t start = job->item_count * sizeof(struct mkv_put_item);
+        size_t have = (job->body_bytes - start) / sizeof(struct mkv_local_part);
+        if (count > have - job->local_parts_set)
+            return "the frame has fewer parts than there are pieces of memory";
+        start += job->local_parts_set * sizeof(struct mkv_local_part);
+        const char *error = set_local_parts(item, job->body + start, count);
+        if (error)
+            return error;
+        job->local_parts_set += count;
+    }
+    if (count != item->local_part_count)
+        return "there are not as many pieces of memory as parts in the frame";
+    for (uint32_t i = 0; i < count; i++) {
+        struct mkv_local_part part;
+        memcpy(&part, item->local_parts + i * sizeof part, sizeof part);
+        if (part.length != parts[i].iov_len)
+            return "a piece of memory does not have the length of its part";
+    }
+    return NULL;
+}
+
 const char *mkv_job_scatter(struct mkv_job *job, uint32_t index, const struct iovec *parts,
                             uint32_t count)
 {
@@ -184,8 +255,14 @@ const char *mkv_job_scatter(struct mkv_job *job, uint32_t index, const struct io
             return "an address is null";
         item->capacity += parts[i].iov_len;
     }
-    if (job->kind == MKV_JOB_PUT ? item->capacity != item->max_length
-                                 : item->capacity < item->max_length)
+    if (job->kind == MKV_JOB_LOCAL_GET || job->kind == MKV_JOB_LOCAL_PUT) {
+        const char *error = match_local_parts(job, item, parts, count);
+        if (error)
+            return error;
+    }
+    int is_put = job->kind == MKV_JOB_PUT || job->kind == MKV_JOB_LOCAL_PUT;
+    if (is_put ? item->capacity != item->max_length
+               : item->capacity < item->max_length)
         return "the pieces of memory do not have the length that the frame says";
     item->parts = malloc((count + 1) * sizeof *parts);
     if (!item->parts)
@@ -234,7 +311,7 @@ void mkv_job_complete(struct mkv_job *job)
     pthread_cond_broadcast(&job->done_changed);
     pthread_mutex_unlock(&job->lock);
     if (notify)
-        mkv_engine_report(job->engine, job); /* takes over the reference */
+        mkv_engine_report(job->engine, job, MKV_REPORT_DONE); /* takes over the reference */
     else
         mkv_job_release(job);
 }
@@ -249,7 +326,7 @@ int mkv_job_wait(struct mkv_job *job, uint64_t deadline_ns, int hand_over)
         late = pthread_cond_timedwait(&job->done_changed, &job->lock, &until) != 0;
     int done = job->is_done;
     if (!done && hand_over)
-        job->wants_notify = 1;
+        job->wants_notify = job->is_overdue = 1;
     pthread_mutex_unlock(&job->lock);
     return done;
 }
@@ -260,4 +337,28 @@ int mkv_job_is_done(struct mkv_job *job)
     int done = job->is_done;
     pthread_mutex_unlock(&job->lock);
     return done;
+}
+
+static int may_be_overdue(const struct mkv_job *job)
+{
+    return mkv_job_awaits_node(job) && !job->is_done && job->wants_notify && !job->is_overdue;
+}
+
+int mkv_job_may_be_overdue(struct mkv_job *job)
+{
+    pthread_mutex_lock(&job->lock);
+    int may = may_be_overdue(job);
+    pthread_mutex_unlock(&job->lock);
+    return may;
+}
+
+void mkv_job_report_overdue(struct mkv_job *job)
+{
+    pthread_mutex_lock(&job->lock);
+    if (may_be_overdue(job)) {
+        job->is_overdue = 1;
+        mkv_job_reference(job);
+        mkv_engine_report(job->engine, job, MKV_REPORT_OVERDUE); /* before it can be done */
+    }
+    pthread_mutex_unlock(&job->lock);
 }

@@ -2,7 +2,11 @@
  *
  * Life: new -> (scatter lists added) -> given to a lane group once -> done. The maker holds one
  * reference, whoever queues or runs it another. Until it is done only the executing lane writes
- * results and buffers; afterwards nobody does. So "done" means: the buffers are free. */
+ * results and buffers; afterwards nobody does. So "done" means: the buffers are free.
+ *
+ * The answer of a LOCAL_GET says that the node has written into the buffers itself. Only the node
+ * can end that, so such a job is done when the node has answered or is gone, however late; results
+ * that come after the deadline are TIMEOUT. */
 #pragma once
 #include <pthread.h>
 #include <stddef.h>
@@ -14,7 +18,17 @@
 struct mkv_engine;
 struct mkv_lane;
 
-enum mkv_job_kind { MKV_JOB_EXCHANGE, MKV_JOB_GET, MKV_JOB_GET_RANGES, MKV_JOB_PUT };
+enum mkv_job_kind {
+    MKV_JOB_EXCHANGE,
+    MKV_JOB_GET,
+    MKV_JOB_GET_RANGES,
+    MKV_JOB_PUT,
+    MKV_JOB_LOCAL_GET,
+    MKV_JOB_LOCAL_PUT,
+};
+
+/* Of a job in the engine's list of completions. */
+enum mkv_report { MKV_REPORT_NONE, MKV_REPORT_OVERDUE, MKV_REPORT_DONE };
 
 #define MKV_UNANSWERED INT64_MIN
 
@@ -29,8 +43,10 @@ struct mkv_item {
     uint8_t block_id[MKV_BLOCK_ID_BYTES];
     struct iovec *parts; /* where payload goes (GET) or comes from (PUT) */
     uint32_t part_count;
+    uint32_t local_part_count;     /* LOCAL_*: what the request says of `parts` */
     uint32_t range_count;          /* GET_RANGES */
     const uint8_t *ranges;         /* of the request body: {offset, length} pairs */
+    const uint8_t *local_parts;    /* of the request body: struct mkv_local_part */
     uint64_t capacity, max_length; /* bytes of all parts; what the request says */
     int64_t status; /* bytes or 0 or 1, or a negative status; MKV_UNANSWERED before */
     uint64_t length; /* of the stored block, where the answer said it */
@@ -42,7 +58,8 @@ struct mkv_job {
     uint64_t deadline_ns;
     uint8_t tenant_tag[MKV_TENANT_TAG_BYTES];
     struct mkv_header header; /* template of the request; patched when sent */
-    uint8_t *body;            /* of the request; PUT: item_count times struct mkv_put_item */
+    uint8_t *body; /* of the request; PUT: item_count times struct mkv_put_item; LOCAL_PUT: the
+                      parts of all items behind them */
     size_t body_bytes;
     size_t reply_bytes_max;
     struct mkv_item *items;
@@ -62,11 +79,15 @@ struct mkv_job {
     struct mkv_wave *wave; /* or NULL; set before the job is given to a group */
     struct mkv_lane *lane; /* that runs it; under the group's lock */
     struct mkv_job *next;  /* in a queue or a list of completions */
+    enum mkv_report report; /* under the engine's lock: what the list says of it */
+    int is_counted;         /* likewise: its wave was told */
+    uint32_t local_parts_set; /* LOCAL_PUT: parts that were given their memory */
     int references;        /* atomic */
     int is_given, is_queued;
     pthread_mutex_t lock;  /* of what follows */
     pthread_cond_t done_changed;
     int is_done, wants_notify;
+    int is_overdue; /* whoever waits was told that it takes longer */
 };
 
 /* Make a job from a request frame: header and body (PUT: a header and the put items without sums,
@@ -101,3 +122,15 @@ void mkv_job_complete(struct mkv_job *job);
 int mkv_job_wait(struct mkv_job *job, uint64_t deadline_ns, int hand_over);
 
 int mkv_job_is_done(struct mkv_job *job);
+
+/* Whether only the node can free the job's buffers: closing the lane does not. */
+static inline int mkv_job_awaits_node(const struct mkv_job *job)
+{
+    return job->kind == MKV_JOB_LOCAL_GET;
+}
+
+/* Have the engine report that the job is late, once, when it is not done and is to be notified. */
+void mkv_job_report_overdue(struct mkv_job *job);
+
+/* Whether mkv_job_report_overdue has something to do. */
+int mkv_job_may_be_overdue(struct mkv_job *job);

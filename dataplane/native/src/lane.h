@@ -6,6 +6,10 @@
  * job after that, so a completed job's buffers are free. A dead lane is never revived; add
  * another. When the last one dies, queued jobs complete as UNAVAILABLE.
  *
+ * A group with a grace is for jobs that await the node (see job.h): closing a lane would free
+ * nothing there. Its lanes go on waiting beyond the deadline, only its threads run jobs, and what
+ * is not done after deadline and grace is reported as late.
+ *
  * Thread-safe. Locks: a group's lock is taken inside the engine's timer lock and never held over
  * I/O or over a job's completion. */
 #pragma once
@@ -28,17 +32,23 @@ struct mkv_group_statistics {
     uint64_t lanes_added, lanes_lost;
 };
 
-/* `lanes_max` at least 1. Returns NULL when memory is short. The engine must outlive the group. */
-struct mkv_group *mkv_group_new(struct mkv_engine *engine, uint32_t lanes_max, uint32_t queue_max);
+/* `lanes_max` at least 1; `grace_ns` 0: lanes close at a deadline. Returns NULL when memory is
+ * short. The engine must outlive the group. */
+struct mkv_group *mkv_group_new(struct mkv_engine *engine, uint32_t lanes_max, uint32_t queue_max,
+                                uint64_t grace_ns);
 
 /* Refuse new jobs, complete queued ones as CLOSED, close all lanes and wait for the jobs on them
- * (CLOSED too). Safe to call again. */
-void mkv_group_close(struct mkv_group *group);
+ * (CLOSED too). Safe to call again. Returns 1.
+ *
+ * With a grace: end only the sending side and wait so long at most, the first time. Returns 0 when
+ * a job is still on a lane: the group lives on until a later call returns 1. */
+int mkv_group_close(struct mkv_group *group);
 
 /* For mkv_engine_abandon: drop this process's copies of the sockets, and be closed. */
 void mkv_group_abandon(struct mkv_group *group);
 
 /* After mkv_group_close and when no other thread is inside. */
+/* After mkv_group_close returned 1 and when no other thread is inside. */
 void mkv_group_free(struct mkv_group *group);
 
 /* Take over a connected stream and start its thread. Returns 0; or -ENOSPC (lanes_max are open),
@@ -53,18 +63,23 @@ void mkv_group_submit(struct mkv_group *group, struct mkv_job *job, int notify);
  * it may then still be on a lane that is closing. */
 void mkv_group_run(struct mkv_group *group, struct mkv_job *job);
 
-/* Take a queued job off, or close the lane that runs it; it completes as CLOSED, soon. Nothing
- * happens to a job that is done. */
+/* Take a queued job off, or close the lane that runs it; it completes as CLOSED, soon. With a grace
+ * only the sending side ends, and the job is done when the node is. Nothing happens to a job that
+ * is done. */
 void mkv_group_cancel(struct mkv_group *group, struct mkv_job *job);
 
 /* Close idle lanes whose peer has gone. Returns how many. */
 uint32_t mkv_group_reap(struct mkv_group *group);
+
+/* Whether no job is on a lane. */
+int mkv_group_is_quiet(struct mkv_group *group);
 
 uint32_t mkv_group_lanes_open(struct mkv_group *group);
 uint32_t mkv_group_jobs_queued(struct mkv_group *group);
 void mkv_group_get_statistics(struct mkv_group *group, struct mkv_group_statistics *statistics);
 
 /* For the engine's timer: complete queued jobs whose deadline is not after `now_ns` as TIMEOUT,
- * and return the earliest deadline left (UINT64_MAX: none); the link of the engine's list. */
+ * report late ones, and return the earliest deadline left (UINT64_MAX: none); the link of the
+ * engine's list. */
 uint64_t mkv_group_expire(struct mkv_group *group, uint64_t now_ns);
 struct mkv_group **mkv_group_next(struct mkv_group *group);

@@ -175,3 +175,26 @@ int mkv_talk_payload(struct mkv_talk *talk, const struct mkv_item *item, uint64_
     *matches = spans.matches;
     return MKV_OK;
 }
+
+int mkv_item_matches(const struct mkv_item *item, uint64_t length, const uint64_t *sums)
+{
+    struct spans spans = {.loops = mkv_loops(), .item = item, .sums = sums, .matches = 1};
+    const struct iovec *part = item->parts;
+    size_t offset = 0;
+    spans.unopened = length;
+    open_span(&spans);
+    while (length && spans.matches) {
+        if (offset == part->iov_len) {
+            part++;
+            offset = 0;
+            continue;
+        }
+        uint64_t step = spans.left < length ? spans.left : length;
+        if (step > part->iov_len - offset)
+            step = part->iov_len - offset;
+        feed_span(&spans, (const uint8_t *)part->iov_base + offset, (size_t)step);
+        offset += (size_t)step;
+        length -= step;
+    }
+    return spans.matches;
+}

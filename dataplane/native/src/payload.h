@@ -30,6 +30,9 @@ int mkv_talk_receive(struct mkv_talk *talk, void *target, size_t len);
 /* Drop `len` bytes. */
 int mkv_talk_discard(struct mkv_talk *talk, uint64_t len);
 
+/* Whether the first `length` bytes in the item's memory have these chunk sums. */
+int mkv_item_matches(const struct mkv_item *item, uint64_t length, const uint64_t *sums);
+
 /* Take `length` bytes into the item's memory and compare the sums of its chunks (its ranges, when
  * it has any) while they are hot. `matches` is written when all bytes were taken; when it is 0 the
  * memory holds bytes of no value. */

@@ -19,6 +19,7 @@ enum {
     REASON_BYTES = 400,
     OPERATION_BYTES_MAX = 1 << 30, /* results are 32 bits; the kernel stops at 2 GiB anyway */
 };
+enum { FILE_PLACE, GUARD_PLACE, FILE_PLACES }; /* of the registered files */
 #define ARENA_PIECE_BYTES ((size_t)1 << 30) /* the kernel registers at most 1 GiB a piece */
 
 enum operation { OP_READ, OP_WRITE, OP_FLUSH, OP_DISCARD };
@@ -32,7 +33,7 @@ struct slot {
 };
 
 struct mkv_ring {
-    int fd, is_block, uses_io_uring, has_fixed_file;
+    int fd, is_block, uses_io_uring, has_fixed_file, has_guard;
     unsigned depth, in_flight;
     unsigned ready; /* executed here, results not yet taken */
     struct slot *slots;
@@ -104,7 +105,10 @@ static int open_io_uring(struct mkv_ring *ring)
         io_uring_queue_exit(&ring->uring);
         return -EOPNOTSUPP;
     }
-    ring->has_fixed_file = io_uring_register_files(&ring->uring, &ring->fd, 1) == 0;
+    int files[FILE_PLACES] = {[FILE_PLACE] = ring->fd, [GUARD_PLACE] = -1};
+    ring->has_guard = io_uring_register_files(&ring->uring, files, FILE_PLACES) == 0;
+    ring->has_fixed_file =
+        ring->has_guard || io_uring_register_files(&ring->uring, &ring->fd, 1) == 0;
     return 0;
 }
 
@@ -167,6 +171,16 @@ unsigned mkv_ring_in_flight(const struct mkv_ring *ring)
     return ring->in_flight;
 }
 
+int mkv_ring_guard(struct mkv_ring *ring, int fd)
+{
+    if (!ring->uses_io_uring)
+        return 0; /* a thread inside preadv is as good: its process keeps its files until it ends */
+    if (!ring->has_guard)
+        return -EOPNOTSUPP;
+    int done = io_uring_register_files_update(&ring->uring, GUARD_PLACE, &fd, 1);
+    return done == 1 ? 0 : done < 0 ? done : -EINVAL;
+}
+
 /* --- registered memory --- */
 
 int mkv_ring_register(struct mkv_ring *ring, void *base, size_t length)
@@ -214,7 +228,7 @@ static void prepare(struct mkv_ring *ring, uint32_t index)
 {
     struct slot *slot = &ring->slots[index];
     struct io_uring_sqe *sqe = io_uring_get_sqe(&ring->uring); /* depth fits: see open_io_uring */
-    int fd = ring->has_fixed_file ? 0 : ring->fd;
+    int fd = ring->has_fixed_file ? FILE_PLACE : ring->fd;
     int write = slot->operation == OP_WRITE;
     int arena = slot->count == 1 ? arena_of(ring, slot->parts) : -1;
     if (slot->operation == OP_FLUSH) {

@@ -34,6 +34,11 @@ unsigned mkv_ring_in_flight(const struct mkv_ring *ring);
  * mapped until the ring is closed. */
 int mkv_ring_register(struct mkv_ring *ring, void *base, size_t length);
 
+/* Hold the file of `fd` open until the next call (-1: nothing), or until every operation in flight
+ * has ended when the process is killed. So the peer of a socket sees its end only when nothing is
+ * written any more. Returns 0, or -errno when the kernel cannot. */
+int mkv_ring_guard(struct mkv_ring *ring, int fd);
+
 /* Start an operation. Return its slot, or -EBUSY when `depth` are in flight, -EINVAL, -ENOMEM. */
 int mkv_ring_read(struct mkv_ring *ring, uint64_t offset, const struct iovec *parts,
                   unsigned count);

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -65,6 +66,83 @@ struct mkv_stream *mkv_stream_plain(int fd)
     return stream;
 }
 
+/* --- Unix sockets that file descriptors come through --- */
+
+struct passed {
+    unsigned count;
+    int fds[MKV_PASSED_FDS_MAX];
+};
+
+static void keep_fds(struct passed *passed, struct msghdr *message)
+{
+    for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part; part = CMSG_NXTHDR(message, part)) {
+        if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < count; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
+            if (passed->count < MKV_PASSED_FDS_MAX)
+                passed->fds[passed->count++] = fd;
+            else
+                close(fd);
+        }
+    }
+}
+
+static ssize_t local_receive(struct mkv_stream *stream, void *target, size_t len, short *events)
+{
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(MKV_PASSED_FDS_MAX * sizeof(int))];
+    struct iovec part = {target, len};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof control};
+    ssize_t done = recvmsg(stream->fd, &message, MSG_CMSG_CLOEXEC);
+    if (done < 0) {
+        *events = POLLIN;
+        return errno == EWOULDBLOCK || errno == EINTR ? -EAGAIN : -errno;
+    }
+    keep_fds(stream->implementation, &message);
+    return done;
+}
+
+static void local_free(struct mkv_stream *stream)
+{
+    struct passed *passed = stream->implementation;
+    while (passed->count)
+        close(passed->fds[--passed->count]);
+    free(passed);
+}
+
+static const struct mkv_stream_steps local_steps = {local_receive, plain_send, local_free};
+
+struct mkv_stream *mkv_stream_local(int fd)
+{
+    struct passed *passed = calloc(1, sizeof *passed);
+    if (!passed)
+        return NULL;
+    struct mkv_stream *stream = mkv_stream_plain(fd);
+    if (!stream) {
+        free(passed);
+        return NULL;
+    }
+    stream->steps = &local_steps;
+    stream->implementation = passed;
+    return stream;
+}
+
+unsigned mkv_stream_take_fds(struct mkv_stream *stream, int *fds)
+{
+    if (stream->steps != &local_steps)
+        return 0;
+    struct passed *passed = stream->implementation;
+    unsigned count = passed->count;
+    memcpy(fds, passed->fds, count * sizeof *fds);
+    passed->count = 0;
+    return count;
+}
+
 /* --- common to all kinds --- */
 
 void mkv_stream_free(struct mkv_stream *stream)
@@ -84,6 +162,16 @@ void mkv_stream_hang_up(struct mkv_stream *stream)
 {
     mkv_stream_shutdown(stream);
     mkv_stream_free(stream);
+}
+
+void mkv_stream_half_close(struct mkv_stream *stream)
+{
+    shutdown(stream->fd, SHUT_WR);
+}
+
+void mkv_stream_stop_receiving(struct mkv_stream *stream)
+{
+    shutdown(stream->fd, SHUT_RD);
 }
 
 static int is_shut(const struct mkv_stream *stream)
@@ -287,6 +375,6 @@ int mkv_stream_is_idle(struct mkv_stream *stream)
     if (is_shut(stream) || done == 0)
         return 0;
     if (done > 0) /* TLS peers may send records without data at any time */
-        return stream->implementation != NULL;
+        return stream->implementation != NULL && stream->steps != &local_steps;
     return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
 }

@@ -35,6 +35,7 @@ enum {
     MKV_STREAM_TIMEOUT = -110,  /* -ETIMEDOUT: the deadline passed */
     MKV_STREAM_CLOSED = -32,    /* -EPIPE: the peer closed the connection */
     MKV_STREAM_SHUT = -108,     /* -ESHUTDOWN: mkv_stream_shutdown was called here */
+    MKV_PASSED_FDS_MAX = 4,
     MKV_STREAM_ANSWERED = -114, /* -EALREADY: see mkv_stream_send_watching */
 };
 
@@ -59,6 +60,20 @@ void mkv_stream_shutdown(struct mkv_stream *stream);
 /* End the connection, close and free. Closing alone would not end it: a forked child may hold the
  * socket too, and the peer would wait for what never comes. */
 void mkv_stream_hang_up(struct mkv_stream *stream);
+/* As mkv_stream_plain for a Unix socket, and keep up to MKV_PASSED_FDS_MAX file descriptors that
+ * the peer passes; what comes beyond that, or is not taken, is closed. */
+struct mkv_stream *mkv_stream_local(int fd);
+
+/* Move the descriptors passed so far to `fds` (room for MKV_PASSED_FDS_MAX), whose owner is the
+ * caller now. Returns how many; 0 for other kinds of stream. */
+unsigned mkv_stream_take_fds(struct mkv_stream *stream, int *fds);
+
+/* Tell the peer that nothing more is sent; what it sends can still be received. Any thread. */
+void mkv_stream_half_close(struct mkv_stream *stream);
+
+/* Receive nothing more: whoever receives sees the end of the stream. What is being sent can still
+ * be sent. Any thread. */
+void mkv_stream_stop_receiving(struct mkv_stream *stream);
 
 /* Fill `target`. Returns 0 or a negative error. */
 int mkv_stream_receive(struct mkv_stream *stream, void *target, size_t len, uint64_t deadline_ns);

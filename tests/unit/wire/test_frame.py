@@ -57,7 +57,7 @@ def frames_of(events: list[Frame | memoryview]) -> list[Frame]:
         ("a single wrong byte", b"\x00", BadMagic, "port"),
         ("a later frame layout", with_header(STAT, 4, "<B", 2), VersionSkew, "upgrade"),
         ("a flipped bit in the header", STAT[:40] + b"\x01" + STAT[41:], BadSum, "proxy"),
-        ("an opcode of the future", with_header(STAT, 5, "<B", 12), UnknownOpcode, "newer"),
+        ("an opcode of the future", with_header(STAT, 5, "<B", 99), UnknownOpcode, "newer"),
         ("opcode 0", with_header(STAT, 5, "<B", 0), UnknownOpcode, "newer"),
         ("a flag of the future", with_header(STAT, 6, "<H", 64), UnknownOpcode, "newer"),
         ("a response", with_header(STAT, 6, "<H", 1), MalformedBody, "mixed up"),

@@ -28,6 +28,16 @@ from memkv.wire.items import (
     encode_put_item,
     encode_ranges_request,
 )
+from memkv.wire.local import (
+    Access,
+    LocalGetItem,
+    Part,
+    RegisterRequest,
+    encode_local_get,
+    encode_local_put,
+    encode_registered,
+    encode_unregister,
+)
 from memkv.wire.messages import (
     HelloRequest,
     HelloResponse,
@@ -40,7 +50,7 @@ from memkv.wire.messages import (
     encode_statuses,
     pack_statuses,
 )
-from memkv.wire.opcodes import Flag, Opcode
+from memkv.wire.opcodes import Flag, Opcode, Transport
 from memkv.wire.ticket import anonymous_ticket
 
 ROOT = Path(__file__).parents[3]
@@ -63,17 +73,19 @@ HINT = Hint(0, 1234, 8, 2, UUID_WORKER, "127.0.0.1", 7071)
 
 def golden_frames() -> dict[str, bytes]:
     """Return every frame this file freezes, by name."""
-    return {**session_frames(), **payload_frames(), **control_frames()}
+    return {**session_frames(), **payload_frames(), **local_frames(), **control_frames()}
 
 
 def session_frames() -> dict[str, bytes]:
     """Return the frames that open and end a session."""
     ticket = anonymous_ticket("default/local", "default", 1_700_000_000, salt=b"salt").encode()
     granted = HelloResponse(
-        1, UUID_WORKER, 3, UUID_SESSION, 16 << 20, 1024, 2 << 30, 1, LINEAGE, 2, 7,
-        (bytes([0x70]) * 32, bytes([0x71]) * 32),
+        1, UUID_WORKER, 3, UUID_SESSION, 16 << 20, 1024, 2 << 30, 5, LINEAGE, 2, 7,
+        (bytes([0x70]) * 32, bytes([0x71]) * 32), f"/run/memkv/{UUID_WORKER.hex()}.sock",
     )  # fmt: skip
-    hello = HelloRequest(UUID_CLIENT, "default/local", ticket, LINEAGE).encode()
+    hello = HelloRequest(
+        UUID_CLIENT, "default/local", ticket, LINEAGE, Transport.TCP | Transport.LOCAL
+    ).encode()
     return {
         "hello": encode_frame(Opcode.HELLO, 0, 1, hello, deadline_ms=5000),
         "hello_response": encode_frame(Opcode.HELLO, DONE, 1, granted.encode()),
@@ -144,6 +156,42 @@ def payload_frames() -> dict[str, bytes]:
             count=1,
             payload_bytes=len(PAYLOAD),
         ) + PAYLOAD,
+    }  # fmt: skip
+
+
+def local_frames() -> dict[str, bytes]:
+    """Return the frames of lanes to a worker's Unix socket."""
+    put = PutItem(ID_A, len(PAYLOAD), ROOT_SUM, SUMS, b"prefix01", b"session1", 60, 3)
+    wanted = [
+        LocalGetItem(ID_A, (Part(1, 4096, 16), Part(2, 0, 16))),
+        LocalGetItem(ID_B, (Part(1, 8192, 8192),)),
+    ]
+    result = encode_get_result(0, 0, len(PAYLOAD), ROOT_SUM, SUMS, Source.FLASH)
+    region = RegisterRequest(1, Access.READ | Access.WRITE, 65_536, 1 << 20)
+    return {
+        "register": encode_frame(Opcode.REGISTER, 0, 19, region.encode(), deadline_ms=2000),
+        "register_response": encode_frame(Opcode.REGISTER, DONE, 19, encode_registered(True)),
+        "register_refused": encode_error(Opcode.REGISTER, 19, Status.INVALID, "no"),
+        "unregister": encode_frame(
+            Opcode.UNREGISTER, 0, 20, encode_unregister(1), deadline_ms=2000
+        ),
+        "unregister_response": encode_frame(Opcode.UNREGISTER, DONE, 20),
+        "local_get": encode_frame(
+            Opcode.LOCAL_GET, 0, 21, encode_local_get(wanted), count=2, deadline_ms=2000, **VERSION
+        ),
+        "local_get_response_placed": encode_frame(
+            Opcode.LOCAL_GET, Flag.RESPONSE, 21, result, count=1
+        ),
+        "local_get_response_miss": encode_frame(
+            Opcode.LOCAL_GET, DONE, 21, encode_get_result(1, Status.MISS), count=1
+        ),
+        "local_put": encode_frame(
+            Opcode.LOCAL_PUT, Flag.LAST, 22, encode_local_put(put, [Part(1, 0, len(PAYLOAD))]),
+            count=1, deadline_ms=2000, **VERSION,
+        ),
+        "local_put_response": encode_frame(
+            Opcode.LOCAL_PUT, DONE, 22, pack_statuses([0]), count=1
+        ),
     }  # fmt: skip
 
 

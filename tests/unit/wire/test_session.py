@@ -57,6 +57,10 @@ ALLOWED = {
         Opcode.GET, Opcode.GET_RANGES, Opcode.PUT, Opcode.PULL, Opcode.GOODBYE,
     },
     ConnectionState.NEW: {Opcode.HELLO},
+    ConnectionState.LOCAL_OPEN: {
+        Opcode.GET, Opcode.GET_RANGES, Opcode.PUT, Opcode.PULL, Opcode.GOODBYE, Opcode.REGISTER,
+        Opcode.UNREGISTER, Opcode.LOCAL_GET, Opcode.LOCAL_PUT,
+    },
 }  # fmt: skip
 
 
@@ -88,7 +92,7 @@ def test_every_state_can_end_and_nothing_leaves_closing() -> None:
 
 
 def test_every_state_is_reached_from_new() -> None:
-    reached = {ConnectionState.NEW}
+    reached = {ConnectionState.NEW, ConnectionState.LOCAL_NEW}
     for _ in ConnectionState:
         reached |= {target for (state, _), target in TRANSITIONS.items() if state in reached}
     assert reached == set(ConnectionState)
@@ -155,7 +159,7 @@ def test_a_session_never_changes_whose_it_is(pool: str, tenant: str) -> None:
 def test_rights_cover_each_operation() -> None:
     session = Session(b"", anonymous_ticket("p", "t", 1, rights=Rights.NONE))
     allowed = {opcode for opcode in set(Opcode) - {1, 9} if session.allows(opcode)}
-    assert allowed == {Opcode.STAT}
+    assert allowed == {Opcode.STAT, Opcode.REGISTER, Opcode.UNREGISTER}  # they serve nothing
 
 
 def test_credits_bound_what_is_outstanding_but_never_starve_one_large_request() -> None:
