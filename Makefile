@@ -27,7 +27,7 @@ format: setup ## rewrite Python in the house format
 	@$(BIN)/ruff format .
 
 types: setup ## mypy --strict, product and tests
-	@$(LANE) types bash -c '$(BIN)/mypy && $(BIN)/mypy tests benchmarks'
+	@$(LANE) types bash -c '$(BIN)/mypy && $(BIN)/mypy tests benchmarks docs'
 
 layers: setup ## import contracts (.importlinter)
 	@$(LANE) layers $(BIN)/lint-imports

@@ -232,14 +232,24 @@ def test_a_metadata_port_in_use_is_named(tmp_path: Path) -> None:
         assert "never awaited" not in said
 
 
-def test_a_pools_port_in_use_is_named_and_its_log_is_kept() -> None:
+def test_a_pools_port_in_use_is_named_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with taken_port() as port:
         words = ("--nodes", "1", "--capacity", "64MiB", "--endpoint", f"127.0.0.1:{port}")
         said = memkv("up", *words, code=Exit.UNFIT)
-    assert f"cannot listen on 127.0.0.1:{port}: another process has the port" in said
+    assert f"cannot listen on 127.0.0.1:{port}: another process listens there" in said
+    assert "starting" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_of_a_temporary_pool_that_cannot_start_is_kept() -> None:
+    words = ("--nodes", "1", "--capacity", "64MiB", "--memory", "1MiB", "--endpoint", "127.0.0.1:0")
+    said = memkv("up", *words, code=Exit.UNFIT)
     log = Path(said.partition("its log ")[2].partition(" ends with")[0])
     try:
-        assert "another process has the port" in log.read_text()
+        assert "memory" in log.read_text()
         assert [path.name for path in log.parents[1].iterdir()] == ["logs"]
     finally:
         shutil.rmtree(log.parents[1])

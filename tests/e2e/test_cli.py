@@ -1,18 +1,23 @@
 """The command line against a real pool: what a person types, sees and gets as exit code."""
 
 import hashlib
+import importlib.util
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
+from urllib.request import urlopen
 
 import pytest
 
 from memkv.cli.exits import Exit
+from memkv.clock import SystemClock, deadline_after_ms
 
 TIMEOUT_S = 120
 MEMKV = [sys.executable, "-m", "memkv.cli.main"]
@@ -194,6 +199,120 @@ def test_a_second_pool_in_the_same_directory_is_refused(up: Up) -> None:
     assert done.returncode == Exit.UNFIT
     assert b"Traceback" not in done.stderr
     assert memkv(up, "exists", "never-stored").returncode == Exit.FAILED, "the first one is unhurt"
+
+
+def test_a_second_pool_at_the_same_port_is_refused_and_claims_nothing(
+    up: Up, tmp_path: Path
+) -> None:
+    done = memkv(
+        up, "up", "--nodes", "1", "--dir", str(tmp_path), "--endpoint", up.endpoint,
+        "--capacity", "64MiB", "--json",
+    )  # fmt: skip
+    assert done.returncode == Exit.UNFIT
+    assert "another process listens there" in str(document_of(done)["error"])
+    assert memkv(up, "exists", "never-stored").returncode == Exit.FAILED, "the first one is unhurt"
+
+
+@pytest.mark.parametrize("key", ["00ff17", "f09f9880", "0a"])
+def test_keys_that_are_not_text_make_the_round_trip(up: Up, key: str) -> None:
+    data = os.urandom(5000)
+    assert memkv(up, "put", "--hex", key, "-", data=data).returncode == Exit.OK
+    assert memkv(up, "get", "--hex", key).stdout == data
+    if b"\0" not in bytes.fromhex(key):
+        assert memkv(up, "get", os.fsdecode(bytes.fromhex(key))).stdout == data
+    found = document_of(memkv(up, "exists", "--hex", key, "--json"))["keys"]
+    assert isinstance(found, list)
+    assert found[0]["status"] == 1
+    assert found[0].get("key_hex", found[0]["key"].encode().hex()) == key
+    assert memkv(up, "rm", "--hex", key).returncode == Exit.OK
+
+
+def test_a_reader_that_leaves_early_is_no_error(up: Up) -> None:
+    data = os.urandom(1_000_000)
+    assert memkv(up, "put", "long", "-", data=data).returncode == Exit.OK
+    command = " ".join([*map(shlex.quote, MEMKV), "get", "long", "|", "head", "-c", "1"])
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"set -o pipefail; {command}"], capture_output=True,
+        env={**os.environ, "MEMKV_ENDPOINT": up.endpoint}, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (Exit.OK, data[:1], b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["get", "never-stored", "-o", "/dev/null"], Exit.FAILED),
+        (["exists", "never-stored"], Exit.FAILED),
+        (["get", "never-stored"], Exit.USAGE),
+        (["put", "key", "/no/such/file"], Exit.USAGE),
+        (["map", "--pool", "other/pool"], Exit.UNREACHABLE),
+        (["nodes", "--tenant", "NOT A NAME"], Exit.UNREACHABLE),
+        (["replay", "/no/such/trace"], Exit.UNFIT),
+        (["rm", "x" * 600], Exit.USAGE),
+        (["map", "--config", "/no/such/file"], Exit.USAGE),
+    ],
+)
+def test_what_fails_is_json_too(up: Up, words: list[str], code: Exit) -> None:
+    done = memkv(up, *words, "--json")
+    assert done.returncode == code, done.stderr.decode()
+    assert document_of(done)
+    assert b"Traceback" not in done.stderr
+
+
+def test_top_ends_by_ctrl_c_as_asked(up: Up) -> None:
+    process = subprocess.Popen(
+        [*MEMKV, "top", "--json", "--interval", "50ms", "--endpoint", up.endpoint],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    assert len(first["nodes"]) == 2
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, errors) == (Exit.OK, "")
+    assert all("nodes" in json.loads(line) for line in rest.splitlines())
+
+
+def http_of(up: Up, process: str) -> str:
+    facts = up.facts["metadata"] if process == "metadata" else nodes_of(up.facts)[0]
+    assert isinstance(facts, dict)
+    return str(facts["http"])
+
+
+def page(url: str) -> str:
+    with urlopen(url, timeout=TIMEOUT_S) as answer:
+        assert answer.status == 200
+        return str(answer.read().decode())
+
+
+@pytest.mark.parametrize("process", ["node", "metadata"])
+def test_health_is_answered_where_up_says(up: Up, process: str) -> None:
+    for path in ("healthz", "readyz"):
+        assert page(f"{http_of(up, process)}/{path}") == "ok\n"
+
+
+@pytest.mark.parametrize("process", ["node", "metadata"])
+def test_metrics_are_those_of_the_manual(up: Up, process: str) -> None:
+    """docs/operations.md lists every family with its labels and help, and no other."""
+    for number in range(8):  # both nodes get some
+        assert memkv(up, "put", f"metric-{number}", "-", data=b"x" * 4096).returncode == Exit.OK
+    reference = load_reference()
+    manual = reference.section(reference.PAGE.read_text(), f"{process} metrics")
+    deadline_ns = deadline_after_ms(SystemClock(), TIMEOUT_S * 1000)
+    while (served := reference.metrics(page(f"{http_of(up, process)}/metrics"))) != manual:
+        if SystemClock().monotonic_ns() > deadline_ns:  # a worker reports a moment later
+            assert served == manual, "run python docs/reference.py NODE_URL METADATA_URL"
+
+
+def load_reference() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "docs/reference.py"
+    spec = importlib.util.spec_from_file_location("reference", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_no_pool_is_exit_code_3_with_cause_and_fix() -> None:

@@ -160,6 +160,15 @@ def test_a_map_that_comes_while_a_worker_starts_is_its_second_message() -> None:
     assert "status 7" in ended[0]
 
 
+def test_the_log_level_reaches_the_workers(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one writes it: a worker that read it by itself knew capital letters only, and ended."""
+    monkeypatch.setenv("MEMKV_LOG_LEVEL", "debug")
+    view = wait_for(start(), lambda view: view.phase is Phase.READY or view.restarts > 0)
+    assert view.restarts == 0
+
+
 def test_missing_worker_program_is_said(start: Start) -> None:
     supervisor = start(worker_command=("/no/such/program",))
     view = wait_for(supervisor, lambda view: view.phase is Phase.FAILED)

@@ -1,6 +1,7 @@
 """Logging of the long-running commands: lines on stderr, UTC, machine readable enough for grep."""
 
 import logging
+import os
 import time
 
 from memkv.cli.settings import Field
@@ -21,7 +22,8 @@ LOG_LEVEL: Field[str] = Field(
 
 
 def start_logging(level: str) -> None:
-    """Log to stderr from now on."""
+    """Log to stderr from now on; processes that this one starts do so too."""
+    os.environ[LOG_LEVEL.variable] = level
     formatter = logging.Formatter(
         "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"
     )

@@ -45,6 +45,10 @@ INSECURE: Field[bool] = Field(
     "insecure", units.parse_flag, False, "allow an address other than loopback without TLS",
     "metadata",
 )  # fmt: skip
+ACCEPT_MASS_LOSS: Field[bool] = Field(
+    "accept_mass_loss", units.parse_flag, False,
+    "nodes that are missing are gone for good: move their slots although they are many", "metadata",
+)  # fmt: skip
 READY_FILE: Field[str] = Field(
     "ready_file", units.parse_name, "", "gets the addresses in use as JSON", "metadata", "FILE"
 )
@@ -52,6 +56,7 @@ READY_FILE: Field[str] = Field(
 
 def run(call: Call) -> int:
     from memkv.metadata.main import MetadataConfig, run_metadata
+    from memkv.metadata.roster import LossPolicy
     from memkv.metadata.server import ServerConfig
 
     settings = call.settings
@@ -67,6 +72,7 @@ def run(call: Call) -> int:
             slots=settings[SLOTS],
             http_host=host,
             http_port=settings[HTTP_PORT],
+            loss=LossPolicy(accept_mass_loss=settings[ACCEPT_MASS_LOSS]),
             ready_file=Path(settings[READY_FILE]) if settings[READY_FILE] else None,
         ),
         started=lambda addresses: call.output.result(addresses, lambda console: None),
@@ -90,8 +96,8 @@ COMMAND = Command(
     "Serve the shard map of a pool until SIGTERM. One process publishes it, replicas follow.\n"
     "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
-    (POOL, LISTEN, PUBLISH, NODES, STATE, FOLLOW, SLOTS, HTTP_PORT, INSECURE, READY_FILE,
-     LOG_LEVEL),
+    (POOL, LISTEN, PUBLISH, NODES, STATE, FOLLOW, SLOTS, HTTP_PORT, INSECURE, ACCEPT_MASS_LOSS,
+     READY_FILE, LOG_LEVEL),
     examples=(
         "memkv metadata --publish --nodes 127.0.0.1:9470 --state /var/lib/memkv/map",
         "memkv metadata --listen 127.0.0.1:7444 --follow 127.0.0.1:7443",

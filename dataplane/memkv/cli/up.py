@@ -77,14 +77,15 @@ def run(call: Call) -> int:
 
 
 def remove_all_but(kept: Path) -> None:
-    """Remove everything beside `kept`, and the directory when nothing is left in it."""
+    """Remove everything beside `kept`, and the whole directory when nothing is in `kept`."""
+    if not kept.is_dir() or not any(kept.iterdir()):
+        shutil.rmtree(kept.parent, ignore_errors=True)
+        return
     for path in kept.parent.iterdir():
         if path.is_dir() and path != kept:
             shutil.rmtree(path, ignore_errors=True)
         elif path != kept:
             path.unlink()
-    if not any(kept.parent.iterdir()):
-        kept.parent.rmdir()
 
 
 def plan_of(settings: Settings, directory: Path) -> PoolPlan:

@@ -35,6 +35,33 @@ _STORE_GAUGES: Mapping[str, tuple[str, str]] = {
     "queued_puts": ("memkv_store_queued_puts", "Blocks accepted and not yet on flash"),
     "tombstones": ("memkv_store_tombstones", "Deletes remembered"),
 }
+_STORE_COUNTERS: Mapping[str, str] = {
+    "puts": "Blocks accepted",
+    "puts_present": "Puts of a block that was there already: no-ops",
+    "puts_refused": "Puts refused for want of memory or space",
+    "puts_failed": "Accepted blocks lost because a write or flush failed",
+    "put_bytes": "Payload of accepted blocks",
+    "hits_dram": "Gets served from DRAM",
+    "hits_flash": "Gets served from flash",
+    "misses": "Gets of blocks that are not stored",
+    "expired": "Blocks dropped because their time was over",
+    "corrupt": "Records that failed a check twice and were dropped: look at the drive",
+    "rereads": "Records read again because a check failed",
+    "collisions": "Reads that found another block with the same tag: a miss",
+    "timeouts": "Reads that were not done by their deadline",
+    "deletes": "Deletes accepted",
+    "evicted_blocks": "Blocks evicted to make room",
+    "evicted_bytes": "Flash of evicted blocks",
+    "reappended_blocks": "Blocks written again because they were worth keeping",
+    "reappended_bytes": "Flash written for blocks worth keeping",
+    "segments_reclaimed": "Segments emptied for new blocks",
+    "write_errors": "Writes that the drive refused",
+    "read_errors": "Reads that the drive refused",
+    "flush_errors": "Flushes that failed; what they covered is given up, never trusted",
+    "flushes": "Flushes of the drive",
+    "written_bytes": "Bytes written to flash, headers and copies included",
+    "tombstones_carried": "Deletes written again because older records still exist",
+}
 
 
 def server_samples(statistics: WorkerStatistics) -> Iterator[Sample]:
@@ -86,8 +113,7 @@ def store_samples(statistics: StoreStatistics) -> Iterator[Sample]:
     for state, count in sorted(statistics.segments.items()):
         yield gauge("memkv_store_segments", "Segments by state", count, state=state)
     for name, count in sorted(statistics.counters.items()):
-        text = f"Store counter {name.replace('_', ' ')}"
-        yield counter(f"memkv_store_{name}", text, count)
+        yield counter(f"memkv_store_{name}", _STORE_COUNTERS[name], count)
     for tenant in statistics.tenants:
         labels = {"tenant": tenant.name or tenant.tag.hex()}
         yield gauge("memkv_tenant_blocks", "Blocks of a tenant", tenant.blocks, **labels)

@@ -242,7 +242,7 @@ def run_worker(channel: MessageChannel, clock: Clock) -> int:
 def main() -> None:
     """Entry point of the process."""
     logging.basicConfig(
-        level=os.environ.get("MEMKV_LOG_LEVEL", "INFO"),
+        level=os.environ.get("MEMKV_LOG_LEVEL", "info").upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     if len(sys.argv) != 3:
