@@ -51,8 +51,10 @@ def connect(
 
 def __getattr__(name: str) -> object:
     # Importing memkv stays cheap: an engine's plug-in scan must not load the native module.
-    if name in _LAZY:
-        import importlib
+    import importlib
 
+    if name == "aio":
+        return importlib.import_module("memkv.aio")
+    if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'memkv' has no attribute {name!r}")

@@ -248,6 +248,39 @@ def test_the_asyncio_face(pool: LocalWorkers) -> None:
     asyncio.run(asyncio.wait_for(scenario(), WAIT_S))
 
 
+def test_the_rest_of_the_asyncio_face(pool: LocalWorkers) -> None:
+    """Batches over raw memory, ranges and pins: as the blocking client has them."""
+    source = StaticSource()
+    source.publish(pool.map())
+    options = ConnectOptions("127.0.0.1:1", POOL, deadline_ms=5_000, bootstrap_timeout_ms=5_000)
+    data = bytearray(content("rest", 200 * KIB))
+    memory = bytearray(len(data))
+    source_at, at = _hotpath.address_of(data), _hotpath.address_of(memory)
+
+    async def scenario() -> None:
+        async with AsyncClient(options, Attachment(options, source)) as client:
+            assert await client.wait_ready(int(WAIT_S * 1000))
+            assert client.register_buffer(at, len(memory)) == Status.OK
+            assert await client.batch_put_from(["rest"], [source_at], [len(data)]) == [Status.OK]
+            assert await client.batch_get_into(["rest"], [at], [len(memory)]) == [len(data)]
+            assert memory == data
+            halves = [[at + 100_000, at]], [[100_000, 100_000]]
+            assert await client.batch_get_into_multi(["rest"], *halves) == [
+                Status.BUFFER_TOO_SMALL
+            ]
+            ranges = [[(4096, 10), (0, 5)]]
+            assert await client.batch_get_ranges(["rest"], ranges, [at], [15]) == [15]
+            assert memory[:15] == data[4096:4106] + data[:5]
+            assert await client.pin(["rest", "absent"], 60) == [Status.OK, Status.MISS]
+            assert await client.unpin(["rest"]) == [Status.OK]
+            assert client.unregister_buffer(at) == Status.OK
+            with pytest.raises(CallerError, match="no registered buffer"):
+                client.unregister_buffer(at)
+            assert client.stats().hits == 2
+
+    asyncio.run(asyncio.wait_for(scenario(), WAIT_S))
+
+
 def test_nobody_there_is_unavailable_within_the_deadline() -> None:
     options = ConnectOptions("127.0.0.1:1", POOL, deadline_ms=200, bootstrap_timeout_ms=100)
     with Client(options) as lonely:

@@ -20,7 +20,7 @@ EXPLANATIONS: dict[Status, str] = {
     Status.BUSY: "the node is over a limit; try again, or give it more memory",
     Status.UNAVAILABLE: "its owner did not answer; `memkv nodes` shows which nodes are away",
     Status.QUARANTINED: "the node is stuck: the answer may still come; `memkv nodes` shows it",
-    Status.TOO_LARGE: "the block is longer than this pool takes (16 MiB at most)",
+    Status.TOO_LARGE: "a block has at most 16 MiB, and at most a 64th of a node's flash",
     Status.INVALID: "the node refused the arguments",
     Status.NO_SPACE: "nothing could be evicted: pins, or a pool smaller than a few blocks",
     Status.DENIED: "this tenant may not do that in this pool; check --pool and --tenant",

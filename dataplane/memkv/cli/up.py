@@ -17,7 +17,7 @@ from memkv.cli.exits import Exit
 from memkv.cli.settings import POOL, Field, Settings, UsageError
 from memkv.cli.tables import Column, plain, table
 from memkv.errors import MemKVError
-from memkv.limits import GIB, MIB
+from memkv.limits import BLOCK_BYTES_MAX, GIB, MIB, SEGMENTS_PER_STORE_MIN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,8 +178,16 @@ def announce(call: Call, pool: LocalPool) -> None:
             for node in pool.nodes
         ]  # fmt: skip
         console.print(table(COLUMNS, rows, console.width))
+        if (largest := min(sizes) // SEGMENTS_PER_STORE_MIN) < BLOCK_BYTES_MAX:
+            size = units.format_bytes(largest)
+            console.print(f"blocks under {size}, a 64th of a node's flash: a larger --capacity"
+                          " takes larger ones")  # fmt: skip
         console.print(f"files  {plain(str(plan.directory))}", soft_wrap=True)
         console.print(f"logs   {plain(str(plan.directory / 'logs'))}", soft_wrap=True)
+        console.print(
+            f"local  export MEMKV_LOCAL_DIR={plain(str(pool.local_dir))}: Python programs here"
+            " share memory with the nodes", soft_wrap=True,
+        )  # fmt: skip
         console.print("stop   Ctrl-C, or SIGTERM to this process")
         console.print(
             f"try    export MEMKV_ENDPOINT={pool.endpoint}; memkv put KEY FILE; memkv get KEY;"

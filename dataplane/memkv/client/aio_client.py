@@ -28,6 +28,7 @@ from memkv.client.operations import (
     put_operation,
 )
 from memkv.client.options import DEFAULT_PUT, ConnectOptions, PutOptions
+from memkv.client.ranges import ByteRange, ranges_operation
 from memkv.client.requests import Requests
 from memkv.client.routing import Key, Keys
 from memkv.client.statistics import ClientStatistics
@@ -80,6 +81,21 @@ class AsyncClient:
     ) -> list[int]:
         """See `Client.batch_get_into_multi`."""
         return await self._get(keys, multi_segments(ptrs, sizes))
+
+    async def batch_get_ranges(
+        self, keys: Sequence[Key], ranges: Sequence[Sequence[ByteRange]],
+        ptrs: Sequence[int], sizes: Sequence[int],
+    ) -> list[int]:
+        """See `Client.batch_get_ranges`."""
+        scatters = single_segments(ptrs, sizes)
+        check_scatters(scatters, len(keys))
+        hashed, requests = self._begin(keys)
+        if hashed is None or requests is None:
+            results: list[int] = [Status.UNAVAILABLE] * len(keys)
+        else:
+            results = await self._run(ranges_operation(requests, hashed, ranges, scatters))
+        self._core.counters.count_gets(results)
+        return results
 
     async def batch_put_from(
         self, keys: Sequence[Key], ptrs: Sequence[int], sizes: Sequence[int],
@@ -143,6 +159,10 @@ class AsyncClient:
     def stats(self) -> ClientStatistics:
         """Return a frozen reading of this client's counters."""
         return self._core.counters.frozen()
+
+    async def wait_ready(self, timeout_ms: int) -> bool:
+        """See `Client.wait_ready`; other tasks go on meanwhile."""
+        return await self._loop.run_in_executor(None, self._attachment.wait_ready, timeout_ms)
 
     @property
     def attachment(self) -> Attachment:

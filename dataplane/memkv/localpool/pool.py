@@ -262,6 +262,7 @@ class LocalPool:
             "endpoint": self.endpoint,
             "pool": self.plan.name,
             "directory": str(self.plan.directory),
+            "local_dir": str(self.local_dir),
             "metadata": {
                 "pid": self.metadata.pid,
                 "http": self.url(self.http_port),
