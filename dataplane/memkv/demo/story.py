@@ -15,7 +15,7 @@ from memkv.demo.tally import Tally
 from memkv.demo.trace import TraceRequest
 from memkv.errors import ConfigError
 from memkv.keys import block_ids, slots_of
-from memkv.limits import MIB
+from memkv.limits import KIB, MIB, SEGMENTS_PER_STORE_MIN
 from memkv.localpool.facts import FactsReader
 from memkv.localpool.pool import LocalNode, LocalPool, PoolPlan
 from memkv.shardmap.map import WorkerState
@@ -24,6 +24,8 @@ CAPACITY_SHARE = 0.20
 MEMORY_BYTES_PER_NODE = 128 * MIB
 DEADLINE_MS = 10_000  # a call carries up to 32 MiB of durable puts, on any disk
 REQUESTS_MIN = 20
+# A block and its header fit a segment, a 64th of the file, with room for header and footer.
+CAPACITY_BYTES_MIN = SEGMENTS_PER_STORE_MIN * (BLOCK_BYTES + 16 * KIB)
 # Long enough to see that the rest of the pool goes on; shorter than the time after which a node
 # counts as lost and its slots move, since what moves back later evicts what the node kept.
 OUTAGE_S = 1.0
@@ -63,12 +65,19 @@ class Demo:
         self._report = report
         self._unique = reference.unique_blocks(self._blocks)
         self._last_used: dict[str, int] = {}
+        self._capacity = capacity_per_node(self._unique, plan.capacity_share, plan.nodes)
+        if self._capacity < CAPACITY_BYTES_MIN:
+            raise ConfigError(
+                f"{len(requests)} requests name {self._unique} blocks, and a pool of"
+                f" {plan.capacity_share:.0%} of them on {plan.nodes} nodes is too small to work:"
+                " take more --requests or fewer --nodes"
+            )
 
     def run(self) -> DemoReport:
         """Run it all. Raises when the pool cannot be started or does not come back."""
         began = time.monotonic()
         plan = self._plan
-        capacity = capacity_per_node(self._unique, plan.capacity_share, plan.nodes)
+        capacity = self._capacity
         self._report(0.0, "starting a pool")
         with ExitStack() as stack:
             pool = stack.enter_context(

@@ -179,6 +179,11 @@ def test_figures_of_an_earlier_run_do_not_survive_an_error(tmp_path: Path) -> No
     assert "too few" in document["error"]
 
 
+def test_a_demo_too_small_to_work_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--requests", "40"]) == Exit.UNFIT
+    assert "take more --requests" in capsys.readouterr().err
+
+
 def test_a_file_for_figures_that_cannot_be_written_is_named_before_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
