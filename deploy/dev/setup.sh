@@ -151,7 +151,8 @@ setup_environment() {
     [ -n "$python" ] || die "no Python 3.11 or later found (tried ${PYTHON:-python3, python3.11 \
 to python3.14}). Install one, or say PYTHON=/path/to/python make ..."
     make_venv "$python"
-    say "installing the pinned Python packages $(have uv && echo with uv || echo with pip)"
+    say "installing the pinned Python packages $(have uv && echo with uv || echo with pip)" \
+        "(a minute or two)"
     pip_install -r "$REQUIREMENTS"
     mark_done environment "$(environment_key)"
 }

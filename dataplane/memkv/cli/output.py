@@ -97,10 +97,10 @@ class Output:
             TimeElapsedColumn(),
             TextColumn(
                 "{task.description}", markup=False,
-                table_column=Column(no_wrap=True, overflow="ellipsis"),
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
             ),
             console=Console(file=self.stderr, force_terminal=terminal, highlight=False),
-            transient=True,
+            transient=True, expand=True,
         )  # fmt: skip
         with progress:
             task = progress.add_task("", total=1.0)

@@ -95,9 +95,9 @@ class Demo:
             outage, checked = self._outage(pool, client, replay, half)
             paused_s = outage.away_s
             resumed = half + outage.requests_without_it
-            self._replay(replay, resumed, len(self._blocks), "replaying with all nodes again")
+            self._replay(replay, resumed, len(self._blocks), "replaying again")
             replay_s = time.monotonic() - replay_began - paused_s
-        self._report(1.0, "done")
+            self._report(1.0, "stopping the pool")
         share_blocks = int(self._unique * plan.capacity_share)
         return DemoReport(
             replay=replay.tally.report(replay_s),
@@ -120,11 +120,9 @@ class Demo:
                 self._last_used[key_of(block)] = index * 1024 - depth
             tally = replay.tally
             ratio = reference.ratio(tally.hit_blocks, tally.blocks)
-            moved = (tally.bytes_read + tally.bytes_written) / 1e9
+            wrong = f"{tally.wrong_bytes} wrong bytes"
             self._report(
-                (index + 1) / total,
-                f"{what}: {index + 1} of {total} requests, {moved:.1f} GB, {ratio:.1%} hits,"
-                f" {tally.wrong_bytes} wrong bytes",
+                (index + 1) / total, f"{what}: {index + 1} of {total}, {ratio:.1%} hits, {wrong}"
             )
 
     # --- the fault ----------------------------------------------------------------------------

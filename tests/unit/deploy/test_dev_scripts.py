@@ -1,6 +1,7 @@
 """The scripts behind the Makefile: results of lanes, and what a machine is told it lacks."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -68,6 +69,21 @@ def test_missing_headers_are_named_by_their_package(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert {"liburing-dev", "libb2-dev"} <= set(result.stdout.split())
     assert "libssl-dev" not in result.stdout
+
+
+def test_who_may_not_install_is_told_what_to_ask_for(tmp_path: Path) -> None:
+    shutil.copytree(DEV, tmp_path / "deploy/dev")
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    command(bin_, "cc", '! grep -qE "liburing|blake2"')
+    command(bin_, "id", "echo 1000")
+    result = subprocess.run(
+        [tmp_path / "deploy/dev/setup.sh"], capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "sudo apt-get install -y liburing-dev libb2-dev" in result.stderr
+    assert not (tmp_path / ".venv").exists(), "nothing was begun"
 
 
 def test_a_python_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
