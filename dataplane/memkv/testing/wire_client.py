@@ -8,9 +8,11 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from memkv.checksum import seal, verify_payload
+from memkv.local.sockets import connect
 from memkv.status import Status
 from memkv.tenant import Tenant
 from memkv.wire.client_session import ClientSession
@@ -27,6 +29,15 @@ from memkv.wire.items import (
     encode_put_item,
     encode_ranges_request,
 )
+from memkv.wire.local import (
+    LocalGetItem,
+    Part,
+    RegisterRequest,
+    decode_registered,
+    encode_local_get,
+    encode_local_put,
+    encode_unregister,
+)
 from memkv.wire.messages import (
     HelloRequest,
     HelloResponse,
@@ -39,7 +50,7 @@ from memkv.wire.messages import (
     status_of,
     unpack_statuses,
 )
-from memkv.wire.opcodes import Flag, Opcode
+from memkv.wire.opcodes import Flag, Opcode, Transport
 from memkv.wire.ticket import CLIENT_RIGHTS, Rights, anonymous_ticket
 
 SOCKET_TIMEOUT_S = 20.0  # a test that waits longer has found a hang
@@ -57,9 +68,12 @@ class RequestFailed(Exception):
 class Wire:
     """One connection: frames out, frames in."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.socket = socket.create_connection(address, timeout=SOCKET_TIMEOUT_S)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, address: tuple[str, int] | Path) -> None:
+        if isinstance(address, Path):
+            self.socket = connect(address, SOCKET_TIMEOUT_S)
+        else:
+            self.socket = socket.create_connection(address, timeout=SOCKET_TIMEOUT_S)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._next_id = 1
 
     def __enter__(self) -> Self:
@@ -77,6 +91,10 @@ class Wire:
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
+
+    def send_with_fds(self, data: bytes, fds: Sequence[int]) -> None:
+        """Send a frame and pass descriptors with it (Unix sockets)."""
+        assert socket.send_fds(self.socket, [data], list(fds)) == len(data)
 
     def receive_exactly(self, length: int) -> bytes:
         """Raises EOFError when the node closed the connection."""
@@ -138,8 +156,9 @@ class Lane(Wire):
     """A bound payload lane."""
 
     def __init__(
-        self, address: tuple[str, int], session: ClientSession, tenant: Tenant, *, express: bool
-    ) -> None:
+        self, address: tuple[str, int] | Path, session: ClientSession, tenant: Tenant, *,
+        express: bool,
+    ) -> None:  # fmt: skip
         super().__init__(address)
         self.tenant = tenant
         self.send(session.encode_lane_hello(express=express))
@@ -167,6 +186,59 @@ class Lane(Wire):
             items.append(Got(decode_pull_result(frame.body).block, payload))
             if frame.header.flags & Flag.LAST:
                 return items
+
+    def register(self, request: RegisterRequest, fds: Sequence[int]) -> bool:
+        """Pass descriptors with a REGISTER. Raises RequestFailed."""
+        self.send_with_fds(
+            encode_frame(
+                Opcode.REGISTER, 0, self.new_id(), request.encode(), deadline_ms=DEADLINE_MS
+            ),
+            fds,
+        )
+        return decode_registered(self.answer().body)
+
+    def unregister(self, number: int) -> None:
+        """Raises RequestFailed."""
+        body = encode_unregister(number)
+        self.send(
+            encode_frame(Opcode.UNREGISTER, 0, self.new_id(), body, deadline_ms=DEADLINE_MS)
+        )
+        self.answer()
+
+    def local_get(
+        self, items: Sequence[LocalGetItem], *, flags: int = 0, deadline_ms: int = DEADLINE_MS
+    ) -> dict[int, Got]:
+        """Have blocks placed; return what the node says of each. Raises RequestFailed."""
+        body = encode_local_get(items)
+        self.send(
+            encode_frame(
+                Opcode.LOCAL_GET,
+                flags,
+                self.new_id(),
+                body,
+                count=len(items),
+                deadline_ms=deadline_ms,
+            )
+        )
+        return self.receive_items()
+
+    def local_put(
+        self, block_id: bytes, parts: Sequence[Part], data: bytes, *, length: int | None = None
+    ) -> list[Status]:
+        """Put a block that lies in `parts` and should be `data`."""
+        made = seal(data, block_id, self.tenant.tag)
+        item = PutItem(block_id, length or made.length, made.root, made.sums)
+        self.send(
+            encode_frame(
+                Opcode.LOCAL_PUT,
+                Flag.LAST,
+                self.new_id(),
+                encode_local_put(item, parts),
+                count=1,
+                deadline_ms=DEADLINE_MS,
+            )
+        )
+        return self.receive_statuses()
 
     def get_frame(
         self,
@@ -314,7 +386,10 @@ class WireClient:
         self.address = address
         self.tenant = Tenant.named(tenant)
         ticket = anonymous_ticket(pool, tenant, now_s, rights=rights).encode()
-        self.session = ClientSession(HelloRequest(os.urandom(16), pool, ticket))
+        transports = Transport.TCP | Transport.LOCAL
+        self.session = ClientSession(
+            HelloRequest(os.urandom(16), pool, ticket, transports=transports)
+        )
         self.control = Wire(address)
         self.lanes: list[Lane] = []
         self.granted = self.hello()
@@ -338,6 +413,12 @@ class WireClient:
     def lane(self, *, express: bool = False) -> Lane:
         """Open another lane."""
         lane = Lane(self.address, self.session, self.tenant, express=express)
+        self.lanes.append(lane)
+        return lane
+
+    def local_lane(self) -> Lane:
+        """Open a lane to the worker's Unix socket."""
+        lane = Lane(Path(self.granted.local_path), self.session, self.tenant, express=False)
         self.lanes.append(lane)
         return lane
 
