@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The long crash run: the tests of tests/crash over more seeds than `make test` takes.
 # MEMKV_CRASH_SEEDS=FIRST:COUNT chooses them; a failure prints the seed that shows it again.
+# MEMKV_CRASH_KILLS is how often a real node is killed in the middle of puts.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 if ! compgen -G 'tests/crash/test_*.py' >/dev/null; then
@@ -8,5 +9,6 @@ if ! compgen -G 'tests/crash/test_*.py' >/dev/null; then
     exit 77
 fi
 export MEMKV_CRASH_SEEDS=${MEMKV_CRASH_SEEDS:-1000000:200000}
-echo "crash points FIRST:COUNT = $MEMKV_CRASH_SEEDS"
+export MEMKV_CRASH_KILLS=${MEMKV_CRASH_KILLS:-50}
+echo "crash points FIRST:COUNT = $MEMKV_CRASH_SEEDS, kills of a real node = $MEMKV_CRASH_KILLS"
 exec .venv/bin/python -m pytest -o timeout=1800 tests/crash

@@ -21,14 +21,34 @@ def faithful(sent: int, piece: bytearray) -> bool:
     return True
 
 
+def cut_after(kept: int) -> Fault:
+    """Return a fault that passes `kept` more bytes, all connections together, then ends each."""
+    passed = 0
+    lock = threading.Lock()
+
+    def fault(sent: int, piece: bytearray) -> bool:
+        nonlocal passed
+        with lock:
+            left = kept - passed
+            passed += len(piece)
+        if len(piece) <= left:
+            return True
+        del piece[max(0, left) :]
+        return False
+
+    return fault
+
+
 class FaultProxy:
-    """Forwards connections to `target`; `fault` sees what the worker sends back.
+    """Forwards connections to `target`; `fault` sees what the worker sends back, `request_fault`
+    what the client sends. What a fault leaves of its last piece is passed on before the end.
 
     `hold` stops answers: they are read from the worker and kept until `release`.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.fault: Fault = faithful
+        self.request_fault: Fault = faithful
         self._target = target
         self._open = threading.Event()
         self._open.set()
@@ -70,9 +90,13 @@ class FaultProxy:
         while True:
             try:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
             except OSError:
                 return
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:  # the worker is away; it may come back
+                near.close()
+                continue
             self._sockets += [near, far]
             self._spawn(partial(self._pump, near, far, None))
             self._spawn(partial(self._pump, far, near, self._open))
@@ -85,10 +109,12 @@ class FaultProxy:
             while piece := bytearray(source.recv(PIECE_BYTES)):
                 if gate is not None:
                     gate.wait()
-                    if not self.fault(sent, piece):
-                        break
+                fault = self.fault if gate is not None else self.request_fault
+                goes_on = fault(sent, piece)
                 sink.sendall(piece)
                 sent += len(piece)
+                if not goes_on:
+                    break
         except OSError:
             pass
         _shut(sink)
