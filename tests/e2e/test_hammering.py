@@ -4,6 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -73,7 +74,7 @@ def hammer(client: Client, seed: int, rounds: int, allowed: set[int]) -> None:
 
 def test_many_threads_on_one_client_get_right_bytes(client: Client) -> None:
     allowed: set[int] = {Status.OK, Status.MISS}
-    together(*(lambda n=n: hammer(client, n, 150, allowed) for n in range(THREADS)))
+    together(*(partial(hammer, client, n, 150, allowed) for n in range(THREADS)))
     assert client.stats().corrupt == 0
 
 
@@ -95,7 +96,7 @@ def test_closing_ends_the_calls_of_every_thread(pool: LocalPool) -> None:
             client.stats()
             client.close()
 
-        together(*((lambda n=n: work(n + attempt)) for n in range(THREADS)), close, close)  # noqa: B023  run before the next round
+        together(*(partial(work, n + attempt) for n in range(THREADS)), close, close)
         assert client.get("hammer-1") is None
         assert client.put("hammer-1", b"x") == Status.UNAVAILABLE
         assert client.completions() == []
