@@ -204,6 +204,19 @@ def test_ports_in_use_are_written_down(start: Start, tmp_path: Path) -> None:
     assert written()["http_port"] == supervisor.http_port
 
 
+def test_a_second_node_in_a_directory_is_refused_and_writes_nothing(
+    start: Start, tmp_path: Path
+) -> None:
+    first = start()
+    wait_for(first, lambda view: view.phase is Phase.READY)
+    before = (tmp_path / "state" / "node.json").read_bytes()
+    with pytest.raises(ConfigError, match="another node runs in"):
+        start(name="n2")
+    assert (tmp_path / "state" / "node.json").read_bytes() == before
+    first.stop()
+    wait_for(start(), lambda view: view.phase is Phase.READY)
+
+
 def test_admin_port_in_use_is_refused_with_the_fix(start: Start, tmp_path: Path) -> None:
     port = int(start().admin_endpoint.rpartition(":")[2])
     with pytest.raises(ConfigError, match="another process has the port"):

@@ -4,6 +4,7 @@ It starts the workers and starts them again, watches the shard map and hands it 
 NodeAdmin, and serves merged metrics. Without a metadata service it goes on with the map it kept.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ log = logging.getLogger("memkv.node")
 MAP_FILE = "shardmap"
 SPEC_FILE = "nodespec"
 READY_FILE = "node.json"
+LOCK_FILE = "node.lock"
 
 
 class Supervisor:
@@ -54,6 +56,7 @@ class Supervisor:
         self._specs = SpecKeeper(config.state_dir / SPEC_FILE)
         self._version = _software_version()
         self._files = threading.Lock()
+        self._lock = -1
         self._admin: AdminServer | None = None
         self._http: PlainHttpServer | None = None
         self._watcher = self._make_watcher()
@@ -79,7 +82,8 @@ class Supervisor:
         return self._http.port if self._http is not None else None
 
     def start(self) -> None:
-        """Listen and start the workers. ConfigError when a port is taken."""
+        """Listen and start the workers. ConfigError when directory or port are taken."""
+        self._take_directory()
         servicer = AdminServicer(self._facts, self._specs, self._spec_applied)
         self._admin = AdminServer(self._config, servicer)
         if self._config.http_port is not None:
@@ -92,6 +96,19 @@ class Supervisor:
             child.start()
         self._write_ready_file()
         log.info("node %s: admin at %s", self._config.name, self.admin_endpoint)
+
+    def _take_directory(self) -> None:
+        """Own the state directory: two nodes would write over each other's map and addresses."""
+        path = self._config.state_dir / LOCK_FILE
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            self._lock = -1
+            raise ConfigError(
+                f"another node runs in {self._config.state_dir}: stop it, or choose another --dir"
+            ) from error
 
     def stop(self) -> None:
         """Stop the workers cleanly, all at once, then everything else."""
@@ -106,6 +123,9 @@ class Supervisor:
             self._admin.stop()
         if self._http is not None:
             self._http.stop()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def view(self) -> NodeView:
         """Return what is known of the node now."""
