@@ -7,8 +7,10 @@ cannot open the device while its predecessor's writes may still land.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import logging
 import os
 import stat
 import time
@@ -20,6 +22,8 @@ from memkv.errors import CallerError, ConfigError
 
 if TYPE_CHECKING:
     from memkv.io.device import DeviceQueue
+
+log = logging.getLogger(__name__)
 
 _CAUSES: Final[dict[int, str]] = {
     errno.ENOENT: "there is no such file; create it first, or check the path",
@@ -38,39 +42,52 @@ _CAUSES: Final[dict[int, str]] = {
 class FileDevice:
     """Exclusively owned storage of fixed size. Thread-safe; each thread opens its own queue."""
 
-    def __init__(self, fd: int, path: str, size_bytes: int) -> None:
+    def __init__(
+        self, fd: int, path: str, size_bytes: int, *, use_io_uring: bool = True
+    ) -> None:
         """Take over `fd`, which must hold the owner lock. Use `create` or `open`."""
         self._fd = fd
         self._path = path
         self._size_bytes = size_bytes
+        self._use_io_uring = use_io_uring
+        self._fallback_told = False
 
     @classmethod
-    def create(cls, path: str, size_bytes: int, *, direct: bool = True) -> FileDevice:
+    def create(
+        cls, path: str, size_bytes: int, *, direct: bool = True, use_io_uring: bool = True
+    ) -> FileDevice:
         """Make a new file with all its space allocated, and own it.
 
-        Raises ConfigError when it exists, or the space or the rights are missing; then nothing is
-        left behind.
+        It gets its name when it is whole: what a process killed meanwhile leaves behind, PATH.new,
+        is used again and never taken for a drive. Raises ConfigError when the file exists, or the
+        space or the rights are missing; then nothing is left behind.
         """
         if size_bytes < limits.SECTOR_BYTES or size_bytes % limits.SECTOR_BYTES:
             raise CallerError(
                 f"size {size_bytes} of {path} is not a positive multiple of {limits.SECTOR_BYTES}"
             )
+        unfinished = f"{path}.new"
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError as error:
-            raise ConfigError(
-                f"{path} exists already; open it, or remove it if its blocks are not wanted"
-            ) from error
+            fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _refusal("create", path, error) from error
         try:
-            _allocate(fd, path, size_bytes)
-            return cls.open(path, direct=direct, lock_wait_ms=0)
-        except BaseException:
-            os.unlink(path)
-            raise
+            _lock(fd, unfinished, 0)  # whoever else makes it is refused
+            try:
+                _refuse_existing(path)
+                _allocate(fd, path, size_bytes)
+                os.rename(unfinished, path)
+                _sync_folder(path)
+            except BaseException:
+                _unlink(unfinished)
+                raise
         finally:
             os.close(fd)
+        try:
+            return cls.open(path, direct=direct, lock_wait_ms=0, use_io_uring=use_io_uring)
+        except BaseException:
+            _unlink(path)
+            raise
 
     @classmethod
     def open(
@@ -79,12 +96,14 @@ class FileDevice:
         *,
         direct: bool = True,
         lock_wait_ms: int = limits.DEVICE_LOCK_WAIT_MS,
+        use_io_uring: bool = True,
     ) -> FileDevice:
         """Own an existing file or block device.
 
         `lock_wait_ms` bounds the wait for a killed predecessor's last I/O; a holder that is alive
         is refused at once. `direct=False` goes through the page cache, for file systems without
-        O_DIRECT. Raises ConfigError with the cause and the fix.
+        O_DIRECT; `use_io_uring=False` does without io_uring. Raises ConfigError with the cause and
+        the fix.
         """
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
         try:
@@ -112,7 +131,7 @@ class FileDevice:
         except BaseException:
             os.close(fd)
             raise
-        return cls(fd, path, size_bytes)
+        return cls(fd, path, size_bytes, use_io_uring=use_io_uring)
 
     @property
     def path(self) -> str:
@@ -123,14 +142,19 @@ class FileDevice:
         """Whole sectors of the file or device, in bytes."""
         return self._size_bytes
 
-    def open_queue(self, depth: int, *, use_io_uring: bool = True) -> DeviceQueue:
+    def open_queue(self, depth: int) -> DeviceQueue:
         """Return a queue of at most `depth` operations for one thread.
 
-        Without io_uring (see `IoRing.fallback_reason`) it works by pread and pwrite.
+        Where io_uring is refused it works by pread and pwrite; the cause and the fix are logged,
+        once for a device.
         """
         if self._fd < 0:
             raise CallerError(f"{self._path} is closed")
-        return IoRing(self._fd, depth, use_io_uring=use_io_uring)
+        ring = IoRing(self._fd, depth, use_io_uring=self._use_io_uring)
+        if self._use_io_uring and ring.fallback_reason and not self._fallback_told:
+            self._fallback_told = True
+            log.warning("%s: %s", self._path, ring.fallback_reason)
+        return ring
 
     def close(self) -> None:
         """Release the lock and the file. Every queue must be closed before."""
@@ -147,16 +171,32 @@ def _refusal(verb: str, path: str, error: OSError) -> ConfigError:
     return ConfigError(f"cannot {verb} {path}: {cause}")
 
 
+def _refuse_existing(path: str) -> None:
+    if os.path.lexists(path):
+        raise ConfigError(
+            f"{path} exists already; open it, or remove it if its blocks are not wanted"
+        )
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _sync_folder(path: str) -> None:
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def _allocate(fd: int, path: str, size_bytes: int) -> None:
     """Reserve the space now, so that a write can never find the file system full."""
     try:
+        os.ftruncate(fd, 0)
         os.posix_fallocate(fd, 0, size_bytes)
         os.fsync(fd)
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             there = os.statvfs(os.path.dirname(path) or ".")

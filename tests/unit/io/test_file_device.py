@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from memkv import limits
+from memkv._hotpath import IoRing
 from memkv.errors import CallerError, ConfigError
 from memkv.io import file_device
 from memkv.io.device import Device, DeviceQueue
@@ -25,14 +27,20 @@ sys.stdin.read()
 """
 
 
+@pytest.fixture(params=[True, False], ids=["io_uring", "pread"])
+def use_io_uring(request: pytest.FixtureRequest) -> bool:
+    """Both ways to move bytes; without io_uring on this machine the first is the second."""
+    return bool(request.param)
+
+
 def transfer(queue: DeviceQueue, memory: mmap.mmap) -> list[tuple[int, int]]:
     queue.write(1, 4096, [memory])
     return queue.wait(1, 5000)
 
 
-def test_create_write_close_open_read(tmp_path: Path) -> None:
+def test_create_write_close_open_read(tmp_path: Path, use_io_uring: bool) -> None:
     path = str(tmp_path / "flash")
-    device: Device = FileDevice.create(path, SIZE)
+    device: Device = FileDevice.create(path, SIZE, use_io_uring=use_io_uring)
     assert device.size_bytes == SIZE
     queue = device.open_queue(4)
     memory = mmap.mmap(-1, 8192)
@@ -42,8 +50,10 @@ def test_create_write_close_open_read(tmp_path: Path) -> None:
     device.close()
     device.close()
 
-    device = FileDevice.open(path, lock_wait_ms=0)
+    device = FileDevice.open(path, lock_wait_ms=0, use_io_uring=use_io_uring)
     queue = device.open_queue(4)
+    assert isinstance(queue, IoRing)
+    assert use_io_uring or queue.engine == "pread"
     back = mmap.mmap(-1, 8192)
     queue.read(2, 4096, [back])
     assert queue.wait(1, 5000) == [(2, 8192)]
@@ -58,6 +68,61 @@ def test_the_space_is_allocated(tmp_path: Path) -> None:
     path = tmp_path / "flash"
     FileDevice.create(str(path), SIZE).close()
     assert path.stat().st_blocks * 512 >= SIZE
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, unfinished = tmp_path / "flash", tmp_path / "flash.new"
+    unfinished.write_bytes(b"of a process that was killed" * 1000)
+    real_fsync = os.fsync
+    seen: list[bool] = []
+
+    def fsync(fd: int) -> None:
+        seen.append(path.exists())
+        real_fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    FileDevice.create(str(path), SIZE).close()
+    assert seen == [False, True]  # the content, then the name
+    assert path.read_bytes() == bytes(SIZE)
+    assert not unfinished.exists()
+
+
+def test_a_fallback_is_logged_once_with_cause_and_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(fd: int, depth: int, *, use_io_uring: bool) -> IoRing:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fd, hard))
+        try:
+            return IoRing(fd, depth, use_io_uring=use_io_uring)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    device = FileDevice.create(str(tmp_path / "flash"), SIZE)
+    monkeypatch.setattr(file_device, "IoRing", refused)
+    for _ in range(2):
+        device.open_queue(1).close()
+    assert caplog.text.count("using pread and pwrite") == 1
+    assert "fix: raise ulimit -n" in caplog.text
+    device.close()
+
+
+def test_a_read_only_file_system_names_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "flash"
+    path.write_bytes(bytes(SIZE))
+
+    def read_only(name: str, flags: int, mode: int = 0o777) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(ConfigError, match="the file system is read-only; remount it read-write"):
+        FileDevice.open(str(path))
+    with pytest.raises(ConfigError, match="remount it read-write"):
+        FileDevice.create(str(tmp_path / "new"), SIZE)
 
 
 def test_a_second_owner_in_this_process_is_refused(tmp_path: Path) -> None:
@@ -111,7 +176,7 @@ def test_no_space_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "flash"
     with pytest.raises(ConfigError, match=f"{SIZE} bytes are wanted and [0-9]+ are free; lower"):
         FileDevice.create(str(path), SIZE)
-    assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_more_than_the_file_system_has_is_refused(tmp_path: Path) -> None:

@@ -194,6 +194,31 @@ print(ring.engine, ring.fallback_reason)
 """
 
 
+@pytest.fixture
+def own_mounts() -> list[str]:
+    """A command prefix that gives a process mounts of its own."""
+    prefix = ["unshare", "--map-root-user", "--mount"]
+    tried = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no mount namespace here: {tried.stderr.strip()}")
+    return prefix
+
+
+def test_a_refusal_by_sysctl_names_it(tmp_path: Path, own_mounts: list[str]) -> None:
+    """The kernel answers EPERM for both; the sysctl tells which it was."""
+    path, setting = tmp_path / "flash", tmp_path / "io_uring_disabled"
+    path.write_bytes(bytes(PAGE))
+    setting.write_text("2\n")
+    script = 'mount --bind "$1" /proc/sys/kernel/io_uring_disabled && exec "$2" -c "$3" "$4"'
+    done = subprocess.run(
+        [*own_mounts, "sh", "-c", script, "sh", setting, sys.executable, SECCOMP, path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("pread io_uring is not available (Operation not permitted)")
+    assert "fix: sysctl -w kernel.io_uring_disabled=0" in done.stdout
+
+
 def test_a_seccomp_refusal_falls_back_and_names_the_fix(tmp_path: Path) -> None:
     path = tmp_path / "flash"
     path.write_bytes(bytes(PAGE))

@@ -3,6 +3,8 @@
 import random
 from pathlib import Path
 
+import pytest
+
 from memkv import checksum, keys, pattern
 from memkv.clock import SystemClock, deadline_after_ms
 from memkv.io.file_device import FileDevice
@@ -15,6 +17,11 @@ CLOCK = SystemClock()
 TENANT = Tenant.named("default")
 CONFIG = StoreConfig(memory_bytes=24 * MIB, block_bytes_max=1 * MIB, segment_bytes=4 * MIB)
 WAIT_MS = 20_000
+
+
+@pytest.fixture(params=[True, False], ids=["io_uring", "pread"])
+def use_io_uring(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
 def put(store: Store, number: int, length: int) -> PendingPut:
@@ -44,9 +51,12 @@ def count_hits(reader: StoreReader, numbers: range, length: int) -> int:
     return hits
 
 
-def test_durable_blocks_come_back_after_reopening_without_a_clean_close(tmp_path: Path) -> None:
+def test_durable_blocks_come_back_after_reopening_without_a_clean_close(
+    tmp_path: Path, use_io_uring: bool
+) -> None:
     length = 300_001
-    device = FileDevice.create(str(tmp_path / "flash"), 96 * MIB, direct=False)
+    path = str(tmp_path / "flash")
+    device = FileDevice.create(path, 96 * MIB, direct=False, use_io_uring=use_io_uring)
     store = open_store(device, CONFIG, CLOCK, random.SystemRandom())
     assert store.recovery.formatted
     puts = [put(store, number, length) for number in range(100)]
@@ -70,9 +80,12 @@ def test_durable_blocks_come_back_after_reopening_without_a_clean_close(tmp_path
     device.close()
 
 
-def test_a_full_drive_evicts_and_goes_on(tmp_path: Path) -> None:
+def test_a_full_drive_evicts_and_goes_on(
+    tmp_path: Path, use_io_uring: bool
+) -> None:
     length = 500_000
-    device = FileDevice.create(str(tmp_path / "flash"), 48 * MIB, direct=False)
+    path = str(tmp_path / "flash")
+    device = FileDevice.create(path, 48 * MIB, direct=False, use_io_uring=use_io_uring)
     store = open_store(device, CONFIG, CLOCK, random.SystemRandom())
     for number in range(300):
         put(store, number, length)
