@@ -196,7 +196,8 @@ class Store:
         """Delete blocks, present or not; return an i32 for each id.
 
         All are invisible at once. OK: the tombstone is durable, so it stays deleted after any
-        restart. TIMEOUT or UNAVAILABLE: it may come back after a restart; delete again.
+        restart. TIMEOUT or UNAVAILABLE: it may come back after a restart; delete again. BUSY:
+        nothing was done, since the drive does not keep up with deletes.
         """
         return self.delete_tagged(tenant.tag, ids, deadline_ns, name=tenant.name)
 
@@ -209,6 +210,8 @@ class Store:
         outcomes: list[bool] = []
         with self._engine.lock:
             self._check_open()
+            if self._core.tombstones.full():
+                return struct.pack("<i", Status.BUSY) * len(split)
             owner = self._core.tenants.get(tenant_tag, name)
             self._core.delete(owner, split)
             records = self._core.tombstones.add(owner, split, outcomes.append)

@@ -10,7 +10,7 @@ from memkv.limits import SECTOR_BYTES
 from memkv.store.arena import Extent
 from memkv.store.layout import ENTRY, Kind, RecordHeader, record_sectors, write_record_header
 from memkv.store.log import Append
-from memkv.store.records import Place, judge
+from memkv.store.records import Place, judge, payload_ok
 from memkv.store.requests import IoKind, IoRequest
 from memkv.store.segments import Segment
 
@@ -44,6 +44,13 @@ class BlockCopy(Append):
         buffer = core.index.buffer(handle) if handle >= 0 else -1
         if buffer >= 0:
             extent = core.arena.get(buffer)
+            assert extent.header is not None
+            if not payload_ok(extent.view, extent.header):
+                # What was read went bad, or was read badly; what lies on flash may be whole.
+                core.counters.corrupt += 1
+                core.drop_buffer(extent)
+                buffer = -1
+        if buffer >= 0:
             core.arena.hold(extent)
         else:
             found = core.arena.allocate(record_sectors(wanted.entry.length)) or core.take_reserve()

@@ -22,7 +22,7 @@ from memkv.store.puts import Put, PutState
 from memkv.store.reclaim import FREE_SEGMENTS_WANTED, Reclaim
 from memkv.store.records import Place
 from memkv.store.requests import IoRequest, PutRequest
-from memkv.store.segments import Segment, SegmentTable, State
+from memkv.store.segments import Segment, SegmentTable
 from memkv.store.statistics import (
     Counters,
     StoreStatistics,
@@ -35,6 +35,8 @@ from memkv.tenant import TenantScope
 
 GENERATION_OPEN_SHIFT = 40  # upper bits: how often the store was opened; lower: puts since
 _STAMP_MASK = 0xFFFF_FFFF  # stamps of the index are modulo 2**32
+SEQUENCE_OPEN_SHIFT = 32  # likewise: a segment that could not be read has no later number than ours
+EXPIRY_S_MAX = 0xFFFFFFFF  # of the format, in 2106; a longer life ends there
 PENDING_SECTOR = 0  # in the index: written nowhere yet; the superblock lies there
 
 
@@ -62,11 +64,14 @@ class StoreCore:
         self.clock = clock
         self.counters = Counters()
         self.access_clock = 1
-        self.table = SegmentTable(superblock.segment_count, superblock.segment_bytes)
+        self.table = SegmentTable(
+            superblock.segment_count, superblock.segment_bytes,
+            superblock.incarnation << SEQUENCE_OPEN_SHIFT,
+        )  # fmt: skip
         self.arena = Arena(arena_bytes, lambda handle: index.set_buffer(handle, -1))
         self.reserve = self.arena.allocate(record_sectors(self.block_bytes_max))
         self.tenants = Tenants(
-            config.quotas, self.usable_bytes(), index.capacity
+            config.quotas, self.usable_bytes(), superblock.segment_bytes, index.capacity
         )
         queues = len(self.tenants.queue_guarantees)
         self.log = Log(
@@ -107,14 +112,6 @@ class StoreCore:
         """Return a number larger than that of every put and delete accepted before."""
         self._generation += 1
         return self._generation
-
-    def queue_bytes(self, queue: int) -> int:
-        """Return the flash a queue occupies, in whole segments."""
-        count = sum(
-            s.queue == queue and s.state not in (State.BLANK, State.FREE, State.ERASING)
-            for s in self.table.all
-        )
-        return count * self.table.segment_bytes
 
     # --- the driver --------------------------------------------------------------------------
 
@@ -206,6 +203,7 @@ class StoreCore:
             self.arena.release(put.extent)
             return Status.MISS
         expiry_s = self.clock.wall_s() + request.ttl_s if request.ttl_s else request.expiry_s
+        expiry_s = min(expiry_s, EXPIRY_S_MAX)
         if request.prefix_id != self._last_prefix:
             self._last_prefix = request.prefix_id
             self.access_clock += 1

@@ -15,7 +15,7 @@ from memkv.store.core import StoreCore
 from memkv.store.requests import IoKind, IoRequest
 
 IO_WAIT_MS = 1  # while I/O is under way, new puts are noticed after so long at the latest
-IDLE_WAIT_S = 0.1  # without I/O; callers notify, this only bounds what a missed notice costs
+IDLE_WAIT_S = 0.1  # without I/O; callers wake the writer, this only lets time-outs be noticed
 
 
 def submit(queue: DeviceQueue, token: int, request: IoRequest) -> None:
@@ -58,6 +58,7 @@ class Engine:
         self._core: StoreCore | None = None
         self._thread: threading.Thread | None = None
         self._stop = False
+        self._woken = False
         self.failure: BaseException | None = None
 
     def start(self, core: StoreCore, threads: bool) -> None:
@@ -70,6 +71,7 @@ class Engine:
 
     def wake(self) -> None:
         """Tell the writer that there is work. The lock is held."""
+        self._woken = True  # it may just be on its way to sleep, where a notice alone is lost
         self._work.notify()
 
     def progress(self) -> None:
@@ -120,6 +122,7 @@ class Engine:
     def _start_requests(self) -> int:
         assert self._core is not None
         with self.lock:
+            self._woken = False
             requests = self._core.poll(self.depth - len(self._flying))
             for request in requests:
                 self._token += 1
@@ -147,7 +150,8 @@ class Engine:
                     with self.lock:
                         if self._stop:
                             return
-                        self._work.wait(IDLE_WAIT_S)
+                        if not self._woken:
+                            self._work.wait(IDLE_WAIT_S)
         except BaseException as error:  # callers must not wait for a writer that is gone
             with self.lock:
                 self.failure = error

@@ -8,6 +8,7 @@ by `records.judge`, which is why decoding a record header does not check it.
 
 import mmap
 import struct
+import threading
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -79,7 +80,8 @@ class SegmentHeader(NamedTuple):
 
 
 class Trailer(NamedTuple):
-    """Last sector of a full segment: where the list of its records lies, and its sum."""
+    """Last sector of a segment: its identity once more, and when it is full where the list of its
+    records lies, and its sum. `footer_sector` is 0 until then: the header lies there."""
 
     device_uuid: bytes
     segment: int
@@ -126,8 +128,33 @@ class Entry(NamedTuple):
     kind: int
 
 
+class _Pages:
+    """Small aligned buffers cut from one mapping after another; a mapping goes with its last."""
+
+    CUT_BYTES_MAX = 4 * SECTOR_BYTES
+    MAPPING_BYTES = 64 * SECTOR_BYTES
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rest = memoryview(b"")
+
+    def cut(self, size_bytes: int) -> memoryview:
+        """Return `size_bytes`, at most CUT_BYTES_MAX, of memory that was never used before."""
+        step = sectors_for(size_bytes) * SECTOR_BYTES
+        with self._lock:
+            if len(self._rest) < step:
+                self._rest = memoryview(mmap.mmap(-1, self.MAPPING_BYTES))
+            cut, self._rest = self._rest[:size_bytes], self._rest[step:]
+        return cut
+
+
+_PAGES = _Pages()
+
+
 def aligned_buffer(size_bytes: int) -> memoryview:
     """Return zeroed memory that starts at a page, as direct I/O wants it."""
+    if size_bytes <= _Pages.CUT_BYTES_MAX:
+        return _PAGES.cut(size_bytes)
     return memoryview(mmap.mmap(-1, size_bytes))
 
 

@@ -79,6 +79,7 @@ class Log:
         self.pending: list[deque[Append]] = [deque() for _ in range(queue_count)]
         # Reclaim's own records do not wait behind puts that wait for what reclaim makes free.
         self._urgent: list[deque[Append]] = [deque() for _ in range(queue_count)]
+        self.reclaiming = False
         self.flush_wanted = False
         self.flushing = False
         self.writes_in_flight = 0
@@ -89,6 +90,7 @@ class Log:
         self._requests: list[IoRequest] = []
         self._errors_in_row = 0
         self._resume_ns = 0
+        self._turn = 0
         self._access_clock = access_clock
 
     # --- what callers ask --------------------------------------------------------------------
@@ -132,25 +134,40 @@ class Log:
             self._fail_pending()
         elif self._errors_in_row >= WRITE_ERRORS_IN_ROW_MAX:
             self._errors_in_row = WRITE_ERRORS_IN_ROW_MAX - 1  # one more try
-        for pending in self._urgent + self.pending:
-            while pending and len(requests) < room:
-                if self._bytes_in_flight >= WRITE_BYTES_IN_FLIGHT_MAX:
-                    break
-                group = self._group(pending, now_ns)
-                if group is None:
-                    break
-                if group:
-                    requests.append(self._write(group))
+        self._start_writes(requests, room)
         if len(requests) < room and not self.flushing and self._flush_due():
             requests.append(self._flush())
         return requests
+
+    def _start_writes(self, requests: list[IoRequest], room: int) -> None:
+        """Reclaim's records first, then one group of each queue in turn: none starves another."""
+        for pending in self._urgent:
+            while self._start_write(pending, requests, room):
+                pass
+        refused = 0
+        while refused < len(self.pending):
+            pending = self.pending[self._turn]
+            self._turn = (self._turn + 1) % len(self.pending)
+            refused = 0 if self._start_write(pending, requests, room) else refused + 1
+
+    def _start_write(
+        self, pending: deque[Append], requests: list[IoRequest], room: int
+    ) -> bool:
+        """Start one write; False when there is none, or no room for it."""
+        full = self._bytes_in_flight >= WRITE_BYTES_IN_FLIGHT_MAX
+        if not pending or len(requests) >= room or full:
+            return False
+        group = self._group(pending)
+        if group:
+            requests.append(self._write(group))
+        return group is not None
 
     def _fail_pending(self) -> None:
         for pending in self._urgent + self.pending:
             while pending:
                 pending.popleft().written(False, 0)
 
-    def _group(self, pending: deque[Append], now_ns: int) -> list[Append] | None:
+    def _group(self, pending: deque[Append]) -> list[Append] | None:
         """Take records that lie side by side; None when there is no segment for the first."""
         group: list[Append] = []
         size_bytes = 0
@@ -162,6 +179,9 @@ class Log:
                 continue
             if group and size_bytes + append.sectors * SECTOR_BYTES > GROUP_BYTES_MAX:
                 break
+            if self.reclaiming and not append.urgent and not self.table.free:
+                # What reclaim has begun to copy fits the last segment, if nobody else writes there.
+                return group or None
             segment = self.open[append.queue]
             if segment is not None and not self._fits(segment, append):
                 if group:

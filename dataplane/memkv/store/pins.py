@@ -1,4 +1,10 @@
-"""Pins: blocks that reclaim always keeps, for a time, within a quarter of their tenant's quota."""
+"""Pins: blocks that reclaim always keeps, for a time, within a quarter of their tenant's quota.
+
+Tenants without a quota share one quarter of the shared queue, or a few of them could pin all of it
+and leave reclaim nothing to free. Pins live as long as the process: engines renew them.
+"""
+
+from collections import Counter
 
 from memkv.limits import PINNED_FRACTION_MAX
 from memkv.status import Status
@@ -17,10 +23,11 @@ class Pin:
 
 
 class Pins:
-    """Pinned blocks by index handle. Lives as long as the process: engines renew pins."""
+    """Pinned blocks by index handle."""
 
     def __init__(self) -> None:
         self._pins: dict[int, Pin] = {}
+        self._queue_bytes: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._pins)
@@ -28,18 +35,18 @@ class Pins:
     def pin(
         self, handle: int, tenant: TenantState, size_bytes: int, now_ns: int, ttl_s: int
     ) -> Status:
-        """Pin or renew. QUOTA when the tenant's pins would pass their limit."""
+        """Pin or renew. QUOTA when the pins of the tenant's queue would pass their limit."""
         expires_ns = now_ns + ttl_s * 1_000_000_000
         known = self._pins.get(handle)
         if known is not None:
             known.expires_ns = expires_ns
             return Status.OK
         limit = int(tenant.quota_bytes * PINNED_FRACTION_MAX)
-        if tenant.pinned_bytes + size_bytes > limit:
+        if self._queue_bytes[tenant.queue] + size_bytes > limit:
             self.expire(now_ns)
-            if tenant.pinned_bytes + size_bytes > limit:
+            if self._queue_bytes[tenant.queue] + size_bytes > limit:
                 return Status.QUOTA
-        tenant.pinned_bytes += size_bytes
+        self._count(tenant, size_bytes)
         self._pins[handle] = Pin(tenant, size_bytes, expires_ns)
         return Status.OK
 
@@ -58,7 +65,11 @@ class Pins:
         """Forget a pin; harmless where there is none."""
         pin = self._pins.pop(handle, None)
         if pin is not None:
-            pin.tenant.pinned_bytes -= pin.size_bytes
+            self._count(pin.tenant, -pin.size_bytes)
+
+    def _count(self, tenant: TenantState, change: int) -> None:
+        tenant.pinned_bytes += change
+        self._queue_bytes[tenant.queue] += change
 
     def expire(self, now_ns: int) -> None:
         """Forget pins whose time is over."""

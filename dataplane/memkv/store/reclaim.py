@@ -2,8 +2,9 @@
 
     IDLE -> LISTING -> SORTING -> COPYING -> FLUSHING -> DRAINING -> ERASING -> IDLE
 
-One segment at a time, and it becomes FREE only after its new header was flushed. Safety, in three
-steps. (1) Wanted blocks and tombstones are durable elsewhere before the header is overwritten.
+One segment at a time, and it becomes FREE only after its new header and trailer were flushed.
+Safety, in three steps. (1) Wanted blocks and tombstones are durable elsewhere before these are
+overwritten.
 (2) Within a queue segments are erased oldest first, so when a tombstone's segment is erased no
 older record of its key is left in that queue; where an older segment of another queue (a changed
 quota) or a retired one still holds records of that tenant, the tombstone is written again.
@@ -22,10 +23,12 @@ from memkv.store.layout import (
     Entry,
     Kind,
     SegmentHeader,
+    Trailer,
     aligned_buffer,
     decode_trailer,
     encode_segment_header,
     record_sectors,
+    write_trailer,
 )
 from memkv.store.requests import IoKind, IoRequest
 from memkv.store.segments import Segment, State
@@ -86,6 +89,8 @@ class Reclaim:
         self._credit_bytes = 0.0
         self._put_bytes_seen = 0
         self._retries = 0
+        self._ends_durable: list[bool] = []
+        self._fruitless = (-1, -1)  # when there was nothing to turn over: changes, blocks
 
     @property
     def active(self) -> bool:
@@ -96,6 +101,7 @@ class Reclaim:
         """Go as far as possible without waiting for I/O."""
         while self._advance():
             pass
+        self._log.reclaiming = self.active
 
     def _advance(self) -> bool:
         if self._phase is Phase.IDLE:
@@ -115,6 +121,9 @@ class Reclaim:
         crowded = len(core.index) >= core.index.capacity * INDEX_FULL_FRACTION
         if len(table.free) >= FREE_SEGMENTS_WANTED and not crowded:
             return False
+        moment = (table.changes, len(core.index))
+        if moment == self._fruitless:
+            return False
         if core.log.paused(core.now_ns()):
             return False
         if table.blank and len(table.free) < FREE_SEGMENTS_WANTED:
@@ -122,6 +131,7 @@ class Reclaim:
             return True
         victim = self._victim()
         if victim is None:
+            self._fruitless = moment
             return False
         if victim is not self._segment:
             self._retries = 0
@@ -131,15 +141,33 @@ class Reclaim:
         return True
 
     def _victim(self) -> Segment | None:
-        if not self._table.free:
-            # No room to carry anything away: only the oldest of all needs nothing carried.
-            return self._table.globally_oldest()
-        over: list[tuple[int, Segment]] = []
-        for queue, guarantee in enumerate(self._core.tenants.queue_guarantees):
-            segment = self._table.oldest(queue)
-            if segment is not None:
-                over.append((self._core.queue_bytes(queue) - guarantee, segment))
-        return max(over, key=lambda pair: pair[0])[1] if over else None
+        """Return the oldest segment of the queue that is most over its guarantee.
+
+        A queue within its guarantee gives nothing, also when those over it have nothing to give
+        just now; only segments lost to a bad drive make that impossible to keep.
+        """
+        table, tenants = self._table, self._core.tenants
+        guarantees = tenants.queue_guarantees
+        if len(table.free) >= FREE_SEGMENTS_WANTED:  # the index is full, whatever flash is
+            over = [tenants.blocks_over(q, INDEX_FULL_FRACTION) for q in range(len(guarantees))]
+        else:
+            sizes = table.queue_sizes(len(guarantees))
+            over = [size - guarantee for size, guarantee in zip(sizes, guarantees, strict=True)]
+        by_excess = sorted(range(len(over)), key=lambda queue: -over[queue])
+        oldest = [s for queue in by_excess if over[queue] > 0 and (s := table.oldest(queue))]
+        if not oldest and table.count_by_state[State.RETIRED] and not self._room_for_puts():
+            oldest = [s for queue in by_excess if (s := table.oldest(queue))]
+        if oldest and not table.free:
+            # No room to carry anything away: only a segment that needs nothing carried can go.
+            oldest = [s for s in oldest if not self._must_carry(s)]
+            return oldest[0] if oldest else table.globally_oldest()
+        return oldest[0] if oldest else None
+
+    def _room_for_puts(self) -> bool:
+        return len(self._table.free) >= SPARE_SEGMENTS
+
+    def _must_carry(self, segment: Segment) -> bool:
+        return any(self._table.older_holds(segment, tenant) for tenant in segment.tenants)
 
     # --- the list of its records -------------------------------------------------------------
 
@@ -159,7 +187,8 @@ class Reclaim:
         segment = self._segment
         assert segment is not None
         trailer = decode_trailer(buffer[-SECTOR_BYTES:]) if ok else None
-        if trailer is not None and trailer.sequence == segment.sequence:
+        known = (segment.sequence, segment.footer_sector)
+        if trailer is not None and (trailer.sequence, trailer.footer_sector) == known:
             entries = bytes(buffer[: trailer.entry_count * ENTRY.size])
             if xxh3_64(entries) == trailer.footer_sum:
                 self._listed(entries)
@@ -227,8 +256,13 @@ class Reclaim:
         self._credit_bytes += new_bytes * REAPPEND_FRACTION_MAX
         # A segment's worth is all one reclaim can use; more would only save up for a burst.
         self._credit_bytes = min(self._credit_bytes, float(self._table.segment_bytes))
+        pinned = [wanted.entry.length for wanted in self._wanted if wanted.pinned]
+        # Pins must be kept; what they use is taken from the others. Pins alone stay near a third
+        # of host writes, for they are a quarter of what is turned over.
+        self._credit_bytes -= sum(map(record_sectors, pinned)) * SECTOR_BYTES
+        self._credit_bytes = max(self._credit_bytes, -float(self._table.segment_bytes))
         kept = core.config.policy.keep(
-            self._candidates, segment.horizon, int(self._credit_bytes)
+            self._candidates, segment.horizon, max(0, int(self._credit_bytes))
         )
         self._credit_bytes -= sum(candidate.size_bytes for candidate in kept)
         positions = {candidate.position for candidate in kept}
@@ -320,31 +354,40 @@ class Reclaim:
         self._segment = segment
         self._phase = Phase.ERASING
         self._table.move(segment, State.ERASING)
-        sequence, nonce = self._table.next_sequence(), core.random.getrandbits(64)
-        page = encode_segment_header(
-            SegmentHeader(self._log.device_uuid, segment.number, sequence, nonce)
-        )
-        self._log.request(
-            IoRequest(
-                IoKind.WRITE, segment.offset, [page],
-                lambda ok, _error: self._header_written(segment, sequence, nonce, ok),
-            )
-        )  # fmt: skip
+        life = (self._table.next_sequence(), core.random.getrandbits(64))
+        device_uuid, number = self._log.device_uuid, segment.number
+        header = encode_segment_header(SegmentHeader(device_uuid, number, *life))
+        trailer = aligned_buffer(SECTOR_BYTES)  # an old one would vouch for what is overwritten
+        write_trailer(trailer, Trailer(device_uuid, number, *life, 0, 0, 0, 0))
+        last = segment.offset + self._table.segment_bytes - SECTOR_BYTES
+        self._ends_durable = []
+        for offset, page in ((segment.offset, header), (last, trailer)):
+            self._log.request(
+                IoRequest(
+                    IoKind.WRITE, offset, [page],
+                    lambda ok, _error: self._end_written(segment, life, ok),
+                )
+            )  # fmt: skip
 
-    def _header_written(self, segment: Segment, sequence: int, nonce: int, ok: bool) -> None:
-        if ok:
-            self._log.barrier(lambda flushed: self._erased(segment, sequence, nonce, flushed))
+    def _end_written(self, segment: Segment, life: tuple[int, int], ok: bool) -> None:
+        if ok:  # a flush of its own: one that fails between the two writes has lost the first
+            self._log.barrier(lambda flushed: self._end_durable(segment, life, flushed))
         else:
             self._core.counters.write_errors += 1
-            self._erased(segment, sequence, nonce, False)
+            self._end_durable(segment, life, False)
 
-    def _erased(self, segment: Segment, sequence: int, nonce: int, ok: bool) -> None:
+    def _end_durable(self, segment: Segment, life: tuple[int, int], ok: bool) -> None:
+        self._ends_durable.append(ok)
+        if len(self._ends_durable) == 2:
+            self._erased(segment, life, all(self._ends_durable))
+
+    def _erased(self, segment: Segment, life: tuple[int, int], ok: bool) -> None:
         self._phase = Phase.IDLE
         if not ok:
-            # Old or new header, nobody knows: the old identity and its tenants stay on the books.
+            # Old or new life, nobody knows: the old identity and its tenants stay on the books.
             self._table.move(segment, State.RETIRED)
             return
-        segment.sequence, segment.nonce = sequence, nonce
+        segment.sequence, segment.nonce = life
         segment.entries = None
         segment.entry_count = 0
         segment.tenants = set()

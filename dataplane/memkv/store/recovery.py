@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from memkv._hotpath import slots_of, xxh3_64
 from memkv.limits import SECTOR_BYTES
 from memkv.store.core import StoreCore
+from memkv.store.dead import DeadKeys
 from memkv.store.layout import (
     ENTRY,
+    ZEROS,
     Kind,
     SegmentHeader,
     Trailer,
@@ -34,6 +36,9 @@ SEGMENTS_AT_ONCE = 256  # headers and trailers read together: 2 MiB of buffers
 FOOTERS_AT_ONCE = 16
 STAMP_RECOVERED = 0
 HORIZON_RECOVERED = 1
+DEAD_MEMORY_FRACTION = 0.5  # of memory that holds no blocks yet
+DEAD_KEY_BYTES = 256  # measured: 190 in Python's dicts
+DEAD_KEYS_MIN = 10_000
 
 Steps = Generator[list[IoRequest], None, None]
 
@@ -54,6 +59,8 @@ class RecoveryReport:
     """Records whose payload was not whole, or whose place cannot be."""
     over_capacity: int = 0
     """Blocks left out because the index is too small."""
+    tenants_cut: int = 0
+    """How often a tenant had more deletes than memory, and lost all it had put before them."""
     duration_ms: int = 0
 
 
@@ -78,7 +85,8 @@ class Recovery:
         self._core = core
         self._checks = core.config.checks
         self._now_s = core.clock.wall_s()
-        self._dead: dict[tuple[bytes, bytes], int] = {}
+        room = int(core.config.memory_bytes * DEAD_MEMORY_FRACTION) // DEAD_KEY_BYTES
+        self._dead = DeadKeys(max(DEAD_KEYS_MIN, room))
         self.report = RecoveryReport(incarnation=core.superblock.incarnation)
 
     def steps(self) -> Steps:
@@ -97,8 +105,9 @@ class Recovery:
             yield from self._read_footers(part)
             for f in part:
                 facts = SegmentFacts(
-                    True, True, f.trailer is not None, self._matches(f), f.entries is not None
-                )
+                    f.header is not None, f.trailer is not None, self._lists(f),
+                    f.entries is not None,
+                )  # fmt: skip
                 action = segment_action(facts)
                 self._count(action.value)
                 if action is SegmentAction.SCAN:
@@ -111,6 +120,7 @@ class Recovery:
                     self._loaded(f)
         self._core.access_clock = HORIZON_RECOVERED + 1
         self.report.torn += scanner.torn if scanner else 0
+        self.report.tenants_cut = self._dead.tenants_cut
 
     def _count(self, action: str) -> None:
         self.report.segments[action] = self.report.segments.get(action, 0) + 1
@@ -122,56 +132,58 @@ class Recovery:
         last = self._core.table.segment_bytes - SECTOR_BYTES
         for f in part:
             first_page, last_page = f.pages[:SECTOR_BYTES], f.pages[SECTOR_BYTES:]
-            requests.append(
-                IoRequest(IoKind.READ, f.segment.offset, [first_page], self._reader(f, True))
-            )
-            requests.append(
-                IoRequest(IoKind.READ, f.segment.offset + last, [last_page], self._reader(f, False))
-            )
+            for offset, page in ((0, first_page), (last, last_page)):
+                requests.append(
+                    IoRequest(IoKind.READ, f.segment.offset + offset, [page], self._reader(f, page))
+                )
         yield requests
         check_sum = self._checks.header_sum
         for f in part:
-            f.header = decode_segment_header(f.pages[:SECTOR_BYTES], check_sum)
-            f.trailer = decode_trailer(f.pages[SECTOR_BYTES:], check_sum)
+            header = decode_segment_header(f.pages[:SECTOR_BYTES], check_sum)
+            trailer = decode_trailer(f.pages[SECTOR_BYTES:], check_sum)
+            f.header = header if self._ours(f, header) else None
+            f.trailer = trailer if self._ours(f, trailer) else None
             f.pages = f.pages[:0]
 
-    def _reader(self, f: _Found, essential: bool) -> Callable[[bool, int], None]:
+    def _reader(self, f: _Found, page: memoryview) -> Callable[[bool, int], None]:
         def done(ok: bool, _error: int) -> None:
             if not ok:
-                f.unreadable = f.unreadable or essential
+                f.unreadable = True
+                page[:] = ZEROS
 
         return done
 
+    def _ours(self, f: _Found, end: SegmentHeader | Trailer | None) -> bool:
+        return (
+            end is not None
+            and end.device_uuid == self._core.superblock.device_uuid
+            and end.segment == f.segment.number
+        )
+
     def _identify(self, f: _Found) -> bool:
-        """Take the segment's identity from its header; False when there is none of ours."""
-        segment, header, table = f.segment, f.header, self._core.table
-        if f.unreadable:
+        """Take the segment's identity from its header, else from its trailer; False for none."""
+        segment, table = f.segment, self._core.table
+        end = f.header or f.trailer
+        if end is None and f.unreadable:
             self._count("unreadable")
             segment.tenants = Everyone()
             table.adopt(segment, State.RETIRED)
             return False
-        ours = (
-            header is not None
-            and header.device_uuid == self._core.superblock.device_uuid
-            and header.segment == segment.number
-        )
-        if header is None or not ours:
-            facts = SegmentFacts(header is not None, ours, False, False, False)
-            self._count(segment_action(facts).value)
+        if end is None:
+            self._count(segment_action(SegmentFacts(False, False, False, False)).value)
             return False
-        segment.sequence, segment.nonce = header.sequence, header.nonce
-        table.sequence_last = max(table.sequence_last, header.sequence)
+        segment.sequence, segment.nonce = end.sequence, end.nonce
+        table.sequence_last = max(table.sequence_last, end.sequence)
         return True
 
-    def _matches(self, f: _Found) -> bool:
+    def _lists(self, f: _Found) -> bool:
         t, h = f.trailer, f.header
+        if t is None or not t.footer_sector:
+            return False
         return (
-            t is not None
-            and h is not None
-            and (t.device_uuid, t.segment) == (h.device_uuid, h.segment)
-            and (
-                (t.sequence, t.nonce) == (h.sequence, h.nonce) or not self._checks.generation
-            )
+            h is None
+            or (t.sequence, t.nonce) == (h.sequence, h.nonce)
+            or not self._checks.generation
         )
 
     def _read_footers(self, part: list[_Found]) -> Steps:
@@ -180,7 +192,7 @@ class Recovery:
         requests = []
         for f in part:
             t = f.trailer
-            if t is None or not self._matches(f):
+            if t is None or not self._lists(f):
                 continue
             if t.footer_sector != sectors - footer_sectors(t.entry_count) or t.footer_sector < 1:
                 continue
@@ -211,13 +223,15 @@ class Recovery:
 
     def _scanned(self, segment: Segment, scanner: Scanner) -> None:
         core = self._core
-        if not scanner.entries:
+        if not scanner.entries and not scanner.unreadable:
             return  # stays BLANK: it gets a new identity before it is used
         segment.entries = scanner.entries
         segment.entry_count = len(scanner.entries) // ENTRY.size
         segment.next_sector = scanner.next_sector
         core.table.adopt(segment, State.SEALING)
         self._apply(segment, bytes(scanner.entries))
+        if scanner.unreadable:
+            segment.tenants = Everyone()
         if segment.next_sector + footer_sectors(segment.entry_count) <= core.table.sectors:
             core.log.seal_when_durable(segment)
         else:
@@ -240,19 +254,18 @@ class Recovery:
                 number = numbers[tag] = core.tenants.get(tag).number
                 added[number] = [0, 0]
             if kind != Kind.BLOCK:
-                if dead.get((tag, block_id), -1) < generation:
-                    dead[tag, block_id] = generation
+                if dead.add(tag, block_id, generation):
                     core.tombstones.recovered(tag, block_id, generation)
                 report.tombstones += 1
                 continue
-            if dead and dead.get((tag, block_id), -1) > generation:
+            if dead and dead.kills(tag, block_id, generation):
                 report.superseded += 1
                 continue
             if generation <= floors.get(slots[i], -1) or generation <= tenant_floors.get(tag, -1):
                 report.superseded += 1  # purged; whatever is older of this key is so too
                 continue
             if expiry_s and expiry_s <= now_s:
-                dead[tag, block_id] = generation + 1
+                dead.add(tag, block_id, generation + 1)
                 report.superseded += 1
                 continue
             sectors = record_sectors(length)

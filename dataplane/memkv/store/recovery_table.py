@@ -1,31 +1,37 @@
 """What recovery does with what it finds, as tables.
 
-Segments. Facts: the header is whole (its sum fits) and ours (this drive, this segment number); the
-trailer is whole and matches the header's sequence and nonce; the footer's sum fits.
+Segments. A header or trailer is ours when it can be read, its sum fits and it names this drive and
+this segment; both carry the segment's identity, so one damaged end loses nothing. Facts: the header
+is ours; the trailer is ours; it lists records and its identity is the header's, where that is ours;
+the list's sum fits.
 
-| case | header whole | ours | trailer whole | matches | footer fits | action |
-| @A   | no  | -   | -   | -   | -   | ERASE: new drive, or an erase was cut short |
-| @B   | yes | no  | -   | -   | -   | ERASE: another drive's or an earlier format's |
-| @C   | yes | yes | no  | -   | -   | SCAN: was being filled |
-| @D   | yes | yes | yes | no  | -   | SCAN: the trailer is of an earlier life |
-| @E   | yes | yes | yes | yes | no  | SCAN: the footer was torn or rots |
-| @F   | yes | yes | yes | yes | yes | LOAD |
+| case | header | trailer | lists | sum | action |
+| @A   | no  | no  | -   | -   | ERASE: new drive, another's, or an erase was cut short |
+| @B   | no  | yes | no  | -   | SCAN by the trailer: the header rots, it was being filled |
+| @C   | no  | yes | yes | no  | SCAN by the trailer: both rot, or an erase was cut short |
+| @D   | no  | yes | yes | yes | LOAD by the trailer: the header rots, or an erase was cut short |
+| @E   | yes | no  | -   | -   | SCAN: the trailer was torn or rots |
+| @F   | yes | yes | no  | -   | SCAN: was being filled, or an erase was cut short |
+| @G   | yes | yes | yes | no  | SCAN: the list was torn or rots |
+| @H   | yes | yes | yes | yes | LOAD |
 
-A header is overwritten only after all it must not lose is durable elsewhere (reclaim.py), so ERASE
-loses nothing that counts. A footer is written only after its records were flushed, so LOAD trusts
-it; SCAN trusts nothing and sums every payload.
+The ends are overwritten only after all that must not be lost is durable elsewhere (reclaim.py), so
+it does not matter which of two lives a cut-short erase shows: the old one is whole, the new one is
+empty. A footer is written only after its records were flushed, so LOAD trusts it; SCAN trusts
+nothing and sums every payload. Where an end cannot be read and the other one is not ours, the
+segment may hold anything: it is RETIRED, and tombstones of all tenants are kept.
 
 Records of a scan, by what `records.judge` says (`Flaw`, or the kind of a sound record):
 
 | case | judged | action |
-| @G | BLOCK | ADOPT |
-| @H | TOMBSTONES | ADOPT |
-| @I | HEADER | STEP: a lost write, or payload of one; look at the next sector |
-| @J | GENERATION | STEP: of an earlier life, or forged inside a payload |
-| @K | OFFSET | STEP: misdirected |
-| @L | LENGTH | STEP: fields that fit nothing |
-| @M | PAYLOAD | SKIP: torn; the place was this record's, nothing else is in it |
-| @N | OTHER_BLOCK | STEP: cannot happen, a scan looks for no id |
+| @I | BLOCK | ADOPT |
+| @J | TOMBSTONES | ADOPT |
+| @K | HEADER | STEP: a lost write, or payload of one; look at the next sector |
+| @L | GENERATION | STEP: of an earlier life, or forged inside a payload |
+| @M | OFFSET | STEP: misdirected |
+| @N | LENGTH | STEP: fields that fit nothing |
+| @O | PAYLOAD | SKIP: torn; the place was this record's, nothing else is in it |
+| @P | OTHER_BLOCK | STEP: cannot happen, a scan looks for no id |
 """
 
 from enum import Enum
@@ -54,10 +60,9 @@ class RecordAction(Enum):
 class SegmentFacts(NamedTuple):
     """What was found for a segment; a fact that was not looked up is False."""
 
-    header_whole: bool
     header_ours: bool
-    trailer_whole: bool
-    trailer_matches: bool
+    trailer_ours: bool
+    trailer_lists: bool
     footer_fits: bool
 
 
@@ -77,12 +82,14 @@ class SegmentCase(NamedTuple):
 
 _ERASE, _SCAN, _LOAD = SegmentAction.ERASE, SegmentAction.SCAN, SegmentAction.LOAD
 SEGMENT_CASES = (
-    SegmentCase("@A", (False, None, None, None, None), _ERASE),
-    SegmentCase("@B", (True, False, None, None, None), _ERASE),
-    SegmentCase("@C", (True, True, False, None, None), _SCAN),
-    SegmentCase("@D", (True, True, True, False, None), _SCAN),
-    SegmentCase("@E", (True, True, True, True, False), _SCAN),
-    SegmentCase("@F", (True, True, True, True, True), _LOAD),
+    SegmentCase("@A", (False, False, None, None), _ERASE),
+    SegmentCase("@B", (False, True, False, None), _SCAN),
+    SegmentCase("@C", (False, True, True, False), _SCAN),
+    SegmentCase("@D", (False, True, True, True), _LOAD),
+    SegmentCase("@E", (True, False, None, None), _SCAN),
+    SegmentCase("@F", (True, True, False, None), _SCAN),
+    SegmentCase("@G", (True, True, True, False), _SCAN),
+    SegmentCase("@H", (True, True, True, True), _LOAD),
 )
 
 RECORD_CASES: dict[Kind | Flaw, RecordAction] = {

@@ -41,11 +41,14 @@ class Scanner:
         self._failed = False
         self.entries = bytearray()
         self.torn = 0
+        self.unreadable = False
+        """Whether sectors of the last scan could not be read; what lies there may show again."""
         self.next_sector = 1
 
     def scan(self, segment: Segment) -> Generator[list[IoRequest], None, None]:
         """Collect the entries of a segment in log order."""
         self.entries = bytearray()
+        self.unreadable = False
         self.next_sector = sector = 1
         self._first = self._end = 0
         while sector < self._segment_sectors:
@@ -119,6 +122,7 @@ class Scanner:
             self._failed = False
             yield [IoRequest(IoKind.READ, offset + start, [page], self._note)]
             if self._failed:
+                self.unreadable = True
                 page[:] = bytes(SECTOR_BYTES)
 
     def _note(self, ok: bool, _error: int) -> None:

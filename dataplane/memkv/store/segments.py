@@ -51,6 +51,7 @@ IDENTIFIED = frozenset(
 )
 """States in which records of the segment may be found after a crash."""
 RECLAIMABLE = frozenset({State.SEALED, State.FAULTY})
+OCCUPIED = IDENTIFIED - {State.RETIRED}
 
 
 class Everyone(set[int]):
@@ -93,7 +94,7 @@ class Segment:
 class SegmentTable:
     """All segments of a store, and the free ones in the order they were erased."""
 
-    def __init__(self, count: int, segment_bytes: int) -> None:
+    def __init__(self, count: int, segment_bytes: int, sequence_last: int) -> None:
         self.segment_bytes = segment_bytes
         self.sectors = segment_bytes // SECTOR_BYTES
         self._base = SUPERBLOCK_AREA_BYTES // SECTOR_BYTES
@@ -101,7 +102,8 @@ class SegmentTable:
         self.free: deque[Segment] = deque()
         self.blank: deque[Segment] = deque(self.all)
         self.count_by_state: Counter[State] = Counter({State.BLANK: count})
-        self.sequence_last = 0
+        self.sequence_last = sequence_last
+        self.changes = 0  # of states, so that nobody looks twice at what has not changed
 
     def move(self, segment: Segment, state: State) -> None:
         """Change a segment's state. Raises InternalBug for a change the table does not know."""
@@ -120,7 +122,16 @@ class SegmentTable:
         if state is not State.BLANK:
             self.blank.remove(segment)
 
+    def queue_sizes(self, queue_count: int) -> list[int]:
+        """Return the bytes each queue occupies, in whole segments; lost ones are nobody's."""
+        sizes = [0] * queue_count
+        for segment in self.all:
+            if segment.state in OCCUPIED:
+                sizes[segment.queue] += self.segment_bytes
+        return sizes
+
     def _set(self, segment: Segment, state: State) -> None:
+        self.changes += 1
         self.count_by_state[segment.state] -= 1
         self.count_by_state[state] += 1
         segment.state = state
@@ -133,10 +144,6 @@ class SegmentTable:
         """Return a sequence number that was never used before on this drive."""
         self.sequence_last += 1
         return self.sequence_last
-
-    def usable(self) -> int:
-        """Return how many segments can still carry blocks."""
-        return len(self.all) - self.count_by_state[State.RETIRED]
 
     def older_holds(self, segment: Segment, tenant: int) -> bool:
         """Say whether an older segment may bring back records of `tenant` after a crash."""

@@ -67,11 +67,13 @@ class SuperblockOpener:
         if self._capacity_bytes < SUPERBLOCK_AREA_BYTES + SEGMENTS_MIN * SEGMENT_BYTES_MIN:
             plan(self._capacity_bytes, self._config, self._random)
         area = aligned_buffer(COPIES * SECTOR_BYTES)
-        yield from self._read(area)
+        yield from self._read_copies(area)
         found = self._newest(area)
         if found is None:
             area = aligned_buffer(SUPERBLOCK_AREA_BYTES)
             yield from self._read(area)
+            found = self._newest(area)  # where only the first attempt to read failed
+        if found is None:
             self._refuse_foreign(area)
             found = plan(self._capacity_bytes, self._config, self._random)
             self.formatted = True
@@ -95,6 +97,15 @@ class SuperblockOpener:
                 "the first MiB of the device cannot be read; check the drive (smartctl, dmesg)"
             )
 
+    def _read_copies(self, area: memoryview) -> Steps:
+        """Read each copy alone: a sector that cannot be read counts as one that is not whole."""
+        for copy in range(COPIES):
+            page = area[copy * SECTOR_BYTES :][:SECTOR_BYTES]
+            yield [IoRequest(IoKind.READ, copy * SECTOR_BYTES, [page], self._note)]
+            if self._failed:
+                page[:] = bytes(SECTOR_BYTES)
+            self._failed = False
+
     def _note(self, ok: bool, _error: int) -> None:
         self._failed = self._failed or not ok
 
@@ -115,7 +126,7 @@ class SuperblockOpener:
         """Raise ConfigError unless the area is blank, or formatting it was cut short."""
         # The first copy is written first: torn, it begins with our magic and all else is zero.
         rest = area[SECTOR_BYTES:] if area[:8] == SUPERBLOCK_MAGIC else area
-        if rest == bytes(len(rest)):
+        if not bytes(rest).strip(b"\0"):
             return
         raise ConfigError(
             "the device holds data that is not a MemKV store; to use it, wipe it first, for"

@@ -2,6 +2,7 @@
 
 Queue 0 is shared; each tenant with a quota has a queue, so a segment never holds blocks of a tenant
 with a guarantee together with anyone else's. The shared queue is guaranteed what is left over.
+Guarantees are whole segments, a quota is rounded up: the log gives and takes nothing smaller.
 """
 
 from memkv.errors import ConfigError
@@ -32,25 +33,25 @@ class Tenants:
     """Every tenant seen since the store was opened."""
 
     def __init__(
-        self, quotas: tuple[TenantQuota, ...], usable_bytes: int, index_capacity: int
-    ) -> None:
+        self, quotas: tuple[TenantQuota, ...], usable_bytes: int, segment_bytes: int,
+        index_capacity: int,
+    ) -> None:  # fmt: skip
         """Raises ConfigError when the quotas do not fit `usable_bytes`."""
-        total = sum(quota.flash_bytes for quota in quotas)
+        guarantees = [-(-quota.flash_bytes // segment_bytes) * segment_bytes for quota in quotas]
+        total = sum(guarantees)
         if total > usable_bytes:
             raise ConfigError(
-                f"quotas ask for {total} bytes of flash, the drive has {usable_bytes} for blocks;"
-                " lower the quotas or add capacity"
+                f"quotas ask for {total} bytes of flash in whole segments, the drive has"
+                f" {usable_bytes} for blocks; lower the quotas or add capacity"
             )
         self.by_tag: dict[bytes, TenantState] = {}
         self.all: list[TenantState] = []
         self.shared_bytes = usable_bytes - total
         self._usable_bytes = max(1, usable_bytes)
         self._index_capacity = index_capacity
-        self.queue_guarantees = [self.shared_bytes]
-        for quota in quotas:
-            self._add(tenant_tag(quota.name), quota.name, len(self.queue_guarantees),
-                      quota.flash_bytes)  # fmt: skip
-            self.queue_guarantees.append(quota.flash_bytes)
+        self.queue_guarantees = [self.shared_bytes, *guarantees]
+        for queue, quota in enumerate(quotas, 1):
+            self._add(tenant_tag(quota.name), quota.name, queue, quota.flash_bytes)
         self.queue_blocks = [0] * len(self.queue_guarantees)
         self._blocks_unused = sum(map(self._reserved, range(len(self.queue_guarantees))))
 
@@ -77,6 +78,10 @@ class Tenants:
 
     def _reserved(self, queue: int) -> int:
         return self._index_capacity * self.queue_guarantees[queue] // self._usable_bytes
+
+    def blocks_over(self, queue: int, fraction: float) -> int:
+        """Return how many entries of the index a queue has over this part of its share."""
+        return self.queue_blocks[queue] - int(self._reserved(queue) * fraction)
 
     def _unused(self, queue: int) -> int:
         return max(0, self._reserved(queue) - self.queue_blocks[queue])

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from memkv.store.core import StoreCore
 
 ATTEMPTS_MAX = 3
-TOMBSTONES_KEPT_MAX = 100_000  # for list_tombstones: 10 MiB at most; older ones need a full pull
+TOMBSTONES_KEPT_MAX = 100_000  # for list_tombstones: 30 MiB at most; older ones need a full pull
+TOMBSTONES_WAITING_MAX = 65_536  # on their way to flash: a drive that hangs fills memory no further
 
 Done = Callable[[bool], None]
 
@@ -51,6 +52,8 @@ class TombstoneAppend(Append):
         if self._sealed or len(self._ids) + len(ids) > TOMBSTONES_PER_RECORD_MAX:
             return False
         self._ids += ids
+        if not self.urgent:  # what reclaim carries is bounded by what a segment holds
+            self._core.tombstones.waiting += len(ids)
         self.entry_count = len(self._ids)
         self._done.append(done)
         return True
@@ -83,8 +86,7 @@ class TombstoneAppend(Append):
     def durable(self, ok: bool) -> None:
         """Acknowledge, or try again."""
         if ok:
-            for done in self._done:
-                done(True)
+            self._end(True)
         else:
             self._again()
 
@@ -93,8 +95,13 @@ class TombstoneAppend(Append):
         if self._attempts < ATTEMPTS_MAX and not self._core.log.paused(self._core.now_ns()):
             self._core.log.add(self)
             return
+        self._end(False)
+
+    def _end(self, ok: bool) -> None:
+        if not self.urgent:
+            self._core.tombstones.waiting -= len(self._ids)
         for done in self._done:
-            done(False)
+            done(ok)
 
 
 class Tombstones:
@@ -104,12 +111,17 @@ class Tombstones:
         self._core = core
         self._joinable: dict[int, TombstoneAppend] = {}
         self.carrying = 0
+        self.waiting = 0
         self.recent: OrderedDict[tuple[bytes, bytes], int] = OrderedDict()
         self.complete_since = 0  # generations before this one may have been forgotten
         self.forgotten_to = 0  # the youngest one that fell out of `recent`
 
     def __len__(self) -> int:
         return len(self.recent)
+
+    def full(self) -> bool:
+        """Say whether so many are on their way that no delete is taken."""
+        return self.waiting >= TOMBSTONES_WAITING_MAX
 
     def add(self, tenant: TenantState, ids: list[bytes], done: Done) -> int:
         """Write tombstones; `done(ok)` is called once for each record used. Returns how many."""

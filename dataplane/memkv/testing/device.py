@@ -10,12 +10,14 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from memkv.limits import SECTOR_BYTES
 from memkv.testing.faults import HONEST, Faults
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 TEAR_BYTES = 512
+EIO = 5
 ETIMEDOUT = 110
 
 
@@ -49,6 +51,8 @@ class WriteListDevice:
         self._written_known: set[tuple[int, int]] = set()
         self._pending: list[PendingWrite] = []
         self._broken_kind = ""
+        self.unreadable: set[int] = set()
+        """Sectors whose reads fail."""
 
     @property
     def size_bytes(self) -> int:
@@ -86,12 +90,17 @@ class WriteListDevice:
         if forced is not None:
             return forced
         size = sum(map(len, buffers))
+        if self.unreadable and not self.unreadable.isdisjoint(
+            range(offset // SECTOR_BYTES, (offset + size) // SECTOR_BYTES)
+        ):
+            return -EIO
         self._rot(offset, size)
         if self._chance(self.faults.misdirected_read):
             offset = self._elsewhere(offset, size)
-        for buffer in buffers:
-            buffer[:] = self.image[offset : offset + len(buffer)]
-            offset += len(buffer)
+        with memoryview(self.image) as image:
+            for buffer in buffers:
+                buffer[:] = image[offset : offset + len(buffer)]
+                offset += len(buffer)
         return size
 
     def write(self, offset: int, data: bytes) -> int:
@@ -141,7 +150,8 @@ class WriteListDevice:
 
     def _put(self, offset: int, data: bytes) -> None:
         end = offset + len(data)
-        self._pending.append(PendingWrite(offset, data, bytes(self.image[offset:end])))
+        with memoryview(self.image) as image:
+            self._pending.append(PendingWrite(offset, data, bytes(image[offset:end])))
         self.image[offset:end] = data
 
     def _chance(self, chance: float) -> bool:
@@ -155,9 +165,9 @@ class WriteListDevice:
         if self._chance(self.faults.rot):
             position = offset + self.random.randrange(size)
             self.image[position] ^= 1 << self.random.randrange(8)
-        if self._chance(self.faults.rot_in_headers):
+        if offset >= self.faults.rot_from and self._chance(self.faults.rot_in_headers):
             sector = self.random.randrange(max(1, size // 4096))
-            position = offset + 4096 * sector + self.random.randrange(160)
+            position = offset + 4096 * sector + self.random.randrange(*self.faults.rot_bytes)
             self.image[position] ^= 1 << self.random.randrange(8)
 
     # --- crash -------------------------------------------------------------------------------

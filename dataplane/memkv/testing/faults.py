@@ -22,6 +22,10 @@ class Faults:
     """One bit of a read range changes, for good, before the read."""
     rot_in_headers: float = 0.0
     """As `rot`, in the first bytes of a sector: where metadata lies."""
+    rot_bytes: tuple[int, int] = (0, 160)
+    """Where in a sector `rot_in_headers` strikes."""
+    rot_from: int = 0
+    """The first byte of the device that rots; before it all is well."""
     fail_at: int = 0
     """The nth operation (from 1) fails; 0: none."""
     fail_errno: int = 5

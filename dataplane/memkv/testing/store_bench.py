@@ -78,8 +78,12 @@ class Bench:
     def put(
         self, key: str, tenant: Tenant | None = None, ttl_s: int = 0, durable: bool = False
     ) -> Status:
-        """Put durably."""
-        put = self.begin(key, tenant, ttl_s, durable)
+        """Put durably; OK at once for a block that is there."""
+        request = self.request(key, tenant, ttl_s, durable)
+        put = self.store.begin_put(tenant or self.tenant, request, self.deadline_ns)
+        if not isinstance(put, PendingPut):
+            return put
+        put.payload[:] = self.data(key)
         status = put.commit()
         if status is not Status.OK:
             return status

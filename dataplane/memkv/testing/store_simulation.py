@@ -22,6 +22,7 @@ from memkv.testing.oracle import ContentOracle, Name, Verdict, content_seed
 
 _V = Verdict
 ANY_ANSWER = frozenset({_V.WRONG, _V.STALE, _V.EXPIRED})
+EXPIRY_BYTES = (112, 116)  # of a record's header
 LENGTHS = (1, 700, 4096, 5000, 8192, 12_288)
 WAIT_NS = 1_000_000_000
 
@@ -46,6 +47,8 @@ class Profile:
     crash_at_max: int = 110
     lives: int = 12
     ttl_chance: float = 0.2
+    outlive_chance: float = 0.3
+    """After a recovery: let every expiry pass and judge again."""
 
 
 # Honest drives lose power; the others only owe C1: never bytes of no put of the key.
@@ -60,8 +63,9 @@ FLUSH_PROFILE = Profile("failing flushes", serving=Faults(fail_flush=0.1))
 NEGATIVE_CONTROLS = {
     "payload_sum": Profile("torn payloads"),
     "header_sum": Profile(
-        "rotten headers", recovering=Faults(rot_in_headers=0.3), durable_required=False,
-        forbidden=frozenset({_V.WRONG, _V.EXPIRED}), ttl_chance=0.7,
+        "rotten expiry", durable_required=False, forbidden=frozenset({_V.WRONG, _V.EXPIRED}),
+        recovering=Faults(rot_in_headers=0.5, rot_bytes=EXPIRY_BYTES, rot_from=MIB),
+        ttl_chance=0.9, outlive_chance=1.0,
     ),
     "offset": Profile(
         "misdirected reads", serving=Faults(misdirected_read=0.3), durable_required=False, keys=2,
@@ -176,7 +180,7 @@ class Simulation:
     def _check_all(self) -> None:
         """Judge every key, sometimes again when all has expired or after a reopen."""
         self._judge_all()
-        if self.random.random() < 0.3:
+        if self.random.random() < self.profile.outlive_chance:
             self.clock.advance_ms(31_000)
             self.read(self.names)
         if self.random.random() < 0.1:

@@ -10,6 +10,7 @@ from memkv import checksum, keys
 from memkv.errors import ConfigError
 from memkv.limits import MIB
 from memkv.status import Status
+from memkv.store import tombstones
 from memkv.store.api import PendingPut
 from memkv.store.config import TenantQuota
 from memkv.store.requests import PutRequest
@@ -185,6 +186,23 @@ def test_a_deleted_block_stays_deleted(bench: Bench) -> None:
     bench.put("a")
     bench.power_loss()
     assert bench.get("a") is Status.OK
+
+
+def test_deletes_a_drive_does_not_keep_up_with_are_refused_and_do_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tombstones, "TOMBSTONES_WAITING_MAX", 100)
+    bench.put("a")
+    monkeypatch.setattr(bench.store._engine, "pump_once", lambda: False)  # the drive hangs
+    ids = keys.block_ids([f"{number}" for number in range(60)])
+    for status in (Status.TIMEOUT, Status.TIMEOUT, Status.BUSY):
+        statuses = bench.store.delete(bench.tenant, ids, bench.deadline_ns)
+        assert set(struct.unpack("<60i", statuses)) == {status}
+    monkeypatch.undo()
+    bench.store.pump()
+    assert bench.get("a") is Status.OK
+    bench.delete("a")
+    assert bench.store._core.tombstones.waiting == 0
 
 
 def test_a_delete_outlives_the_reclaim_of_its_tombstone(bench: Bench) -> None:
