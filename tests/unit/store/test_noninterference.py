@@ -112,6 +112,7 @@ def small_blocks(bench: Bench, tenant: Tenant, count: int) -> None:
     """Blocks of the same size on flash, but many: what matters here is the index."""
     for number in range(count):
         bench.put(f"small-{number}", tenant)
+        bench.store.pump()  # a put that is refused does not drive the store
 
 
 def test_a_full_index_takes_from_whoever_is_over_its_share_of_it() -> None:
