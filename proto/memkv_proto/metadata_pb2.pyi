@@ -533,3 +533,57 @@ class GetTicketResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetTicketResponse: _TypeAlias = GetTicketResponse  # noqa: Y015
+
+@_typing.final
+class DropTenantRequest(_message.Message):
+    """DropTenantRequest names a tenant of a pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    """"namespace/name" """
+    tenant: _builtins.str
+    """Name of the tenant."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropTenantRequest: _TypeAlias = DropTenantRequest  # noqa: Y015
+
+@_typing.final
+class DropTenantResponse(_message.Message):
+    """DropTenantResponse says by which map the tenant's blocks are gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The tenant's generation in that map."""
+    @_builtins.property
+    def version(self) -> Global___MapVersion:
+        """The map that every worker of the pool took over."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___MapVersion | None = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropTenantResponse: _TypeAlias = DropTenantResponse  # noqa: Y015

@@ -51,6 +51,11 @@ class MetadataServiceStub(object):
                 request_serializer=memkv__proto_dot_metadata__pb2.GetTicketRequest.SerializeToString,
                 response_deserializer=memkv__proto_dot_metadata__pb2.GetTicketResponse.FromString,
                 _registered_method=True)
+        self.DropTenant = channel.unary_unary(
+                '/memkv.v1.MetadataService/DropTenant',
+                request_serializer=memkv__proto_dot_metadata__pb2.DropTenantRequest.SerializeToString,
+                response_deserializer=memkv__proto_dot_metadata__pb2.DropTenantResponse.FromString,
+                _registered_method=True)
 
 
 class MetadataServiceServicer(object):
@@ -80,6 +85,16 @@ class MetadataServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DropTenant(self, request, context):
+        """DropTenant forgets all blocks that a tenant has put. Answered when no later lookup hits one of
+        them. UNAVAILABLE: some worker has not forgotten them yet, and does so when it can; call again
+        to know. Served by the publisher, to callers on its machine; a replica refuses with
+        FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MetadataServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +112,11 @@ def add_MetadataServiceServicer_to_server(servicer, server):
                     servicer.GetTicket,
                     request_deserializer=memkv__proto_dot_metadata__pb2.GetTicketRequest.FromString,
                     response_serializer=memkv__proto_dot_metadata__pb2.GetTicketResponse.SerializeToString,
+            ),
+            'DropTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropTenant,
+                    request_deserializer=memkv__proto_dot_metadata__pb2.DropTenantRequest.FromString,
+                    response_serializer=memkv__proto_dot_metadata__pb2.DropTenantResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -182,6 +202,33 @@ class MetadataService(object):
             '/memkv.v1.MetadataService/GetTicket',
             memkv__proto_dot_metadata__pb2.GetTicketRequest.SerializeToString,
             memkv__proto_dot_metadata__pb2.GetTicketResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/memkv.v1.MetadataService/DropTenant',
+            memkv__proto_dot_metadata__pb2.DropTenantRequest.SerializeToString,
+            memkv__proto_dot_metadata__pb2.DropTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,12 @@ class MetadataServiceStub:
     """
     GetTicket: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.GetTicketRequest, _metadata_pb2.GetTicketResponse]
     """GetTicket returns what a client shows to nodes, and the salt that hides its keys."""
+    DropTenant: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.DropTenantRequest, _metadata_pb2.DropTenantResponse]
+    """DropTenant forgets all blocks that a tenant has put. Answered when no later lookup hits one of
+    them. UNAVAILABLE: some worker has not forgotten them yet, and does so when it can; call again
+    to know. Served by the publisher, to callers on its machine; a replica refuses with
+    FAILED_PRECONDITION.
+    """
 
 @_typing.type_check_only
 class MetadataServiceAsyncStub(MetadataServiceStub):
@@ -59,6 +65,12 @@ class MetadataServiceAsyncStub(MetadataServiceStub):
     """
     GetTicket: _aio.UnaryUnaryMultiCallable[_metadata_pb2.GetTicketRequest, _metadata_pb2.GetTicketResponse]  # type: ignore[assignment]
     """GetTicket returns what a client shows to nodes, and the salt that hides its keys."""
+    DropTenant: _aio.UnaryUnaryMultiCallable[_metadata_pb2.DropTenantRequest, _metadata_pb2.DropTenantResponse]  # type: ignore[assignment]
+    """DropTenant forgets all blocks that a tenant has put. Answered when no later lookup hits one of
+    them. UNAVAILABLE: some worker has not forgotten them yet, and does so when it can; call again
+    to know. Served by the publisher, to callers on its machine; a replica refuses with
+    FAILED_PRECONDITION.
+    """
 
 class MetadataServiceServicer(metaclass=_abc_1.ABCMeta):
     """MetadataService tells clients and nodes which worker owns which slot, and hands out tickets.
@@ -90,5 +102,17 @@ class MetadataServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_metadata_pb2.GetTicketResponse, _abc.Awaitable[_metadata_pb2.GetTicketResponse]]:
         """GetTicket returns what a client shows to nodes, and the salt that hides its keys."""
+
+    @_abc_1.abstractmethod
+    def DropTenant(
+        self,
+        request: _metadata_pb2.DropTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metadata_pb2.DropTenantResponse, _abc.Awaitable[_metadata_pb2.DropTenantResponse]]:
+        """DropTenant forgets all blocks that a tenant has put. Answered when no later lookup hits one of
+        them. UNAVAILABLE: some worker has not forgotten them yet, and does so when it can; call again
+        to know. Served by the publisher, to callers on its machine; a replica refuses with
+        FAILED_PRECONDITION.
+        """
 
 def add_MetadataServiceServicer_to_server(servicer: MetadataServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -14,12 +14,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from memkv.clock import SystemClock
 from memkv.errors import ConfigError, PeerGone, RetryLater
 from memkv.metadata.endpoint import CLIENT_OPTIONS, open_channel
-from memkv.metadata.server import MetadataServer, ServerConfig
+from memkv.metadata.server import MetadataServer, ServerConfig, is_on_this_machine
 from memkv.metadata.tickets import AnonymousIssuer, public_salt
 from memkv.metadata.watch import (
     MapWatcher,
     MetadataRefused,
     WatchConfig,
+    drop_tenant,
     fetch_map,
     fetch_ticket,
 )
@@ -290,6 +291,27 @@ def test_ticket_refusals_name_the_fix(start: Start) -> None:
         fetch_ticket(server.endpoint, "default/other", "a")
 
 
+def test_tenant_is_dropped_by_the_publisher_only(start: Start) -> None:
+    server = start()
+    with pytest.raises(MetadataRefused, match="name the endpoint of the pool's publisher"):
+        drop_tenant(server.endpoint, POOL, "team-a")
+
+
+@pytest.mark.parametrize(
+    ("peer", "listening", "expected"),
+    [
+        ("ipv4:127.0.0.1:5555", "127.0.0.1", True),
+        ("ipv6:%5B::1%5D:5555", "::", True),
+        ("ipv4:10.0.0.7:5555", "10.0.0.7", True),
+        ("ipv4:10.0.0.8:5555", "10.0.0.7", False),
+        ("ipv6:%5Bfd00::1%5D:5555", "::", False),
+        ("unknown", "127.0.0.1", False),
+    ],
+)
+def test_who_is_on_this_machine(peer: str, listening: str, expected: bool) -> None:
+    assert is_on_this_machine(peer, listening) is expected
+
+
 def test_nobody_there_is_said_in_time() -> None:
     with pytest.raises(PeerGone, match="is it running"):
         fetch_map("127.0.0.1:1", POOL, timeout_s=0.5)
@@ -406,6 +428,9 @@ def test_silent_stream_is_broken_and_opened_again(watch: Watch) -> None:
             raise NotImplementedError
 
         def GetTicket(self, request: Any, context: Any) -> Any:  # noqa: N802  gRPC's
+            raise NotImplementedError
+
+        def DropTenant(self, request: Any, context: Any) -> Any:  # noqa: N802  gRPC's
             raise NotImplementedError
 
         def WatchShardMap(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802  gRPC's

@@ -11,11 +11,13 @@ from memkv.cli.settings import UsageError
 from memkv.limits import USER_KEY_BYTES_MAX
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
-    """Add KEY, or KEY..., and --hex."""
+def add_arguments(
+    parser: argparse.ArgumentParser, *, many: bool = False, needed: bool = True
+) -> None:
+    """Add KEY, or KEY... (of which there may be none unless `needed`), and --hex."""
     text = f"name of a block, 1 to {USER_KEY_BYTES_MAX} bytes"
     if many:
-        parser.add_argument("keys", metavar="KEY", nargs="+", help=text)
+        parser.add_argument("keys", metavar="KEY", nargs="+" if needed else "*", help=text)
     else:
         parser.add_argument("key", metavar="KEY", help=text)
     add_hex(parser)

@@ -9,12 +9,26 @@ from memkv.cli.command import Call, Command
 from memkv.cli.exits import Exit
 from memkv.cli.logs import LOG_LEVEL, start_logging
 from memkv.cli.settings import POOL, Field, UsageError
-from memkv.limits import SLOTS_DEFAULT
+from memkv.limits import (
+    MASS_LOSS_PERCENT,
+    MAX_MOVING_SLOTS_PERCENT_DEFAULT,
+    MOVE_TIMEOUT_S,
+    SLOTS_DEFAULT,
+    WORKER_LOSS_GRACE_MS,
+)
 
 
 def parse_endpoints(text: str) -> tuple[str, ...]:
     """Return HOST:PORT,HOST:PORT,... checked."""
     return tuple(units.parse_endpoint(part) for part in text.split(",") if part.strip())
+
+
+def parse_percent(text: str) -> int:
+    """Return a share of 1 to 100 percent."""
+    percent = units.parse_count(text.removesuffix("%"))
+    if percent > 100:
+        raise ValueError(f"{text!r} is more than 100 percent")
+    return percent
 
 
 def _field_of_endpoints(name: str, text: str) -> Field[tuple[str, ...]]:
@@ -37,6 +51,28 @@ SLOTS: Field[int] = Field(
     "slots", units.parse_count, SLOTS_DEFAULT, "slots of a new pool, fixed for ever", "metadata",
     "COUNT",
 )  # fmt: skip
+MOVING_PERCENT: Field[int] = Field(
+    "max_moving_slots_percent", parse_percent, MAX_MOVING_SLOTS_PERCENT_DEFAULT,
+    "at most this share of the slots moves at any time", "metadata", "PERCENT",
+)  # fmt: skip
+MOVE_TIMEOUT: Field[float] = Field(
+    "move_timeout", units.parse_duration_s, float(MOVE_TIMEOUT_S),
+    "previous owners of a slot retire after this, copied or not", "metadata", "DURATION",
+)  # fmt: skip
+LOSS_GRACE: Field[int] = Field(
+    "loss_grace", units.parse_duration_ms, WORKER_LOSS_GRACE_MS,
+    "a worker that is silent for so long is lost, and its slots go to others", "metadata",
+    "DURATION",
+)  # fmt: skip
+ACCEPT_MASS_LOSS: Field[bool] = Field(
+    "accept_mass_loss", units.parse_flag, False,
+    f"more than {MASS_LOSS_PERCENT} in 100 workers are gone, and for good: go on without them"
+    " instead of keeping the map frozen", "metadata",
+)  # fmt: skip
+REFLECTION: Field[bool] = Field(
+    "reflection", units.parse_flag, False, "serve gRPC reflection, for grpcurl and the like",
+    "metadata",
+)  # fmt: skip
 HTTP_PORT: Field[int] = Field(
     "http_port", units.parse_port, 0, "plain HTTP for /metrics, /healthz and /readyz; 0: any free"
     " port", "metadata", "PORT",
@@ -44,10 +80,6 @@ HTTP_PORT: Field[int] = Field(
 INSECURE: Field[bool] = Field(
     "insecure", units.parse_flag, False, "allow an address other than loopback without TLS",
     "metadata",
-)  # fmt: skip
-ACCEPT_MASS_LOSS: Field[bool] = Field(
-    "accept_mass_loss", units.parse_flag, False,
-    "nodes that are missing are gone for good: move their slots although they are many", "metadata",
 )  # fmt: skip
 READY_FILE: Field[str] = Field(
     "ready_file", units.parse_name, "", "gets the addresses in use as JSON", "metadata", "FILE"
@@ -65,14 +97,21 @@ def run(call: Call) -> int:
     host, port = units.split_endpoint(settings[LISTEN])
     run_metadata(
         MetadataConfig(
-            ServerConfig(settings[POOL], host, port, insecure=settings[INSECURE]),
+            ServerConfig(
+                settings[POOL], host, port, insecure=settings[INSECURE],
+                reflection=settings[REFLECTION],
+            ),
             nodes=settings[NODES],
             state_file=Path(settings[STATE]) if settings[STATE] else None,
             follow=settings[FOLLOW],
             slots=settings[SLOTS],
+            moving_slots_percent_max=settings[MOVING_PERCENT],
+            move_timeout_s=round(settings[MOVE_TIMEOUT]),
+            loss=LossPolicy(
+                settings[LOSS_GRACE], accept_mass_loss=settings[ACCEPT_MASS_LOSS]
+            ),
             http_host=host,
             http_port=settings[HTTP_PORT],
-            loss=LossPolicy(accept_mass_loss=settings[ACCEPT_MASS_LOSS]),
             ready_file=Path(settings[READY_FILE]) if settings[READY_FILE] else None,
         ),
         started=lambda addresses: call.output.result(addresses, lambda console: None),
@@ -96,8 +135,8 @@ COMMAND = Command(
     "Serve the shard map of a pool until SIGTERM. One process publishes it, replicas follow.\n"
     "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
-    (POOL, LISTEN, PUBLISH, NODES, STATE, FOLLOW, SLOTS, HTTP_PORT, INSECURE, ACCEPT_MASS_LOSS,
-     READY_FILE, LOG_LEVEL),
+    (POOL, LISTEN, PUBLISH, NODES, STATE, FOLLOW, SLOTS, MOVING_PERCENT, MOVE_TIMEOUT, LOSS_GRACE,
+     ACCEPT_MASS_LOSS, REFLECTION, HTTP_PORT, INSECURE, READY_FILE, LOG_LEVEL),
     examples=(
         "memkv metadata --publish --nodes 127.0.0.1:9470 --state /var/lib/memkv/map",
         "memkv metadata --listen 127.0.0.1:7444 --follow 127.0.0.1:7443",

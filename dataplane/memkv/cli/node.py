@@ -12,7 +12,7 @@ from memkv.cli.exits import Exit
 from memkv.cli.logs import LOG_LEVEL, start_logging
 from memkv.cli.metadata import parse_endpoints
 from memkv.cli.settings import POOL, Field, UsageError
-from memkv.limits import GIB, MIB
+from memkv.limits import GIB, MIB, SLOTS_DEFAULT
 
 if TYPE_CHECKING:
     from memkv.node.supervisor import Supervisor
@@ -65,6 +65,10 @@ ADMIN_PORT: Field[int] = Field(
 HTTP_PORT: Field[int] = Field(
     "http_port", units.parse_port, 9471, "/metrics, /healthz and /readyz", "node", "PORT"
 )
+SLOTS: Field[int] = Field(
+    "slots", units.parse_count, SLOTS_DEFAULT, "slots of the pool, as its publisher says", "node",
+    "COUNT",
+)  # fmt: skip
 FAILURE_DOMAIN: Field[str] = Field(
     "failure_domain", units.parse_name, "", "nodes that may fail together share it", "node", "NAME"
 )
@@ -105,6 +109,7 @@ def run(call: Call) -> int:
         http_host=settings[HOST],
         http_port=settings[HTTP_PORT],
         metadata=settings[METADATA],
+        slots=settings[SLOTS],
         failure_domain=settings[FAILURE_DOMAIN],
         local_dir=Path(settings[LOCAL_DIR]) if settings[LOCAL_DIR] else None,
         insecure=settings[INSECURE],
@@ -133,7 +138,7 @@ COMMAND = Command(
     "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
     (NAME, POOL, DIR, DRIVES, CAPACITY, MEMORY, METADATA, HOST, ADVERTISE, DATA_PORT, ADMIN_PORT,
-     HTTP_PORT, FAILURE_DOMAIN, LOCAL_DIR, INSECURE, LOG_LEVEL),
+     HTTP_PORT, SLOTS, FAILURE_DOMAIN, LOCAL_DIR, INSECURE, LOG_LEVEL),
     examples=(
         "memkv node --dir /var/lib/memkv --capacity 20GiB",
         "memkv node --dir /var/lib/memkv --drives /dev/nvme1n1,/dev/nvme2n1 \\\n"

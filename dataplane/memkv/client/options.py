@@ -92,8 +92,8 @@ class ConnectOptions:
     `bulk_lanes` and `express_lanes` are TCP connections to each worker beside its control
     connection; `local_lanes` are opened when memory is registered with an fd. `local_dir` holds the
     Unix sockets of workers on this machine; "" asks each worker at an address of this machine where
-    its socket is, "off" turns the local transport off. `cache_dir` keeps the last
-    shard map for a start without the metadata service.
+    its socket is, "off" turns the local transport off. `cache_dir` keeps the last shard map and
+    ticket for a start without the metadata service.
     """
 
     endpoint: str

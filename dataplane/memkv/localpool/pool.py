@@ -5,7 +5,8 @@
 
 Everything binds to loopback unless the plan says otherwise. Nothing is restarted by itself: a child
 that ends is reported by `check`. A directory that holds a pool already is opened again with its
-blocks. Processes end with the pool, by their ids.
+blocks; with more nodes than it had, slots move to the new ones. Processes end with the pool, by
+their ids.
 """
 
 import json
@@ -18,7 +19,7 @@ from typing import Self
 from memkv.client.options import ConnectOptions
 from memkv.client.sync import Client
 from memkv.errors import ConfigError, RetryLater
-from memkv.limits import GIB, MIB
+from memkv.limits import GIB, MIB, SLOTS_DEFAULT
 from memkv.localpool.directory import (
     FLASH_FILE,
     DirectoryLock,
@@ -30,7 +31,7 @@ from memkv.localpool.directory import (
 from memkv.localpool.ports import check_free, free_ports
 from memkv.localpool.process import Child
 from memkv.metadata.endpoint import check_exposure, join_endpoint
-from memkv.shardmap.map import ShardMap, Worker, WorkerState
+from memkv.shardmap.map import ShardMap, Worker, WorkerState, unpack_owners
 
 START_TIMEOUT_S = 60.0  # preallocating and scanning some GiB on a slow disk
 WAIT_STEP_S = 0.1
@@ -53,6 +54,8 @@ class PoolPlan:
     """Of the metadata service; 0: any free one."""
     name: str = "default/local"
     insecure: bool = False
+    slots: int = SLOTS_DEFAULT
+    """Of a new pool; fixed for ever."""
     node_arguments: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -79,7 +82,6 @@ class LocalPool:
         """ConfigError when the directory holds another pool than the plan's."""
         self.plan = plan
         prepare_directory(plan.directory)
-        check_record(plan.directory, read_record(plan.directory), self._record)
         ports = free_ports(2 + plan.nodes * PORTS_PER_NODE, plan.host)
         self.port = plan.port or ports[-1]
         self.http_port = ports[-2]
@@ -87,9 +89,8 @@ class LocalPool:
             self._node(index, *ports[index * PORTS_PER_NODE : (index + 1) * PORTS_PER_NODE])
             for index in range(plan.nodes)
         ]
-        self.metadata = Child(
-            "metadata", self._metadata_arguments(), plan.directory / "logs/metadata.log"
-        )
+        check_record(plan.directory, read_record(plan.directory), self._record)
+        self.metadata = self._metadata()
         self._watcher: Client | None = None
         self._lock: DirectoryLock | None = None
 
@@ -120,6 +121,8 @@ class LocalPool:
             for node in self.nodes:
                 report(f"starting {node.name}")
                 self._start(node.child)
+            # A worker that a publisher misses loses its slots, and a slow disk is no reason for it.
+            self._wait(self._nodes_ready, START_TIMEOUT_S, given_up)
             report("starting the metadata service")
             self._start(self.metadata)
             report("waiting for the shard map")
@@ -148,12 +151,27 @@ class LocalPool:
 
     @property
     def _record(self) -> PoolRecord:
-        return PoolRecord(self.plan.name, self.plan.nodes, self.plan.capacity_bytes)
+        return PoolRecord(self.plan.name, len(self.nodes), self.plan.capacity_bytes)
 
     def check(self) -> None:
         """Raise ConfigError when a process ended by itself."""
         for child in (self.metadata, *(node.child for node in self.nodes)):
             child.check_running()
+
+    def add_node(self) -> LocalNode:
+        """Start one more node and tell the metadata service, which starts again for that: who is in
+        a pool is said at its start. The others go on. `wait_settled` tells when slots have moved.
+        """
+        ports = free_ports(PORTS_PER_NODE, self.plan.host)
+        node = self._node(len(self.nodes), *ports)
+        self.nodes.append(node)
+        self._start(node.child)
+        self._wait(self._nodes_ready, START_TIMEOUT_S)
+        self.metadata.stop()
+        self.metadata = self._metadata()
+        self._start(self.metadata)
+        write_record(self.plan.directory, self._record)
+        return node
 
     # --- the map ------------------------------------------------------------------------------
     def watcher(self) -> Client:
@@ -177,9 +195,19 @@ class LocalPool:
     def wait_complete(
         self, timeout_s: float, given_up: Callable[[], bool] = lambda: False
     ) -> None:
-        """Wait until all nodes are in the map, own slots, and can be reached."""
+        """Wait until all nodes are in the map and can be reached."""
+        self._wait(self._complete, timeout_s, given_up)
+
+    def wait_settled(self, timeout_s: float) -> None:
+        """Wait until all nodes own slots and no slot moves."""
+        self._wait(self.is_settled, timeout_s)
+
+    def _wait(
+        self, holds: Callable[[], bool], timeout_s: float,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         began = time.monotonic()
-        while not given_up() and not self._complete():
+        while not given_up() and not holds():
             self.check()
             waited_s = time.monotonic() - began
             if waited_s > FAILURE_PATIENCE_S:
@@ -207,6 +235,21 @@ class LocalPool:
         wanted = {(node.name, node.data_port) for node in self.nodes}
         return active >= wanted and attachment.wait_ready(0)
 
+    def is_settled(self) -> bool:
+        """Return whether all nodes own slots and no slot moves."""
+        shard_map = self.shard_map()
+        if shard_map is None or shard_map.moving or not self._complete():
+            return False
+        owning = {shard_map.workers[index].node_name for index in unpack_owners(shard_map.owners)}
+        return owning >= {node.name for node in self.nodes}
+
+    def _nodes_ready(self) -> bool:
+        return all(
+            node.child.pid == pid and workers == {"ready"}
+            for node in self.nodes
+            for pid, workers in (phases_of(self.plan.directory / node.name),)
+        )
+
     def _log_tails(self) -> str:
         children = (self.metadata, *(node.child for node in self.nodes))
         return "\n".join(f"  {child.name}:\n{child.log_tail(2)}" for child in children)
@@ -214,7 +257,7 @@ class LocalPool:
     def _check_workers(self) -> None:
         """Raise ConfigError with the reason of the first node whose worker cannot start."""
         for node in self.nodes:
-            if worker_failed(self.plan.directory / node.name):
+            if "failed" in phases_of(self.plan.directory / node.name)[1]:
                 raise ConfigError(
                     f"the worker of {node.name} cannot start; its log {node.child.log} ends with:\n"
                     f"{node.child.log_tail(1)}"
@@ -242,19 +285,21 @@ class LocalPool:
             "--http-port", str(http_port),
             "--dir", str(directory / name), "--capacity", str(self.plan.capacity_bytes),
             "--memory", str(self.plan.memory_bytes), "--local-dir", str(self.local_dir),
+            "--slots", str(self.plan.slots),
             *(["--insecure"] if self.plan.insecure else []), *self.plan.node_arguments,
         ]  # fmt: skip
         child = Child(name, arguments, directory / f"logs/{name}.log")
         return LocalNode(name, child, data_port, admin_port, http_port)
 
-    def _metadata_arguments(self) -> list[str]:
+    def _metadata(self) -> Child:
         admins = ",".join(join_endpoint(self.plan.host, node.admin_port) for node in self.nodes)
-        return [
+        arguments = [
             "metadata", "--quiet", "--publish", "--pool", self.plan.name, "--listen", self.endpoint,
             "--nodes", admins, "--state", str(self.plan.directory / "metadata/state"),
-            "--http-port", str(self.http_port),
+            "--http-port", str(self.http_port), "--slots", str(self.plan.slots),
             *(["--insecure"] if self.plan.insecure else []),
         ]  # fmt: skip
+        return Child("metadata", arguments, self.plan.directory / "logs/metadata.log")
 
     def describe(self) -> dict[str, object]:
         """Return addresses and process ids, for people and scripts."""
@@ -301,13 +346,13 @@ class LocalPool:
         self.stop()
 
 
-def worker_failed(state_dir: Path) -> bool:
-    """Return whether a node's ready file says that a worker of it failed."""
+def phases_of(state_dir: Path) -> tuple[int, set[str]]:
+    """Return the process id of a node and the phases of its workers, as its ready file says."""
     try:
         document = json.loads((state_dir / READY_FILE).read_text())
-        return any(worker["phase"] == "failed" for worker in document["workers"])
+        return int(document["pid"]), {str(worker["phase"]) for worker in document["workers"]}
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # not written yet
+        return 0, set()  # not written yet
 
 
 def prepare_directory(directory: Path) -> None:

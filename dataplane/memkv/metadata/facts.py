@@ -24,7 +24,8 @@ def reports_of(answer: pb.GetFactsResponse, pool: str) -> list[WorkerReport]:
 def _report(answer: pb.GetFactsResponse, facts: pb.WorkerFacts) -> WorkerReport:
     host_ok = 0 < len(facts.host) <= limits.HOST_NAME_BYTES_MAX and facts.host.isascii()
     serving = facts.phase == pb.WORKER_PHASE_READY and 0 < facts.port <= 0xFFFF and host_ok
-    if len(facts.uuid) != UUID_BYTES or not answer.weight > 0:
+    weight_ok = limits.NODE_WEIGHT_MIN <= answer.weight <= limits.NODE_WEIGHT_MAX
+    if len(facts.uuid) != UUID_BYTES or not weight_ok:
         raise ProtocolError(
             f"node {answer.node_name!r} reports a worker UUID of {len(facts.uuid)} bytes and "
             f"weight {answer.weight}: its version does not fit this one"

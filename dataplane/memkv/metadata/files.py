@@ -119,11 +119,6 @@ def read_state(path: Path) -> PublisherState | None:
         ) from error
 
 
-def write_state(path: Path, state: PublisherState) -> None:
-    """Store the state; on disk when this returns."""
-    write_durably(path, encode_state(state))
-
-
 class PublisherLock:
     """Holds a state file for one publisher on this machine. Released when the process ends."""
 
@@ -150,6 +145,50 @@ class PublisherLock:
     def release(self) -> None:
         """Let another publisher start."""
         os.close(self._descriptor)
+
+
+class StateFile:
+    """The publisher's state on disk. Holds the lock from the start on.
+
+    A write is a compare-and-swap: it replaces only what this object read or wrote last. The lock
+    keeps a second publisher away; this also notices one that got round it (another machine on a
+    network file system, a lock file that was removed) and a copy that somebody put back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """ConfigError when another process publishes from this file."""
+        self.path = path
+        self._lock = PublisherLock(path)
+        self._known: bytes | None = None
+
+    def read(self) -> PublisherState | None:
+        """Return the stored state, None where there is none. ConfigError for a damaged file."""
+        state = read_state(self.path)
+        self._known = self._content()
+        return state
+
+    def write(self, state: PublisherState) -> None:
+        """Store the state; on disk when this returns. OSError: try again. ConfigError: the file is
+        somebody else's now, and this process must not publish any more."""
+        data = encode_state(state)
+        # A write that failed late may have replaced the file all the same.
+        if self._content() not in (self._known, data):
+            raise ConfigError(
+                f"{self.path} was changed by somebody else: another process publishes from it, or "
+                "a copy was put back. Stop the other one; then start this one again"
+            )
+        write_durably(self.path, data)
+        self._known = data
+
+    def release(self) -> None:
+        """Let another publisher start."""
+        self._lock.release()
+
+    def _content(self) -> bytes | None:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return None
 
 
 def save_map(path: Path, shard_map: ShardMap) -> None:

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from memkv import limits
 from memkv.clock import Clock, SystemClock
-from memkv.errors import ConfigError, ProtocolError
+from memkv.errors import ConfigError, ProtocolError, RetryLater
 from memkv.metadata.endpoint import (
     CLIENT_OPTIONS,
     TlsFiles,
@@ -28,7 +28,7 @@ from memkv.metadata.endpoint import (
     check_exposure,
 )
 from memkv.metadata.facts import reports_of
-from memkv.metadata.files import PublisherLock, read_state, write_durably, write_state
+from memkv.metadata.files import StateFile, write_durably
 from memkv.metadata.http import Page, PlainHttpServer, metrics_page, probe_page
 from memkv.metadata.metrics import MetadataCollector, MetadataFigures
 from memkv.metadata.publisher import Outcome, Publisher, PublisherConfig, PublisherState, Reason
@@ -41,6 +41,12 @@ from memkv_proto import node_admin_pb2, node_admin_pb2_grpc
 
 log = logging.getLogger("memkv.metadata")
 
+WHAT_TO_DO = {
+    Reason.MASS_LOSS_SUSPECTED: ": so many workers vanished at once that the network is likelier to"
+    " be broken. Bring them back; if they are gone for good, start this with --accept-mass-loss",
+    Reason.NO_LIVE_WORKERS: ": clients keep the last map; start the nodes, or check --nodes",
+}
+DROP_STEP_S = 0.05  # between looks at who took the map over
 POLL_TIMEOUT_S = 1.0  # a node that needs longer for a few hundred bytes is not well
 
 
@@ -86,9 +92,14 @@ class MetadataProcess:
         config.check()
         self._config = config
         self._clock = clock or SystemClock()
-        self.server = MetadataServer(config.server, AnonymousIssuer(self._clock), self._clock)
+        self.server = MetadataServer(
+            config.server,
+            AnonymousIssuer(self._clock),
+            self._clock,
+            dropper=None if config.follow else self,
+        )
         self._publisher: Publisher | None = None
-        self._lock: PublisherLock | None = None
+        self._state_file: StateFile | None = None
         self._watcher: MapWatcher | None = None
         self._http: PlainHttpServer | None = None
         self._unstored: PublisherState | None = None
@@ -133,8 +144,8 @@ class MetadataProcess:
         await self.server.stop(grace_s=1)
         if self._http is not None:
             await asyncio.to_thread(self._http.stop)
-        if self._lock is not None:
-            self._lock.release()
+        if self._state_file is not None:
+            self._state_file.release()
 
     async def failed(self) -> None:
         """Return never, or raise what ended a task of this process: a bug."""
@@ -147,7 +158,7 @@ class MetadataProcess:
     def _prepare_publisher(self) -> None:
         path = self._config.state_file
         assert path is not None
-        self._lock = PublisherLock(path)
+        self._state_file = StateFile(path)
         publisher_config = PublisherConfig(
             nodes=len(self._config.nodes),
             slots=self._config.slots,
@@ -156,7 +167,9 @@ class MetadataProcess:
             first_map_wait_ms=self._config.first_map_wait_ms,
             loss=self._config.loss,
         )
-        self._publisher = Publisher(publisher_config, read_state(path), self._now_ms())
+        self._publisher = Publisher(
+            publisher_config, self._state_file.read(), self._now_ms()
+        )
 
     async def _poll(self, node: str) -> None:
         """Ask one node for its facts again and again."""
@@ -196,9 +209,9 @@ class MetadataProcess:
 
     async def _publish(self) -> None:
         """Make, store and show maps."""
-        publisher, path = self._publisher, self._config.state_file
+        publisher, file = self._publisher, self._state_file
         assert publisher is not None
-        assert path is not None
+        assert file is not None
         while True:
             self._outcome = publisher.step(self._now_ms(), self._clock.wall_s())
             self._log(self._outcome)
@@ -206,18 +219,44 @@ class MetadataProcess:
             if self._unstored is not None:
                 stored = self._unstored
                 try:
-                    await asyncio.to_thread(write_state, path, stored)
+                    await asyncio.to_thread(file.write, stored)
                 except OSError as error:
                     log.error(
                         "cannot store the map in %s (%s), so it is not published: free space or "
                         "make the folder writable; trying again",
-                        path,
+                        file.path,
                         error.strerror,
                     )
                 else:
                     self._unstored = None
                     await self.server.publish(stored.shard_map)
             await asyncio.sleep(min(0.2, self._config.poll_interval_ms / 2000))
+
+    async def drop(self, tenant_tag: bytes) -> ShardMap:
+        """As `TenantDropper`. In two rounds: a worker that heard of the first may still get copies
+        from one that has not. When all have, what is left anywhere goes with the second."""
+        shard_map = await self._raise_generation(tenant_tag)
+        log.info("a tenant is being dropped with map %s", shard_map.version)
+        return await self._raise_generation(tenant_tag)
+
+    async def _raise_generation(self, tenant_tag: bytes) -> ShardMap:
+        """Return the published map with a higher generation, once everyone took it over."""
+        publisher, started_ms = self._publisher, self._now_ms()
+        before = self.server.feed.latest
+        if publisher is None or before is None:
+            raise RetryLater("there is no map yet, and nothing to drop")
+        publisher.drop_tenant(tenant_tag)
+        wanted = before.tenant_generations.get(tenant_tag, 0) + 1
+        raised: ShardMap | None = None
+        while True:
+            latest = self.server.feed.latest or before
+            if raised is None and latest.tenant_generations.get(tenant_tag, 0) >= wanted:
+                raised = latest
+            if raised is not None and not publisher.lagging(raised.version.epoch):
+                return raised
+            if self._now_ms() - started_ms > limits.DROP_TENANT_WAIT_MS:
+                raise RetryLater(_still_waiting(publisher, raised))
+            await asyncio.sleep(DROP_STEP_S)
 
     def _log(self, outcome: Outcome) -> None:
         if outcome.state is not None:
@@ -231,7 +270,8 @@ class MetadataProcess:
                 outcome.slots_waiting,
             )
         elif outcome.reasons and outcome.reasons != self._logged:
-            log.warning("map unchanged: %s", ", ".join(r.value for r in outcome.reasons))
+            for reason in outcome.reasons:
+                log.warning("map unchanged: %s%s", reason.value, WHAT_TO_DO.get(reason, ""))
         self._logged = outcome.reasons
 
     # --- following ---------------------------------------------------------------------------
@@ -282,6 +322,16 @@ class MetadataProcess:
 
     def _now_ms(self) -> int:
         return self._clock.monotonic_ns() // 1_000_000
+
+
+def _still_waiting(publisher: Publisher, raised: ShardMap | None) -> str:
+    if raised is None:
+        return "the map cannot be stored, so nothing was dropped; the log says why. Try again"
+    names = sorted({worker.node_name for worker in publisher.lagging(raised.version.epoch)})
+    return (
+        f"{', '.join(names)} did not forget the tenant's blocks yet, and will when they answer; "
+        "look at `memkv nodes`, and run this again to be sure"
+    )
 
 
 def _describe(error: grpc.aio.AioRpcError | ProtocolError) -> str:

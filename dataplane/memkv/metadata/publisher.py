@@ -69,6 +69,8 @@ class PublisherConfig:
     moving_slots_percent_max: int = limits.MAX_MOVING_SLOTS_PERCENT_DEFAULT
     move_timeout_s: int = limits.MOVE_TIMEOUT_S
     first_map_wait_ms: int = 10_000
+    """How long nodes may take that start together with the publisher: before a first map is made
+    without them, and before a worker of the stored map that was not seen yet counts as silent."""
     loss: LossPolicy = field(default_factory=LossPolicy)
 
     @property
@@ -126,7 +128,9 @@ class Publisher:
         self._built: tuple[tuple[Candidate, ...], tuple[bytes, ...]] | None = None
         self._dropped_tenants: dict[bytes, int] = {}
         for worker in state.shard_map.workers if state is not None else ():
-            self._sightings.expect(worker.uuid, now_ms)
+            grace_ms = config.loss.grace_ms
+            seen_ms = now_ms + max(0, config.first_map_wait_ms - grace_ms)
+            self._sightings.expect(worker.uuid, seen_ms)
 
     def answered(self, node: str, reports: Collection[WorkerReport], now_ms: int) -> None:
         """Note what a poll of `node` (its configured endpoint) returned."""
@@ -141,6 +145,22 @@ class Publisher:
     def drop_tenant(self, tenant_tag: bytes) -> None:
         """Make all blocks of a tenant misses, with the next map."""
         self._dropped_tenants[tenant_tag] = self._dropped_tenants.get(tenant_tag, 0) + 1
+
+    def lagging(self, epoch: int) -> list[Worker]:
+        """Return workers that may serve and have not taken a map of this epoch over."""
+        if self.state is None:
+            return []
+        version = self.state.shard_map.version
+        applied = {
+            uuid: sighting.report.applied_epoch
+            for uuid, sighting in self._sightings.by_uuid.items()
+            if sighting.report is not None and sighting.report.lineage == version.lineage
+        }
+        return [
+            worker
+            for worker in self.state.shard_map.workers
+            if worker.state is not WorkerState.LOST and applied.get(worker.uuid, 0) < epoch
+        ]
 
     def step(self, now_ms: int, wall_s: int) -> Outcome:
         """Return the next state, if anything changed. The publisher goes on as if it is stored."""

@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, Protocol
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -19,17 +20,19 @@ from grpc_reflection.v1alpha import reflection
 
 from memkv import limits
 from memkv.clock import Clock
-from memkv.errors import CallerError, ConfigError
+from memkv.errors import CallerError, ConfigError, RetryLater
 from memkv.metadata.endpoint import (
     SERVER_OPTIONS,
     TlsFiles,
     check_exposure,
+    is_loopback,
     join_endpoint,
     server_credentials,
 )
 from memkv.metadata.tickets import TicketIssuer
 from memkv.shardmap import MapVersion, ShardMap, map_to_proto
 from memkv.shardmap.codec import version_from_proto, version_to_proto
+from memkv.tenant import tenant_tag
 from memkv.wire.ticket import TicketRefused
 from memkv_proto import metadata_pb2 as pb
 from memkv_proto import metadata_pb2_grpc as pb_grpc
@@ -78,6 +81,14 @@ class ServerStatistics:
     tickets: int = 0
     refused: int = 0
     """Calls for another pool, with another protocol, over a limit or without the right."""
+
+
+class TenantDropper(Protocol):
+    """Drops tenants: the publisher's side of the call."""
+
+    async def drop(self, tenant_tag: bytes) -> ShardMap:
+        """Return a map that everyone took over in which the tenant's blocks are gone. RetryLater
+        when that cannot be said in time."""
 
 
 class MapFeed:
@@ -130,8 +141,10 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
         issuer: TicketIssuer,
         clock: Clock,
         source: random.Random,
+        dropper: TenantDropper | None,
     ) -> None:
         self._config = config
+        self._dropper = dropper
         self._feed = feed
         self._issuer = issuer
         self._clock = clock
@@ -188,6 +201,35 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
             tenant=ticket.tenant,
             tenant_salt=ticket.salt,
             expires_at=Timestamp(seconds=ticket.expires_s),
+        )
+
+    async def DropTenant(  # noqa: N802  the name is gRPC's
+        self, request: pb.DropTenantRequest, context: "Context"
+    ) -> pb.DropTenantResponse:
+        await self._check_pool(request.pool, context)
+        if not is_on_this_machine(str(context.peer()), self._config.host):
+            await self._refuse(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                "a tenant is dropped from the machine that the publisher runs on: run the command "
+                "there",
+            )
+        if self._dropper is None:
+            await self._refuse(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "this process only follows: name the endpoint of the pool's publisher",
+            )
+        try:
+            tag = tenant_tag(request.tenant)
+            shard_map = await self._dropper.drop(tag)
+        except CallerError as error:
+            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except RetryLater as error:
+            await self._refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
+        return pb.DropTenantResponse(
+            version=version_to_proto(shard_map.version),
+            generation=shard_map.tenant_generations[tag],
         )
 
     async def _events(
@@ -258,6 +300,14 @@ def _is_news(latest: ShardMap, known: MapVersion | None, digest: bytes) -> bool:
     return latest.version.newer_than(known) or latest.digest != digest
 
 
+def is_on_this_machine(peer: str, listening: str) -> bool:
+    """Return whether a gRPC peer ("ipv4:HOST:PORT", "ipv6:[HOST]:PORT") is a process beside this
+    one: it comes from loopback, or from the very address that it called."""
+    _, _, address = unquote(peer).partition(":")
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    return bool(host) and (is_loopback(host) or host == listening)
+
+
 class MetadataServer:
     """A listening MetadataService with health and, where asked for, reflection."""
 
@@ -267,12 +317,14 @@ class MetadataServer:
         issuer: TicketIssuer,
         clock: Clock,
         source: random.Random | None = None,
+        dropper: TenantDropper | None = None,
     ) -> None:
+        """`dropper`: None where nothing is published."""
         check_exposure("the metadata service", config.host, config.tls, insecure=config.insecure)
         self._config = config
         self.feed = MapFeed()
         self._servicer = MetadataServicer(
-            config, self.feed, issuer, clock, source or random.Random()
+            config, self.feed, issuer, clock, source or random.Random(), dropper
         )
         aio = health.aio  # type: ignore[attr-defined]  # its stubs lack the asyncio half
         self._health: HealthService = aio.HealthServicer()

@@ -23,8 +23,17 @@ from memkv.metadata.endpoint import (
     open_channel,
     split_endpoint,
 )
-from memkv.shardmap import MapCache, MapInvalid, Offer, OwnerHint, Route, ShardMap, map_from_proto
-from memkv.shardmap.codec import version_to_proto
+from memkv.shardmap import (
+    MapCache,
+    MapInvalid,
+    MapVersion,
+    Offer,
+    OwnerHint,
+    Route,
+    ShardMap,
+    map_from_proto,
+)
+from memkv.shardmap.codec import version_from_proto, version_to_proto
 from memkv_proto import metadata_pb2 as pb
 from memkv_proto import metadata_pb2_grpc as pb_grpc
 
@@ -359,13 +368,33 @@ def fetch_ticket(
     )
 
 
+def drop_tenant(
+    endpoint: str, pool: str, tenant: str, *, tls: TlsFiles | None = None
+) -> MapVersion:
+    """Forget all blocks of a tenant; return the map that says so once no lookup can hit one.
+
+    PeerGone or RetryLater: it may be half done, and goes on; call again. MetadataRefused.
+    """
+    request = pb.DropTenantRequest(pool=pool, tenant=tenant)
+    timeout_s = 2 * limits.DROP_TENANT_WAIT_MS / 1000 + UNARY_TIMEOUT_S
+    with open_channel(endpoint, tls) as channel:
+        stub = pb_grpc.MetadataServiceStub(channel)
+        try:
+            response = stub.DropTenant(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise _translated(endpoint, error) from error
+    return version_from_proto(response.version)
+
+
 _AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+_NOT_YET = ("has no map yet", "run this again", "Try again")  # it is there, and asks for patience
 
 
 def _translated(endpoint: str, error: grpc.RpcError) -> MemKVError:
     code = error.code() if isinstance(error, grpc.Call) else None
     message = f"metadata service at {endpoint}: {_describe(error)}"
-    if code == grpc.StatusCode.UNAVAILABLE and "has no map yet" in message:
+    if code == grpc.StatusCode.UNAVAILABLE and any(words in message for words in _NOT_YET):
         return RetryLater(message)
     if code is None or code in _AWAY:
         return PeerGone(f"{message}; is it running, and is the endpoint right?")

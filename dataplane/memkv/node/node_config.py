@@ -62,8 +62,11 @@ class NodeConfig:
             raise ConfigError(
                 f"a node with {len(self.drives)} drives; 1 to {limits.WORKERS_PER_NODE_MAX} work"
             )
-        if not self.weight > 0:
-            raise ConfigError(f"node weight {self.weight}; it must be above 0")
+        if not limits.NODE_WEIGHT_MIN <= self.weight <= limits.NODE_WEIGHT_MAX:
+            raise ConfigError(
+                f"node weight {self.weight}: give one of {limits.NODE_WEIGHT_MIN} to "
+                f"{limits.NODE_WEIGHT_MAX}; capacity is counted already"
+            )
         if self.data_port and self.data_port + len(self.drives) > 0x10000:
             raise ConfigError(f"data ports from {self.data_port} on do not fit {len(self.drives)}")
         check_exposure("the data port", self.host, None, insecure=self.insecure)

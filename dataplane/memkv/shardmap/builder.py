@@ -9,12 +9,13 @@ slots that spill over are those that cared least.
 
 import math
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memkv import limits
 from memkv._hotpath import xxh3_64
-from memkv.errors import CallerError
+from memkv.errors import CallerError, InternalBug
 from memkv.shardmap.map import UUID_BYTES
 
 _SPACE = float(1 << 64)
@@ -71,7 +72,21 @@ def build_owners(
             winner = _next_with_room(scores, room, slot)
         room[winner] -= 1
         owners[slot] = order[winner]
+    check_owners(candidates, owners, slots, cap)
     return owners
+
+
+def check_owners(
+    candidates: Sequence[Candidate], owners: "array[int]", slots: int, cap: float
+) -> None:
+    """Raise InternalBug unless every slot has an owner and nobody is over the cap."""
+    counts = Counter(owners)
+    caps = load_caps([candidate.weight for candidate in candidates], slots, cap)
+    if len(owners) != slots or not counts.keys() <= set(range(len(candidates))):
+        raise InternalBug(f"{len(owners)} slots of {slots} have owners, {sorted(counts)}")
+    over = [index for index, count in counts.items() if count > caps[index]]
+    if over:
+        raise InternalBug(f"{candidates[over[0]]} got {counts[over[0]]} slots, {caps[over[0]]} may")
 
 
 def _next_with_room(scores: "list[array[float]]", room: list[int], slot: int) -> int:

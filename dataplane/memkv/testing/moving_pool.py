@@ -123,11 +123,11 @@ class MovingPool:
     now_ms: int = 0
 
     def __post_init__(self) -> None:
-        config = PublisherConfig(
+        self.config = PublisherConfig(
             nodes=1, slots=SLOTS, moving_slots_percent_max=100, first_map_wait_ms=0,
             loss=LossPolicy(grace_ms=1000, accept_mass_loss=True),
         )  # fmt: skip
-        self.publisher = Publisher(config, None, 0)
+        self.publisher = Publisher(self.config, None, 0)
 
     @property
     def map(self) -> ShardMap | None:
@@ -167,11 +167,16 @@ class MovingPool:
 
     def tick_until(self, what: str, holds: Callable[[], bool]) -> None:
         """Tick until something holds. AssertionError when it does not within WAIT_MS."""
-        deadline_ns, pause = deadline_after_ms(CLOCK, WAIT_MS), threading.Event()
+        deadline_ns = deadline_after_ms(CLOCK, WAIT_MS)
         while not holds():
             assert CLOCK.monotonic_ns() < deadline_ns, f"in vain: {what}"
             self.tick()
-            pause.wait(0.01)
+            self.pause()
+
+    @staticmethod
+    def pause() -> None:
+        """Let the nodes' threads work for a moment."""
+        threading.Event().wait(0.01)
 
     def settle(self) -> None:
         """Tick until nothing moves and everyone has taken the map over."""

@@ -1,19 +1,21 @@
 """What is kept on disk survives whole or is refused with the fix."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from memkv.errors import ConfigError
+from memkv.metadata import files
 from memkv.metadata.files import (
     PublisherLock,
+    StateFile,
     decode_state,
     encode_state,
     load_map,
     read_state,
     save_map,
     write_durably,
-    write_state,
 )
 from memkv.metadata.ownership import Tenure
 from memkv.metadata.publisher import PublisherState
@@ -30,10 +32,52 @@ STATE = PublisherState(
 
 def test_state_round_trips(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "state"
-    assert read_state(path) is None
-    write_state(path, STATE)
-    read = read_state(path)
-    assert read == STATE
+    file = StateFile(path)
+    assert file.read() is None
+    file.write(STATE)
+    assert read_state(path) == STATE
+    file.write(replace(STATE, epoch_times_s={8: 1}))
+    file.release()
+    again = StateFile(path)
+    assert again.read() == replace(STATE, epoch_times_s={8: 1})
+    again.release()
+
+
+@pytest.mark.parametrize("change", ["other content", "removed", "appeared"])
+def test_state_is_replaced_only_where_it_is_the_one_last_seen(tmp_path: Path, change: str) -> None:
+    """Compare and swap: somebody got round the lock, and this publisher must end."""
+    path = tmp_path / "state"
+    file = StateFile(path)
+    file.read()
+    if change != "appeared":
+        file.write(STATE)
+    path.with_name("state.lock").unlink()
+    intruder = StateFile(path)  # nothing holds it back any more
+    intruder.read()
+    if change == "removed":
+        path.unlink()
+    else:
+        intruder.write(replace(STATE, epoch_times_s={8: 2}))
+    with pytest.raises(ConfigError, match="changed by somebody else"):
+        file.write(STATE if change == "removed" else replace(STATE, epoch_times_s={8: 3}))
+
+
+def test_write_that_failed_after_it_replaced_the_file_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = StateFile(tmp_path / "state")
+    file.read()
+
+    def fails_late(path: Path, data: bytes) -> None:
+        write_durably(path, data)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_durably", fails_late)
+        with pytest.raises(OSError, match="No space"):
+            file.write(STATE)
+    file.write(STATE)
+    assert read_state(tmp_path / "state") == STATE
 
 
 def test_every_cut_or_flipped_state_is_refused() -> None:
@@ -55,8 +99,8 @@ def test_damaged_state_file_names_the_ways_out(tmp_path: Path) -> None:
 def test_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     """The new content lies beside the old one until it is whole."""
     path = tmp_path / "state"
-    write_state(path, STATE)
     data = encode_state(STATE)
+    write_durably(path, data)
     for cut in range(0, len(data), 50):
         path.with_name("state.new").write_bytes(data[:cut])
         assert read_state(path) == STATE

@@ -260,6 +260,20 @@ def test_dropped_tenant_raises_its_generation() -> None:
     assert dict(pool.map.tenant_generations) == {b"t" * 16: 2}
 
 
+def test_workers_that_lag_behind_a_map_are_named_and_lost_ones_are_not_waited_for() -> None:
+    pool = Pool()
+    pool.poll()
+    assert [worker.node_name for worker in pool.publisher.lagging(1)] == ["a", "b", "c"]
+    pool.applied = {"a": 1, "b": 1, "c": 0}
+    pool.poll()
+    assert [worker.node_name for worker in pool.publisher.lagging(1)] == ["c"]
+    pool.up.discard("c")
+    pool.after(2500)
+    assert [worker.node_name for worker in pool.publisher.lagging(1)] == ["c"]
+    pool.after(1000)
+    assert pool.publisher.lagging(1) == []
+
+
 def test_taking_over_raises_the_term_and_keeps_everything_else() -> None:
     pool = Pool()
     pool.poll()
@@ -274,15 +288,26 @@ def test_taking_over_raises_the_term_and_keeps_everything_else() -> None:
     assert pool.map.owners == before.owners
 
 
-def test_new_publisher_grants_everyone_the_grace_time() -> None:
+def test_new_publisher_gives_everyone_time_to_start_with_it() -> None:
+    """Else a slow node of a pool that starts as a whole would lose its slots, and its cache."""
     pool = Pool()
     pool.poll()
     owners = pool.map.owners
     pool.up.discard("b")
     pool.publisher = Publisher(pool.config, pool.publisher.state, pool.now_ms)
-    pool.after(2500)
+    pool.after(9500)
     assert pool.map.owners == owners
     pool.after(1000)
+    assert not pool.slots_of("b")
+
+
+def test_worker_that_a_new_publisher_saw_has_the_grace_time_only() -> None:
+    pool = Pool()
+    pool.poll()
+    pool.publisher = Publisher(pool.config, pool.publisher.state, pool.now_ms)
+    pool.poll()
+    pool.up.discard("b")
+    pool.after(3500)
     assert not pool.slots_of("b")
 
 

@@ -129,6 +129,15 @@ def test_spec_is_kept_and_only_newer_ones_replace_it(tmp_path: Path) -> None:
     assert again.spec == spec(4, quota=9)
 
 
+@pytest.mark.parametrize("weight", [0.0, -1.0, 1e-9, 1e9, float("inf"), float("nan")])
+def test_weight_that_no_map_could_hold_is_the_fault_of_its_node(weight: float) -> None:
+    """One node that says so must not end the publisher."""
+    answer = facts_of(config(), view(READY), "1.0")
+    answer.weight = weight
+    with pytest.raises(ProtocolError, match="weight"):
+        reports_of(answer, "p/q")
+
+
 def test_damaged_spec_names_the_fix(tmp_path: Path) -> None:
     (tmp_path / "spec").write_bytes(b"\xff\xff\xff")
     with pytest.raises(ConfigError, match="remove it"):

@@ -3,18 +3,19 @@
 import json
 import math
 import random
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from memkv.errors import CallerError
+from memkv.errors import CallerError, InternalBug
 from memkv.shardmap import Candidate, build_owners
-from memkv.shardmap.builder import load_caps, score
+from memkv.shardmap.builder import check_owners, load_caps, score
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "shardmap.json"
 
@@ -65,6 +66,60 @@ def test_without_a_cap_only_the_slots_of_a_leaver_move(
     after = by_uuid(stayed, build_owners(stayed, slots, cap=1e9))
     for was, now in zip(before, after, strict=True):
         assert was in (candidates[0].uuid, now)
+
+
+@given(pools, st.builds(Candidate, uuids, weights), slot_counts)
+@settings(deadline=None, max_examples=40)
+def test_without_a_cap_a_joiner_only_takes(
+    candidates: list[Candidate], joiner: Candidate, slots: int
+) -> None:
+    assume(all(candidate.uuid != joiner.uuid for candidate in candidates))
+    before = by_uuid(candidates, build_owners(candidates, slots, cap=1e9))
+    joined = [*candidates, joiner]
+    after = by_uuid(joined, build_owners(joined, slots, cap=1e9))
+    for was, now in zip(before, after, strict=True):
+        assert now in (was, joiner.uuid)
+
+
+@given(pools, weights, slot_counts)
+@settings(deadline=None, max_examples=40)
+def test_without_a_cap_another_weight_moves_slots_of_that_worker_only(
+    candidates: list[Candidate], weight: float, slots: int
+) -> None:
+    changed = [Candidate(candidates[0].uuid, weight), *candidates[1:]]
+    before = by_uuid(candidates, build_owners(candidates, slots, cap=1e9))
+    after = by_uuid(changed, build_owners(changed, slots, cap=1e9))
+    heavier = weight > candidates[0].weight
+    for was, now in zip(before, after, strict=True):
+        assert was == now or (now if heavier else was) == candidates[0].uuid
+
+
+@given(pools.filter(lambda c: len(c) >= 2), slot_counts)
+@settings(deadline=None, max_examples=40)
+def test_the_cap_costs_few_moves_more(candidates: list[Candidate], slots: int) -> None:
+    """Whoever leaves, at most what was spilled over before or after moves besides its slots."""
+    before, stayed = build_owners(candidates, slots), candidates[1:]
+    after = by_uuid(stayed, build_owners(stayed, slots))
+    spilled = sum(
+        a != b
+        for some in (candidates, stayed)
+        for a, b in zip(build_owners(some, slots), build_owners(some, slots, cap=1e9), strict=True)
+    )
+    moved = sum(
+        was not in (candidates[0].uuid, now)
+        for was, now in zip(by_uuid(candidates, before), after, strict=True)
+    )
+    assert moved <= spilled
+
+
+@pytest.mark.parametrize(
+    ("owners", "named"),
+    [([0, 1], "2 slots of 3"), ([0, 1, 2], r"\[0, 1, 2\]"), ([0, 0, 0], "got 3 slots, 2 may")],
+    ids=["a-slot-short", "nobody-there", "over-the-cap"],
+)
+def test_result_is_checked_before_anyone_sees_it(owners: list[int], named: str) -> None:
+    with pytest.raises(InternalBug, match=named):
+        check_owners(numbered(2), array("H", owners), 3, 1.10)
 
 
 def numbered(count: int, weight: float = 1.0) -> list[Candidate]:

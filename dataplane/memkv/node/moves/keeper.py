@@ -98,7 +98,9 @@ class MoveKeeper:
         self._stopping = False
         self._hearing = Hearing(store, connect, clock)
         pacer = Pacer(clock.monotonic_ns, served_bytes)
-        self._puller = Puller(store, connect, pacer, clock, self._wanted, self._slot_finished)
+        self._puller = Puller(
+            store, connect, pacer, clock, self._wanted, self._is_wanted, self._slot_finished
+        )
         self._thread = threading.Thread(target=self._run, name="memkv-moves", daemon=True)
 
     def start(self) -> None:
@@ -310,11 +312,23 @@ class MoveKeeper:
             slots = {
                 slot: (move, self._memory.opened[slot][1])
                 for slot, move in self._plan.pull.items()
-                if slot not in self._closed
-                and (slot, move.since_epoch) not in self._finished
-                and self._memory.opened.get(slot, (0, 0))[0] == move.since_epoch
+                if self._is_open_move(slot, move.since_epoch)
             }
             return Wanted(self._newest, slots)
+
+    def _is_wanted(self, slot: int, since_epoch: int) -> bool:
+        with self._changed:
+            move = self._plan.pull.get(slot)
+            known = move is not None and move.since_epoch == since_epoch
+            return known and self._is_open_move(slot, since_epoch)
+
+    def _is_open_move(self, slot: int, since_epoch: int) -> bool:
+        """Say whether a move of the plan is open and has blocks left to copy. Under the lock."""
+        return (
+            slot not in self._closed
+            and (slot, since_epoch) not in self._finished
+            and self._memory.opened.get(slot, (0, 0))[0] == since_epoch
+        )
 
     def _slot_finished(self, slot: int, since_epoch: int) -> None:
         with self._changed:

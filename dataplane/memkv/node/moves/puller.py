@@ -39,14 +39,17 @@ class Puller:
         pacer: Pacer,
         clock: Clock,
         wanted: Callable[[], Wanted],
+        is_wanted: Callable[[int, int], bool],
         finished: Callable[[int, int], None],
     ) -> None:
-        """`finished(slot, since_epoch)`: every block of the slot is here."""
+        """`is_wanted(slot, since_epoch)`: whether one move of `wanted` still is, asked often;
+        `finished(slot, since_epoch)`: every block of the slot is here."""
         self._store = store
         self._connect = connect
         self._pacer = pacer
         self._clock = clock
         self._wanted = wanted
+        self._is_wanted = is_wanted
         self._finished = finished
         self._stopping = threading.Event()
         self._woken = threading.Event()
@@ -112,7 +115,7 @@ class Puller:
     ) -> bool:  # fmt: skip
         complete = True
         for index in move.previous:
-            if not self._is_wanted(slot, move):
+            if not self._is_wanted(slot, move.since_epoch):
                 return True
             try:
                 if index not in peers:
@@ -129,12 +132,8 @@ class Puller:
                 return False
         if complete:
             self._finished(slot, move.since_epoch)
-        return complete or not self._is_wanted(slot, move)
-
-    def _is_wanted(self, slot: int, move: Move) -> bool:
-        entry = self._wanted().slots.get(slot)
-        return entry is not None and entry[0].since_epoch == move.since_epoch
+        return complete or not self._is_wanted(slot, move.since_epoch)
 
     def _go_on(self, received_bytes: int, slot: int, move: Move) -> bool:
         self._stopping.wait(self._pacer.took(received_bytes))
-        return not self._stopping.is_set() and self._is_wanted(slot, move)
+        return not self._stopping.is_set() and self._is_wanted(slot, move.since_epoch)
