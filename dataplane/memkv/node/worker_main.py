@@ -239,8 +239,21 @@ def run_worker(channel: MessageChannel, clock: Clock) -> int:
     return 0
 
 
+def end_process(failure: threading.ExceptHookArgs) -> None:
+    """End a worker one of whose threads died of a bug: half a worker would look like a whole one,
+    and the supervisor starts another."""
+    thread = failure.thread.name if failure.thread is not None else "?"
+    log.critical(
+        "thread %s died of a bug; please report this. The worker ends", thread,
+        exc_info=failure.exc_value,
+    )  # fmt: skip
+    logging.shutdown()
+    os._exit(3)
+
+
 def main() -> None:
     """Entry point of the process."""
+    threading.excepthook = end_process
     logging.basicConfig(
         level=os.environ.get("MEMKV_LOG_LEVEL", "info").upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",

@@ -225,7 +225,10 @@ class MoveKeeper:
         """Do what a map asks; return whether all is done, or a newer map makes it superfluous."""
         try:
             self._empty(plan)
-            if not self._open(shard_map, plan, plan.start | plan.purge | plan.keep):
+            # What was to be heard of may have been forgotten since the plan was made, while the
+            # thread was still at work on an older one: then there is nothing to hear of.
+            forgotten = frozenset(plan.hear) - frozenset(self._memory.heard)
+            if not self._open(shard_map, plan, plan.start | plan.purge | plan.keep | forgotten):
                 return True
             left = {slot: previous for slot, previous in plan.hear.items() if slot in self._closed}
             self._hear(shard_map, plan, left)

@@ -1,7 +1,7 @@
 """What a keeper lets its server serve by, and in which order it gets there. Steps are by hand."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,13 @@ from memkv.clock import SystemClock
 from memkv.errors import PeerGone
 from memkv.node.moves.keeper import MoveKeeper
 from memkv.node.moves.memory import MoveMemory, load_memory
-from memkv.node.moves.peer import Peer
-from memkv.shardmap import MapVersion, ShardMap, Worker, pack_owners
+from memkv.node.moves.peer import Peer, TakeBlock
+from memkv.shardmap import MapVersion, Move, ShardMap, Worker, pack_owners
 from memkv.status import Status
 from memkv.store.api import PendingPut
 from memkv.store.requests import PutRequest
 from memkv.tenant import TenantScope
+from memkv.wire.messages import ListKind, ListPage
 
 LINEAGE, ME, TAG = b"L" * 16, b"\x01" * 16, b"t" * 16
 WORKERS = tuple(Worker(bytes([n]) * 16, 1, f"n{n}", "127.0.0.1", 7070 + n) for n in (1, 2))
@@ -107,3 +108,44 @@ def test_map_older_than_one_that_an_earlier_life_served_by_is_refused(
     keeper = make_keeper(store, tmp_path / "slots", memory)
     assert not keeper.offer(make_map(7))
     assert keeper.offer(make_map(8))
+
+
+class Forgetful(Peer):
+    """Does not know all deletes any more; a newer map comes while it says so."""
+
+    served = (1, 8)
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self._meanwhile = meanwhile
+
+    def pages(self, slot: int, kind: ListKind, since_epoch: int = 0) -> Iterator[ListPage]:
+        self._meanwhile()
+        yield ListPage(kind, 0, (), complete=False)
+
+    def pull(self, tenant_tag: bytes, ids: list[bytes], take: TakeBlock) -> list[Status]:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+
+def test_slot_forgotten_while_a_newer_map_came_in_is_opened_empty(
+    store: NotedStore, tmp_path: Path
+) -> None:
+    moving = {0: Move((1,), 9)}
+    maps = iter([replace(make_map(10), moving=moving)])
+    keeper: MoveKeeper
+
+    def offer_next() -> None:
+        for shard_map in maps:
+            keeper.offer(shard_map)
+
+    memory = MoveMemory(LINEAGE, 8, heard={0: 8})
+    keeper = MoveKeeper(
+        ME, store, lambda *_: Forgetful(offer_next), store.serve, tmp_path / "slots", memory,
+        SystemClock(),
+    )  # fmt: skip
+    keeper.offer(replace(make_map(9), moving=moving))
+    keeper.step()
+    assert keeper.step()
+    assert store.events[-1] == ("serve", (10, [0], 9))
+    assert keeper.statistics().applied_epoch == 10
