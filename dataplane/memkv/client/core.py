@@ -113,14 +113,17 @@ class ClientCore:
         if self._closed:
             return []
         wanted: dict[SessionIdentity, WorkerSession] = {}
+        sessions: list[WorkerSession] = []
         for worker in route.workers if route else ():
+            # Twice the same one is possible: as lost by the map, and as there by a hint.
             identity = (worker.uuid, worker.incarnation, worker.host, worker.port)
-            session = self._sessions.pop(identity, None)
+            session = wanted.get(identity) or self._sessions.pop(identity, None)
             wanted[identity] = session or WorkerSession(
                 self.engine, worker, self.options, self.wake_keeper, self.regions
             )
+            sessions.append(wanted[identity])
         gone, self._sessions = list(self._sessions.values()), wanted
-        self._routes = Routes(route, tuple(wanted.values())) if route else None
+        self._routes = Routes(route, tuple(sessions)) if route else None
         return gone
 
     def wake_keeper(self) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import grpc
+
 from memkv.client.options import ConnectOptions
 from memkv.client.sync import Client
 from memkv.errors import ConfigError, RetryLater
@@ -30,13 +32,15 @@ from memkv.localpool.directory import (
 )
 from memkv.localpool.ports import check_free, free_ports
 from memkv.localpool.process import Child
-from memkv.metadata.endpoint import check_exposure, join_endpoint
-from memkv.shardmap.map import ShardMap, Worker, WorkerState, unpack_owners
+from memkv.metadata.endpoint import check_exposure, join_endpoint, open_channel
+from memkv.shardmap.map import MapVersion, ShardMap, Worker, WorkerState, unpack_owners
+from memkv_proto import node_admin_pb2, node_admin_pb2_grpc
 
 START_TIMEOUT_S = 60.0  # preallocating and scanning some GiB on a slow disk
 WAIT_STEP_S = 0.1
 # A worker that fails for so long will go on failing: a lock of a killed process is free by then.
 FAILURE_PATIENCE_S = 6.0
+FACTS_TIMEOUT_S = 2.0
 PORTS_PER_NODE = 3
 READY_FILE = "node.json"
 
@@ -195,8 +199,13 @@ class LocalPool:
     def wait_complete(
         self, timeout_s: float, given_up: Callable[[], bool] = lambda: False
     ) -> None:
-        """Wait until all nodes are in the map and can be reached."""
+        """Wait until all nodes are in the map, can be reached, and serve by it."""
         self._wait(self._complete, timeout_s, given_up)
+        shard_map = self.shard_map()
+        if shard_map is not None:
+            # A node that just got its first map opens its slots a moment later.
+            version = shard_map.version
+            self._wait(lambda: self._served(version), timeout_s, given_up)
 
     def wait_settled(self, timeout_s: float) -> None:
         """Wait until all nodes own slots and no slot moves."""
@@ -234,6 +243,14 @@ class LocalPool:
         }
         wanted = {(node.name, node.data_port) for node in self.nodes}
         return active >= wanted and attachment.wait_ready(0)
+
+    def _served(self, version: MapVersion) -> bool:
+        """Return whether all workers took over this map, or a later one."""
+        return all(
+            applied_epoch(join_endpoint(self.plan.host, node.admin_port), version.lineage)
+            >= version.epoch
+            for node in self.nodes
+        )
 
     def is_settled(self) -> bool:
         """Return whether all nodes own slots and no slot moves."""
@@ -344,6 +361,19 @@ class LocalPool:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+
+
+def applied_epoch(admin_endpoint: str, lineage: bytes) -> int:
+    """Return the epoch of the newest map that all workers of a node took over, 0 for none."""
+    with open_channel(admin_endpoint, None) as channel:
+        stub = node_admin_pb2_grpc.NodeAdminStub(channel)
+        try:
+            facts = stub.GetFacts(node_admin_pb2.GetFactsRequest(), timeout=FACTS_TIMEOUT_S)
+        except grpc.RpcError:
+            return 0
+    return min(
+        (one.applied_epoch for one in facts.workers if one.map_lineage == lineage), default=0
+    )
 
 
 def phases_of(state_dir: Path) -> tuple[int, set[str]]:
