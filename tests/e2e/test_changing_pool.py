@@ -52,7 +52,11 @@ class Ledger:
         sources = [bytearray(content(key)) for key in keys]
         addresses = [_hotpath.address_of(one) for one in sources]
         sizes = [SIZE] * len(keys)
-        assert set(self.client.batch_put_from(keys, addresses, sizes, options)) == {0}
+
+        def stored() -> bool:  # a drive that others keep busy may take longer than a deadline
+            return set(self.client.batch_put_from(keys, addresses, sizes, options)) == {0}
+
+        wait_until("everything is stored", stored)
         self.stored |= set(keys)
 
     def delete(self, keys: list[str]) -> None:
