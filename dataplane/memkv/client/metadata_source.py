@@ -15,6 +15,7 @@ from memkv.shardmap.map import ShardMap
 from memkv.tenant import tenant_tag
 
 NS_PER_S = 1_000_000_000
+TICKET_RENEWAL_S_MIN = 60
 
 
 class MetadataSource:
@@ -55,7 +56,9 @@ class MetadataSource:
         lifetime_s = max(0, grant.expires_s - options.clock.wall_s())
         return TicketGrant(
             grant.ticket, grant.tenant_salt, tenant_tag(grant.tenant),
-            renew_at_ns=now_ns + lifetime_s * NS_PER_S // 4,  # tries fail for hours before it ends
+            # Tries may fail for hours before it ends. Where the clocks of both machines differ by
+            # more than its life, a new one looks old, too, and the service is not hammered for it.
+            renew_at_ns=now_ns + max(lifetime_s // 4, TICKET_RENEWAL_S_MIN) * NS_PER_S,
             expires_at_ns=now_ns + lifetime_s * NS_PER_S,
         )
 
