@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from memkv.cli.exits import Exit
+from memkv.localpool.process import descendants
 
 MEMKV = [sys.executable, "-m", "memkv.cli.main"]
 TIMEOUT_S = 60
@@ -56,8 +57,10 @@ def test_killed_pools_leave_no_process_behind(tmp_path: Path) -> None:
     """Nor a locked file: the same pool opens again."""
     for _ in range(2):
         with pool(tmp_path) as (process, pids):
+            workers = [child for pid in pids for child in descendants(pid)]
+            assert len(workers) == 2
             process.kill()
-            for pid in pids:
+            for pid in (*pids, *workers):
                 wait_for_end(pid)
 
 
