@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from memkv.client.options import ConnectOptions
 from memkv.client.sync import Client
-from memkv.errors import ConfigError, RetryLater
+from memkv.errors import RetryLater
 from memkv.limits import GIB, MIB
 from memkv.localpool.pool import LocalPool, PoolPlan
 
@@ -49,8 +48,6 @@ def own_pool(
     directory: Path, sizing: Sizing, *, transport: str = "tcp", nodes: int = 1
 ) -> Iterator[Target]:
     """Run a pool below `directory` for a while."""
-    if transport == "local" and find_spec("memkv.local") is None:
-        raise ConfigError("this version of MemKV has no local transport; measure tcp")
     with ExitStack() as stack:
         pool = stack.enter_context(
             LocalPool(PoolPlan(directory, nodes, sizing.capacity_bytes, sizing.memory_bytes))

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from memkv.bench.limits import Limit
 from memkv.bench.pump import DEPTH_DEFAULT, Pump, Sample
-from memkv.bench.results import Result
+from memkv.bench.results import MeasurementFailed, Result
 from memkv.bench.statistics import PAIRS_MIN, Pair, interleave, median, percentile, summarize
 from memkv.bench.target import Target
+from memkv.client.statistics import ClientStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,23 @@ def measure(transfer: Transfer, target: Target, limit: Limit, data_bytes: int) -
                 return sample
 
         one()  # a turn that does not count: connections, page tables and clocks warm up
+        before = target.client.stats()
         turns_done = interleave(transfer.pairs, one, lambda: limit.measure(transfer.turn_s))
+        if transfer.transport == "local":
+            _check_local(before, target)
     return result_of(transfer, pump.per_job, turns_done, limit.name)
+
+
+def _check_local(before: ClientStatistics, target: Target) -> None:
+    """Raise MeasurementFailed unless the blocks went through shared memory."""
+    after = target.client.stats()
+    if after.local_keys == before.local_keys or after.local_fallbacks > before.local_fallbacks:
+        sessions = target.client.attachment.core.sessions()
+        why = "; ".join(session.local.last_error for session in sessions) or "no socket was found"
+        raise MeasurementFailed(
+            f"blocks went over TCP, not through shared memory ({why}); is the pool on this machine,"
+            " and does `memkv node` have a --local-dir?"
+        )
 
 
 def result_of(

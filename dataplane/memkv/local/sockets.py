@@ -50,6 +50,9 @@ class LocalListener:
             self._bind()
             self.socket.listen(_BACKLOG)
             self.socket.setblocking(False)
+        except ConfigError:
+            self.socket.close()
+            raise
         except OSError as error:
             self.socket.close()
             raise ConfigError(

@@ -9,6 +9,7 @@ from memkv._hotpath import Engine, Job, LaneGroup, address_of
 from memkv.testing.lane_peer import LanePeer
 from memkv.wire.frame import encode_frame
 from memkv.wire.items import PutItem, encode_get_request, encode_put_item
+from memkv.wire.local import LocalGetItem, Part, encode_local_get
 from memkv.wire.opcodes import Flag, Opcode
 
 TENANT_TAG = bytes(range(16))
@@ -33,6 +34,19 @@ def get_job(targets: Sequence[bytearray | memoryview], deadline_ns: int | None =
     return Job.get(frame, scatters, TENANT_TAG, deadline_ns or soon(), owner=targets)
 
 
+def local_get_job(
+    targets: Sequence[bytearray | memoryview], deadline_ns: int | None = None
+) -> Job:
+    """Return a LOCAL_GET of block i into target i, which is region i + 1."""
+    items = [
+        LocalGetItem(identity(number), (Part(number + 1, 0, len(target)),))
+        for number, target in enumerate(targets)
+    ]
+    frame = encode_frame(Opcode.LOCAL_GET, Flag.NONE, 0, encode_local_get(items), count=len(items))
+    scatters = [[(address_of(target), len(target))] for target in targets]
+    return Job.local_get(frame, scatters, TENANT_TAG, deadline_ns or soon(), owner=targets)
+
+
 def put_job(blocks: Sequence[bytes], deadline_ns: int | None = None) -> Job:
     """Return a PUT of block i (ttl 60 s, depth i), gathered from two pieces."""
     items = b"".join(
@@ -47,9 +61,11 @@ def put_job(blocks: Sequence[bytes], deadline_ns: int | None = None) -> Job:
     return Job.put(frame, scatters, TENANT_TAG, deadline_ns or soon(), owner=blocks)
 
 
-def group_with(engine: Engine, peer: LanePeer, lanes: int = 1, queue_max: int = 1024) -> LaneGroup:
+def group_with(
+    engine: Engine, peer: LanePeer, lanes: int = 1, queue_max: int = 1024, grace_ms: int = 0
+) -> LaneGroup:
     """Return a group with `lanes` connections to the peer."""
-    group = LaneGroup(engine, "test", lanes, queue_max)
+    group = LaneGroup(engine, "test", lanes, queue_max, grace_ms=grace_ms)
     for _ in range(lanes):
         group.add_lane(peer.connect())
     return group

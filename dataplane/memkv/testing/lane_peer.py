@@ -157,6 +157,17 @@ def respond_hit(
     return respond(request, body, count=1, flags=flags, payload_bytes=len(data)) + data
 
 
+def respond_placed(
+    request: Request, index: int, block_id: bytes, tenant_tag: bytes, claimed: bytes, *,
+    last: bool,
+) -> bytes:
+    """Return an answer to a LOCAL_GET that says that `claimed` lies in place."""
+    sums = chunk_sums(claimed)
+    root = block_root(block_id, tenant_tag, len(claimed), sums)
+    body = encode_get_result(index, 0, len(claimed), root, sums)
+    return respond(request, body, count=1, flags=DONE if last else Flag.RESPONSE)
+
+
 def respond_absent(
     request: Request, index: int, status: int, *, last: bool, length: int = 0
 ) -> bytes:

@@ -4,6 +4,7 @@ import errno
 import mmap
 import os
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -245,3 +246,47 @@ def test_running_out_of_descriptors_falls_back_and_names_the_fix(tmp_path: Path)
     assert "ulimit -n" in ring.fallback_reason
     ring.close()
     os.close(fd)
+
+
+def test_a_guarded_socket_ends_with_the_guard(ring: IoRing) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(20)
+    assert ring.guard(ours.fileno())
+    ours.close()
+    if ring.engine == "io_uring":  # the fallback's thread is inside its system calls instead
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+        theirs.settimeout(20)
+        assert ring.guard(-1)
+    assert theirs.recv(1) == b""
+    theirs.close()
+    ring.read(1, 0, [pages(1, 0)])
+    assert drain(ring) == {1: PAGE}
+
+
+KILLED = """
+import os, signal, socket, sys
+from memkv._hotpath import IoRing
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_DIRECT)
+ring = IoRing(fd, 8)
+end = socket.socket(fileno=int(sys.argv[2]))
+assert ring.guard(end.fileno())
+end.close()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_guard_does_not_outlive_a_killed_process(tmp_path: Path) -> None:
+    path = tmp_path / "flash"
+    path.write_bytes(bytes(FILE_BYTES))
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path), str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+    )
+    theirs.close()
+    assert process.wait(60) == -9
+    ours.settimeout(20)
+    assert ours.recv(1) == b""
+    ours.close()
