@@ -146,6 +146,17 @@ def test_a_tenant_does_not_see_the_blocks_of_another(up: Up) -> None:
     assert memkv(up, "get", "mine", tenant="team-b").returncode == Exit.FAILED
 
 
+def test_a_dropped_tenant_has_nothing_left_and_others_keep_theirs(up: Up) -> None:
+    for tenant in ("leaves", "stays"):
+        assert memkv(up, "put", "one", "-", data=b"x", tenant=tenant).returncode == Exit.OK
+    assert memkv(up, "rm", "--all", "one", tenant="leaves").returncode == Exit.USAGE
+    done = memkv(up, "rm", "--all", tenant="leaves")
+    assert done.returncode == Exit.OK, done.stderr.decode()
+    assert b"dropped tenant leaves" in done.stdout
+    assert memkv(up, "get", "one", tenant="leaves").returncode == Exit.FAILED
+    assert memkv(up, "get", "one", tenant="stays").stdout == b"x"
+
+
 def test_the_map_names_every_node_and_places_a_key(up: Up) -> None:
     document = document_of(memkv(up, "map", "--key", "some-key", "--json"))
     workers = document["workers"]
