@@ -40,7 +40,8 @@ class Told:
         """Return the truth as a newer map, with a lie in it."""
         version = self.truth.version
         newer = MapVersion(version.lineage, version.term, version.epoch + 10)
-        return replace(self.truth, **{"version": newer, **changes})  # type: ignore[arg-type]  # fields of ShardMap
+        fields = {"version": newer, **changes}
+        return replace(self.truth, **fields)  # type: ignore[arg-type]  # fields of ShardMap
 
     def hits(self) -> int:
         """Count right answers; a wrong one ends the test."""

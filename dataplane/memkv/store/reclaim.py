@@ -1,13 +1,14 @@
 """Reclaim: turn the oldest segment of the queue that is most over its guarantee into a free one.
 
-    IDLE -> LISTING -> SORTING -> COPYING -> FLUSHING -> DRAINING -> ERASING -> IDLE
+    IDLE -> LISTING -> SORTING -> COPYING -> FLUSHING -> DRAINING -> (erased) -> IDLE
 
-One segment at a time, and it becomes FREE only after its new header and trailer were flushed.
-Safety, in three steps. (1) Wanted blocks and tombstones are durable elsewhere before these are
-overwritten.
+One segment at a time up to DRAINING; erasing is `erasure`'s and goes on beside the next one. A
+segment becomes FREE only after its new header and trailer were flushed. Safety, in three steps.
+(1) Wanted blocks and tombstones are durable elsewhere before these are overwritten.
 (2) Within a queue segments are erased oldest first, so when a tombstone's segment is erased no
 older record of its key is left in that queue; where an older segment of another queue (a changed
-quota) or a retired one still holds records of that tenant, the tombstone is written again.
+quota) or a retired one still holds records of that tenant, the tombstone is written again. What is
+still being erased may be back after a crash: reclaim waits for it before it judges a tombstone.
 (3) Reads in flight hold their segment: it is drained before it is erased.
 """
 
@@ -17,18 +18,15 @@ from typing import TYPE_CHECKING
 from memkv._hotpath import xxh3_64
 from memkv.limits import REAPPEND_FRACTION_MAX, SECTOR_BYTES, SPARE_SEGMENTS
 from memkv.store.copies import BlockCopy
+from memkv.store.erasure import Erasures
 from memkv.store.eviction import Candidate
 from memkv.store.layout import (
     ENTRY,
     Entry,
     Kind,
-    SegmentHeader,
-    Trailer,
     aligned_buffer,
     decode_trailer,
-    encode_segment_header,
     record_sectors,
-    write_trailer,
 )
 from memkv.store.requests import IoKind, IoRequest
 from memkv.store.segments import Segment, State
@@ -53,7 +51,6 @@ class Phase(Enum):
     COPYING = "copying"
     FLUSHING = "flushing"
     DRAINING = "draining"
-    ERASING = "erasing"
 
 
 class Wanted:
@@ -89,19 +86,19 @@ class Reclaim:
         self._credit_bytes = 0.0
         self._put_bytes_seen = 0
         self._retries = 0
-        self._ends_durable: list[bool] = []
+        self._erasures = Erasures(core.log, core.table, core.random.getrandbits)
         self._fruitless = (-1, -1)  # when there was nothing to turn over: changes, blocks
 
     @property
     def active(self) -> bool:
         """Say whether a segment is being turned over."""
-        return self._phase is not Phase.IDLE
+        return self._phase is not Phase.IDLE or len(self._erasures) > 0
 
     def step(self) -> None:
         """Go as far as possible without waiting for I/O."""
         while self._advance():
             pass
-        self._log.reclaiming = self.active
+        self._log.reclaiming = self._phase is not Phase.IDLE
 
     def _advance(self) -> bool:
         if self._phase is Phase.IDLE:
@@ -119,15 +116,15 @@ class Reclaim:
     def _start(self) -> bool:
         core, table = self._core, self._table
         crowded = len(core.index) >= core.index.capacity * INDEX_FULL_FRACTION
-        if len(table.free) >= FREE_SEGMENTS_WANTED and not crowded:
+        if self._enough_free() and not crowded:
             return False
         moment = (table.changes, len(core.index))
         if moment == self._fruitless:
             return False
         if core.log.paused(core.now_ns()):
             return False
-        if table.blank and len(table.free) < FREE_SEGMENTS_WANTED:
-            self._erase(table.blank.popleft())
+        if table.blank and not self._enough_free():
+            self._erasures.begin(table.blank.popleft())
             return True
         victim = self._victim()
         if victim is None:
@@ -140,6 +137,9 @@ class Reclaim:
         self._list(victim)
         return True
 
+    def _enough_free(self) -> bool:
+        return len(self._table.free) + len(self._erasures) >= FREE_SEGMENTS_WANTED
+
     def _victim(self) -> Segment | None:
         """Return the oldest segment of the queue that is most over its guarantee.
 
@@ -148,7 +148,9 @@ class Reclaim:
         """
         table, tenants = self._table, self._core.tenants
         guarantees = tenants.queue_guarantees
-        if len(table.free) >= FREE_SEGMENTS_WANTED:  # the index is full, whatever flash is
+        if not table.free and self._erasures:
+            return None  # there will be one to carry things to
+        if self._enough_free():  # the index is full, whatever flash is
             over = [tenants.blocks_over(q, INDEX_FULL_FRACTION) for q in range(len(guarantees))]
         else:
             sizes = table.queue_sizes(len(guarantees))
@@ -216,6 +218,9 @@ class Reclaim:
             entry = self._entries[position]
             tenant = core.tenants.get(entry.tenant_tag)
             if entry.kind == Kind.TOMBSTONES:
+                if self._erasures:
+                    self._next = position
+                    return False
                 if self._table.older_holds(segment, tenant.number):
                     carried = self._carried.setdefault(tenant.number, [])
                     carried.append((entry.block_id, entry.generation))
@@ -346,50 +351,6 @@ class Reclaim:
         if segment.readers or segment.writes:
             return False
         self._core.counters.segments_reclaimed += 1
-        self._erase(segment)
-        return True
-
-    def _erase(self, segment: Segment) -> None:
-        core = self._core
-        self._segment = segment
-        self._phase = Phase.ERASING
-        self._table.move(segment, State.ERASING)
-        life = (self._table.next_sequence(), core.random.getrandbits(64))
-        device_uuid, number = self._log.device_uuid, segment.number
-        header = encode_segment_header(SegmentHeader(device_uuid, number, *life))
-        trailer = aligned_buffer(SECTOR_BYTES)  # an old one would vouch for what is overwritten
-        write_trailer(trailer, Trailer(device_uuid, number, *life, 0, 0, 0, 0))
-        last = segment.offset + self._table.segment_bytes - SECTOR_BYTES
-        self._ends_durable = []
-        for offset, page in ((segment.offset, header), (last, trailer)):
-            self._log.request(
-                IoRequest(
-                    IoKind.WRITE, offset, [page],
-                    lambda ok, _error: self._end_written(segment, life, ok),
-                )
-            )  # fmt: skip
-
-    def _end_written(self, segment: Segment, life: tuple[int, int], ok: bool) -> None:
-        if ok:  # a flush of its own: one that fails between the two writes has lost the first
-            self._log.barrier(lambda flushed: self._end_durable(segment, life, flushed))
-        else:
-            self._core.counters.write_errors += 1
-            self._end_durable(segment, life, False)
-
-    def _end_durable(self, segment: Segment, life: tuple[int, int], ok: bool) -> None:
-        self._ends_durable.append(ok)
-        if len(self._ends_durable) == 2:
-            self._erased(segment, life, all(self._ends_durable))
-
-    def _erased(self, segment: Segment, life: tuple[int, int], ok: bool) -> None:
+        self._erasures.begin(segment)
         self._phase = Phase.IDLE
-        if not ok:
-            # Old or new life, nobody knows: the old identity and its tenants stay on the books.
-            self._table.move(segment, State.RETIRED)
-            return
-        segment.sequence, segment.nonce = life
-        segment.entries = None
-        segment.entry_count = 0
-        segment.tenants = set()
-        self._table.move(segment, State.FREE)
-        self._table.free.append(segment)
+        return True
