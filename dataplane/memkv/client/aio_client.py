@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Literal
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, Literal
 
 from memkv import _hotpath
 from memkv.client.attach import Attachment
@@ -35,6 +33,9 @@ from memkv.client.statistics import ClientStatistics
 from memkv.errors import CallerError
 from memkv.limits import SMALL_PAYLOAD_BYTES_MAX
 from memkv.status import Status
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class AsyncClient:

@@ -1,0 +1,56 @@
+"""What the product imports when it runs is declared in pyproject.toml, or it is not there."""
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OWN = {"memkv", "memkv_operator", "memkv_proto"}
+MODULES_OF = {  # of a distribution, where its name is another one
+    "grpcio": "grpc",
+    "grpcio-health-checking": "grpc_health",
+    "grpcio-reflection": "grpc_reflection",
+    "protobuf": "google",
+    "prometheus-client": "prometheus_client",
+}
+PRODUCT = [
+    path
+    for folder in ("dataplane/memkv", "operator/memkv_operator", "proto/memkv_proto")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "testing" not in path.parts
+]
+
+
+def declared() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = [text.split(">")[0].split("=")[0].split("[")[0] for text in project["dependencies"]]
+    return {MODULES_OF.get(name, name.replace("-", "_")) for name in names}
+
+
+def imported_at_run_time(node: ast.AST) -> Iterator[str]:
+    """Yield the packages imported anywhere but below TYPE_CHECKING."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
+            yield child.module.partition(".")[0]
+        yield from imported_at_run_time(child)
+
+
+@pytest.mark.parametrize("folder", ["dataplane", "operator", "proto"])
+def test_what_is_imported_is_declared(folder: str) -> None:
+    known = OWN | declared() | set(sys.stdlib_module_names)
+    unknown = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in PRODUCT
+        if path.is_relative_to(ROOT / folder)
+        for name in imported_at_run_time(ast.parse(path.read_text(encoding="utf-8")))
+        if name not in known
+    }
+    assert not unknown
