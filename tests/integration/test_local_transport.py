@@ -305,7 +305,7 @@ def test_lost_lanes_cost_a_fallback_and_come_back(
     before = client.stats().local_fallbacks
     assert client.batch_get_into(["back"], [memory.address + MIB], [MIB]) == [MIB]
     assert client.stats().local_fallbacks >= before
-    eventually(lambda: lanes.group.lanes_open == 2, "new lanes")
+    eventually(lambda: lanes.group.lanes_open == lanes.group.lanes_max, "new lanes")
     counted = served(pool, Opcode.LOCAL_GET)
     assert client.batch_get_into(["back"], [memory.address + 2 * MIB], [MIB]) == [MIB]
     assert served(pool, Opcode.LOCAL_GET) == counted + 1

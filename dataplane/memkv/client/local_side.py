@@ -25,7 +25,7 @@ from memkv.client.buffers import Region, RegionTable
 from memkv.client.handshake import Handshake, Refused
 from memkv.client.options import LOCAL_OFF, ConnectOptions
 from memkv.errors import MemKVError, PeerGone
-from memkv.limits import FENCE_BUDGET_MS
+from memkv.limits import FENCE_BUDGET_MS, LANES_PER_SESSION_MAX
 from memkv.local.sockets import socket_path
 from memkv.shardmap.map import Worker
 from memkv.status import Status
@@ -69,6 +69,8 @@ class LocalSide:
         self._refused: set[int] = set()
         self._doubtful: set[int] = set()
         self._settled = -1
+        others = options.bulk_lanes + options.express_lanes + 1  # the registrar is a lane, too
+        self._lanes_wanted = max(1, min(options.local_lanes, LANES_PER_SESSION_MAX - others))
         self._lock = threading.Lock()  # of what close() changes
         self._closed = False
 
@@ -96,7 +98,10 @@ class LocalSide:
             path = Path(response.local_path)
         else:
             return None
-        return path if path.is_socket() else None
+        if path.is_socket():
+            return path
+        self.last_error = f"there is no socket {path}: is the worker on this machine?"
+        return None
 
     def begin(self, session_uuid: bytes, path: Path | None) -> None:
         """A new session is up."""
@@ -128,7 +133,7 @@ class LocalSide:
         group = self._group
         if group is not None:
             group.reap()
-            lost = group.lanes_open < self._options.local_lanes
+            lost = group.lanes_open < self._lanes_wanted
         else:
             lost = False
         return (self._settled != self._regions.version or lost) and self._backoff.due()
@@ -190,14 +195,14 @@ class LocalSide:
         if self._group is None:
             name = f"local {self._path}"
             group = LaneGroup(
-                self._engine, name, self._options.local_lanes, grace_ms=FENCE_BUDGET_MS
+                self._engine, name, self._lanes_wanted, grace_ms=FENCE_BUDGET_MS
             )
             with self._lock:
                 if self._closed:
                     group.close()
                     raise PeerGone("the client was closed")
                 self._group = group
-        while self._group.lanes_open < self._options.local_lanes:
+        while self._group.lanes_open < self._lanes_wanted:
             lane = self._lane(tokens)
             try:
                 self._group.add_lane(lane.detach())

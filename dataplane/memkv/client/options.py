@@ -90,10 +90,10 @@ class ConnectOptions:
     """Everything `connect()` needs, resolved.
 
     `bulk_lanes` and `express_lanes` are TCP connections to each worker beside its control
-    connection; `local_lanes` are opened when memory is registered with an fd. `local_dir` holds the
-    Unix sockets of workers on this machine; "" asks each worker at an address of this machine where
-    its socket is, "off" turns the local transport off. `cache_dir` keeps the last shard map and
-    ticket for a start without the metadata service.
+    connection; up to `local_lanes` are opened when memory is registered with an fd. `local_dir`
+    holds the Unix sockets of workers on this machine; "" asks each worker at an address of this
+    machine where its socket is, "off" turns the local transport off. `cache_dir` keeps the last
+    shard map and ticket for a start without the metadata service.
     """
 
     endpoint: str
@@ -103,7 +103,7 @@ class ConnectOptions:
     credentials: Callable[[], str] | None = None
     bulk_lanes: int = 2
     express_lanes: int = 1
-    local_lanes: int = 2
+    local_lanes: int = 4
     local_dir: str = ""
     cache_dir: Path | None = None
     bootstrap_timeout_ms: int = MAP_BOOTSTRAP_TIMEOUT_MS
