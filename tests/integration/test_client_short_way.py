@@ -6,7 +6,7 @@ Every situation is asked for by both ways, and the results must be equal.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +109,16 @@ def test_an_owner_that_is_not_one_any_more_names_the_next(pool: LocalWorkers) ->
     pool.map([1] * SLOTS)
     assert asker.get("elsewhere") == Status.MISS
     assert not asker.taken
+
+
+def test_an_owner_that_has_not_got_the_newest_map_yet_answers(pool: LocalWorkers) -> None:
+    before = pool.map()
+    asker = Asker(pool.client(before)[0])
+    assert asker.client.put("early", content("early")) == Status.OK
+    newer = replace(before, version=MapVersion(bytes(16), 1, pool.epoch + 5))
+    asker = Asker(pool.client(newer)[0])
+    assert asker.get("early") == SIZE
+    assert asker.taken
 
 
 def test_a_worker_that_is_gone_is_unavailable(asker: Asker, pool: LocalWorkers) -> None:

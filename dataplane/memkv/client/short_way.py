@@ -31,7 +31,6 @@ def get_one(
     if routes is None or ticket is None:
         return None
     route = routes.route
-    version = route.version
     try:
         block_id, slot = block_name(key, ticket.salt, route.shard_map.slots)
     except (ValueError, TypeError) as error:
@@ -45,7 +44,8 @@ def get_one(
         return None
     deadline_ns = deadline_after_ms(core.options.clock, deadline_ms)
     job = Job.get_one(
-        block_id, address, size_bytes, ticket.tenant_tag, version.epoch, version.term, deadline_ns
+        block_id, address, size_bytes, ticket.tenant_tag, route.needed.get(slot, 0),
+        route.version.term, deadline_ns,
     )
     lanes.express.run(job)
     if job.done and (status := job.first_status) >= _MISS:
