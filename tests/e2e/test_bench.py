@@ -26,9 +26,16 @@ def bench(*words: str) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_a_get_is_measured_next_to_its_limit(tmp_path: Path) -> None:
-    found = bench("--op", "get", "--size", "1MiB", "--dir", str(tmp_path))
-    assert (found["op"], found["transport"], found["tier"]) == ("get", "tcp", "dram")
+@pytest.mark.parametrize(
+    ("transport", "limit"), [("tcp", "bare stream"), ("local", "memcpy + xxh3")]
+)
+def test_a_get_is_measured_next_to_its_limit(
+    tmp_path: Path, transport: str, limit: str
+) -> None:
+    found = bench(
+        "--transport", transport, "--op", "get", "--size", "1MiB", "--dir", str(tmp_path)
+    )
+    assert (found["op"], found["transport"], found["tier"]) == ("get", transport, "dram")
     assert found["size_bytes"] == 1 << 20
     for name in ("gbps", "limit_gbps", "ratio", "p50_us", "p99_us", "cpu_s_per_gb"):
         figure = found[name]
@@ -37,7 +44,7 @@ def test_a_get_is_measured_next_to_its_limit(tmp_path: Path) -> None:
     pairs = found["pairs"]
     assert isinstance(pairs, list)
     assert len(pairs) == 2
-    assert found["limit"] == "bare stream"
+    assert found["limit"] == limit
     assert list(tmp_path.iterdir()) == [], "its files are removed"
 
 

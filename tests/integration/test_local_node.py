@@ -311,6 +311,21 @@ def test_descriptors_with_other_frames_go_with_the_lane(lane: Lane) -> None:
         assert lane.register(request, [memory.fd])
 
 
+def test_a_malformed_register_closes_what_came_with_it(
+    worker: RunningWorker, lane: Lane, memory: SharedMemory
+) -> None:
+    connections = worker.server.statistics().connections
+    before = len(os.listdir("/proc/self/fd"))
+    lane.send_with_fds(encode_frame(Opcode.REGISTER, 0, 9, b"short"), [memory.fd, memory.fd])
+    assert refusal(lane.answer) is Status.PROTOCOL
+    assert lane.is_closed_by_peer()
+    lane.close()
+    eventually(
+        lambda: worker.server.statistics().connections == connections - 1, "the lane's end"
+    )
+    assert len(os.listdir("/proc/self/fd")) == before - 2  # both ends of the lane
+
+
 def test_a_file_that_shrinks_harms_nobody(client: WireClient, lane: Lane, tmp_path: Path) -> None:
     [fd] = file(tmp_path, os.O_RDWR)
     assert not lane.register(RegisterRequest(2, ALL, 0, SIZE), [fd])  # not mapped

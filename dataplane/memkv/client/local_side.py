@@ -94,7 +94,7 @@ class LocalSide:
             return None
         if self._options.local_dir:
             path = socket_path(Path(self._options.local_dir), self._worker.uuid)
-        elif response.local_path and control.getpeername()[0] == control.getsockname()[0]:
+        elif response.local_path and _is_this_machine(control):
             path = Path(response.local_path)
         else:
             return None
@@ -233,6 +233,15 @@ class LocalSide:
         if group is not None:
             group.close()
         self._drop_registrar()
+
+
+def _is_this_machine(control: socket.socket) -> bool:
+    try:
+        own: str = control.getsockname()[0]
+        peer: str = control.getpeername()[0]
+    except OSError:  # it was cut already
+        return False
+    return own == peer
 
 
 class _Tokens:

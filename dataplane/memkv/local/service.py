@@ -65,10 +65,10 @@ class LocalService:
     def _register(
         lane: Lane, regions: SessionRegions, frame: Frame, deadline_ns: int, thread: ServingThread
     ) -> None:
-        fds = lane.stream.take_fds()
         header = frame.header
+        request = RegisterRequest.decode(frame.body)  # what came with a bad one goes with the lane
         try:
-            is_mapped = regions.register(RegisterRequest.decode(frame.body), fds)
+            is_mapped = regions.register(request, lane.stream.take_fds())
         except Refused as refusal:
             thread.fail(
                 lane.stream, header.opcode, header.request_id, refusal.status, str(refusal)
