@@ -6,6 +6,7 @@ QUARANTINED until `completions()` gives it back, and not one byte of it changes 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import memkv.aio
 from memkv.client.options import ConnectOptions
 from memkv.client.sync import Client
 from memkv.limits import FENCE_BUDGET_MS, MIB
@@ -136,6 +138,37 @@ def test_a_stopped_node_costs_the_deadline_and_quarantines(
     free = given_back(client, held)
     assert free >= held
     nobody_writes(memory)
+
+
+def test_the_asyncio_face_gives_buffers_back_too(
+    pool: LocalPool, client: Client, memory: SharedMemory
+) -> None:
+    async def run() -> None:
+        options = client.attachment.core.options
+        mine = await memkv.aio.connect(
+            pool.endpoint, pool=pool.plan.name, deadline_ms=options.deadline_ms
+        )
+        async with mine, asyncio.timeout(WAIT_S):
+            with SharedMemory(2 * SIZE) as target:
+                mine.register_buffer(target.address, target.size_bytes, fd=target.fd)
+                session = mine.attachment.core.sessions()[0]
+                while session.local.lanes is None:
+                    await asyncio.sleep(0)
+                places = [target.address, target.address + SIZE]
+                pid = worker_pid(pool)
+                os.kill(pid, signal.SIGSTOP)
+                try:
+                    results = await mine.batch_get_into(KEYS[:2], places, [SIZE] * 2)
+                finally:
+                    os.kill(pid, signal.SIGCONT)
+                assert results == [Status.QUARANTINED] * 2
+                free: set[int] = set()
+                while not free >= set(places):
+                    await asyncio.sleep(0)
+                    free.update(*[done.released for done in mine.completions()])
+                nobody_writes(target)
+
+    asyncio.run(run())
 
 
 def test_a_node_stopped_in_the_middle(

@@ -17,7 +17,7 @@ from memkv.client.attach import Attachment
 from memkv.client.buffers import Region, Scatter, check_scatters, multi_segments, single_segments
 from memkv.client.calls import Operation, ResultT
 from memkv.client.drive import Running, take_completion
-from memkv.client.events import COMPLETIONS_PER_CALL_MAX
+from memkv.client.events import COMPLETIONS_PER_CALL_MAX, Completion
 from memkv.client.operations import (
     delete_operation,
     exists_operation,
@@ -47,6 +47,7 @@ class AsyncClient:
         self._deadline_ms = options.deadline_ms
         self._length_guess = SMALL_PAYLOAD_BYTES_MAX
         self._alive: set[object] = set()
+        self._free: list[Completion] = []
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._core.engine.event_fd, self._on_event)
 
@@ -157,6 +158,13 @@ class AsyncClient:
         self._core.unregister(ptr)
         return Status.OK
 
+    def completions(self) -> list[Completion]:
+        """Return buffers of QUARANTINED results that are free again (`released`). Never blocks; of
+        use after `close()` too."""
+        self._on_event()
+        finished, self._free = self._free, []
+        return finished
+
     def stats(self) -> ClientStatistics:
         """Return a frozen reading of this client's counters."""
         return self._core.counters.frozen()
@@ -209,7 +217,9 @@ class AsyncClient:
 
     def _on_event(self) -> None:
         for job in self._core.engine.completions(COMPLETIONS_PER_CALL_MAX):
-            take_completion(job)
+            free = take_completion(job)
+            if free is not None:
+                self._free.append(Completion(0, [], free.addresses()))
 
     async def _get(
         self, keys: Sequence[Key], scatters: list[Scatter],
