@@ -99,6 +99,12 @@ def test_a_block_is_placed_and_nothing_beside_it(lane: Lane, memory: SharedMemor
     assert memory.read(560_000, SIZE - 560_000) == b"\x55" * (SIZE - 560_000)
 
 
+def test_other_payload_operations_work_on_such_a_lane(lane: Lane) -> None:
+    assert lane.get(ID)[0].payload == DATA
+    assert lane.put([Block(b"o" * 32, DATA)]) == [Status.OK]
+    assert get(lane, Part(1, 0, len(DATA))) is Status.OK
+
+
 def test_a_put_is_what_lay_there_when_it_was_copied(
     lane: Lane, memory: SharedMemory, client: WireClient
 ) -> None:

@@ -265,6 +265,31 @@ def test_regions_registered_before_the_worker_is_there(
     assert served(pool, Opcode.LOCAL_PUT) == 1
 
 
+def test_memory_that_a_worker_does_not_take_goes_over_tcp_with_the_reason(
+    pool: LocalWorkers, stack: ExitStack, tmp_path: Path
+) -> None:
+    client, _ = pool.client(pool.map())
+    memory = stack.enter_context(SharedMemory(MIB))
+    device = os.open("/dev/zero", os.O_RDWR)
+    assert client.register_buffer(memory.address, MIB, fd=device) == 0
+    os.close(device)
+    memory.write(0, content("anyway", 300_000))
+    assert client.batch_put_from(["anyway"], [memory.address], [300_000]) == [0]
+    session = client.attachment.core.sessions()[0]
+    assert "no regular file" in session.local.last_error
+    assert (client.stats().local_keys, client.stats().local_fallbacks) == (0, 1)
+    # Memory that is not what its fd says: the bytes placed are not those the client sees.
+    client.unregister_buffer(memory.address)
+    with SharedMemory(MIB) as other:
+        assert client.register_buffer(memory.address, MIB, fd=other.fd) == 0
+        half = memory.address + MIB // 2
+        assert client.batch_get_into(["anyway"], [half], [300_000]) == [300_000]  # asked again
+        assert memory.read(MIB // 2, 300_000) == content("anyway", 300_000)
+        assert client.stats().corrupt == 1
+        assert client.batch_put_from(["never"], [memory.address], [300_000]) == [Status.CORRUPT]
+        assert client.batch_is_exist(["never"]) == [0]
+
+
 def replace_port(pool: LocalWorkers, port: int) -> ShardMap:
     shard_map = pool.map()
     workers = tuple(replace(worker, port=port) for worker in shard_map.workers)

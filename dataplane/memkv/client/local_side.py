@@ -66,7 +66,7 @@ class LocalSide:
         self._group: LaneGroup | None = None
         self._registrar: _Registrar | None = None
         self._shared: set[int] = set()
-        self._refused: set[int] = set()
+        self._refused: dict[int, str] = {}  # and why
         self._doubtful: set[int] = set()
         self._settled = -1
         others = options.bulk_lanes + options.express_lanes + 1  # the registrar is a lane, too
@@ -147,9 +147,10 @@ class LocalSide:
             if wanted or self._registrar is not None:
                 more = _Tokens(tokens, renew)
                 self._tell(wanted, more)
-                self._open_lanes(more)
+                if self._shared:
+                    self._open_lanes(more)
             self._backoff.reset()
-            self.last_error = ""
+            self.last_error = "; ".join(self._refused.values())
         except (MemKVError, OSError) as error:
             self.last_error = str(error)
             self._backoff.failed()
@@ -172,8 +173,8 @@ class LocalSide:
             registrar.unregister(number)
             self._shared.discard(number)
             self._doubtful.discard(number)
-        self._refused &= wanted.keys()
-        for number in wanted.keys() - self._shared - self._refused:
+        self._refused = {n: why for n, why in self._refused.items() if n in wanted}
+        for number in wanted.keys() - self._shared - self._refused.keys():
             fd = self._regions.duplicate_fd(wanted[number])
             if fd is None:
                 continue
@@ -186,8 +187,7 @@ class LocalSide:
                 self._doubtful.discard(number)
                 if refusal.status not in PERMANENT:
                     raise
-                self._refused.add(number)
-                self.last_error = str(refusal)
+                self._refused[number] = str(refusal)
             finally:
                 os.close(fd)
 
