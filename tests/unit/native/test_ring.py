@@ -199,7 +199,10 @@ print(ring.engine, ring.fallback_reason)
 def own_mounts() -> list[str]:
     """A command prefix that gives a process mounts of its own."""
     prefix = ["unshare", "--map-root-user", "--mount"]
-    tried = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
+    plain = {**os.environ, "LD_PRELOAD": ""}
+    tried = subprocess.run(
+        [*prefix, "true"], capture_output=True, text=True, check=False, env=plain
+    )
     if tried.returncode:
         pytest.skip(f"no mount namespace here: {tried.stderr.strip()}")
     return prefix
@@ -210,10 +213,16 @@ def test_a_refusal_by_sysctl_names_it(tmp_path: Path, own_mounts: list[str]) -> 
     path, setting = tmp_path / "flash", tmp_path / "io_uring_disabled"
     path.write_bytes(bytes(PAGE))
     setting.write_text("2\n")
-    script = 'mount --bind "$1" /proc/sys/kernel/io_uring_disabled && exec "$2" -c "$3" "$4"'
+    # A sanitizer is preloaded into what it was made for alone, and ThreadSanitizer wants a fixed
+    # layout, which the kernel takes away from who gains rights.
+    script = (
+        'mount --bind "$1" /proc/sys/kernel/io_uring_disabled &&'
+        ' exec $(setarch -R echo setarch -R 2>&-) env LD_PRELOAD="$5" "$2" -c "$3" "$4"'
+    )
+    preload = os.environ.get("LD_PRELOAD", "")
     done = subprocess.run(
-        [*own_mounts, "sh", "-c", script, "sh", setting, sys.executable, SECCOMP, path],
-        capture_output=True, text=True, check=False,
+        [*own_mounts, "sh", "-c", script, "sh", setting, sys.executable, SECCOMP, path, preload],
+        capture_output=True, text=True, check=False, env={**os.environ, "LD_PRELOAD": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("pread io_uring is not available (Operation not permitted)")
