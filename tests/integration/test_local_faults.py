@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,9 +55,10 @@ while True:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Iterator[LocalPool]:
-    plan = PoolPlan(tmp_path / "pool", 1, 1024 * MIB, 96 * MIB)
+    plan = PoolPlan(tmp_path / "pool", 1, 384 * MIB, 96 * MIB)
     with LocalPool(plan) as pool:
         yield pool
+    shutil.rmtree(plan.directory)  # pytest keeps directories, and drives are large
 
 
 @pytest.fixture
