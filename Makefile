@@ -6,6 +6,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 LANE := deploy/dev/lane.sh
 export MEMKV_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/memkv
+# Files of tests run side by side; they wait more than they compute.
+TOGETHER := -n 4 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help demo test test-sanitize test-crash bench bench-peers setup lock clean \
@@ -33,7 +35,7 @@ layers: setup ## import contracts (.importlinter)
 	@$(LANE) layers $(BIN)/lint-imports
 
 unit: setup ## pytest; PYTEST_ARGS chooses
-	@$(LANE) unit $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(LANE) unit $(BIN)/python -m pytest $(TOGETHER) $(PYTEST_ARGS)
 
 test-sanitize: setup ## native tests under AddressSanitizer, UBSan and ThreadSanitizer
 	@deploy/dev/sanitize.sh

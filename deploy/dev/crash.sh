@@ -8,7 +8,7 @@ if ! compgen -G 'tests/crash/test_*.py' >/dev/null; then
     echo "no tests in tests/crash"
     exit 77
 fi
-export MEMKV_CRASH_SEEDS=${MEMKV_CRASH_SEEDS:-1000000:200000}
+export MEMKV_CRASH_SEEDS=${MEMKV_CRASH_SEEDS:-1000000:40000}
 export MEMKV_CRASH_KILLS=${MEMKV_CRASH_KILLS:-50}
 echo "crash points FIRST:COUNT = $MEMKV_CRASH_SEEDS, kills of a real node = $MEMKV_CRASH_KILLS"
-exec .venv/bin/python -m pytest -o timeout=1800 tests/crash
+exec .venv/bin/python -m pytest -n 2 --dist worksteal -o timeout=1800 tests/crash

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -40,10 +41,18 @@ def signal_nodes(nodes: list[LocalNode], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+def is_stopped(node: LocalNode) -> bool:
+    """A thread stops when it comes back from the kernel, a moment after the signal."""
+    threads = [p for pid in node.child.processes() for p in Path(f"/proc/{pid}/task").iterdir()]
+    states = [(thread / "stat").read_text().rpartition(")")[2].split()[0] for thread in threads]
+    return set(states) == {"T"}
+
+
 @contextmanager
 def stopped(pool: LocalPool) -> Iterator[None]:
     signal_nodes(pool.nodes, signal.SIGSTOP)
     try:
+        until(lambda: all(map(is_stopped, pool.nodes)), "a stop of every thread")
         yield
     finally:
         signal_nodes(pool.nodes, signal.SIGCONT)

@@ -99,6 +99,7 @@ class Waves:
             if not isinstance(started, Status):
                 calls.extend(started)
                 continue
+            started = Status.UNAVAILABLE if started is Status.CLOSED else started
             for position in positions:
                 self._results[position] = started
                 if started is Status.UNAVAILABLE:
@@ -121,6 +122,8 @@ class Waves:
         hints = {hint.index: hint for hint in call.hints()}
         for index, status in enumerate(call.statuses()):
             position = call.positions[index]
+            if status == Status.CLOSED:  # the session went while it was asked: nobody answered
+                status = Status.UNAVAILABLE
             self._results[position] = status
             on_answer(call, index, position, status)
             if status in NOT_THERE:

@@ -79,6 +79,7 @@ class ScriptedWorkers:
         self.stored: dict[int, dict[bytes, int]] = {}
         self.owners_known_by: dict[int, Hint] = {}
         self.down: set[int] = set()
+        self.ending: set[int] = set()
         self.corrupt_until_verified: set[bytes] = set()
         self.always_corrupt: set[bytes] = set()
         self.asked: list[tuple[str, int, list[int], bool]] = []
@@ -104,6 +105,9 @@ class ScriptedWorkers:
         self.asked.append((kind, worker, list(positions), verify))
         if worker in self.down:
             return Status.UNAVAILABLE
+        if worker in self.ending:
+            closed = [int(Status.CLOSED)] * len(positions)
+            return [Call(Answer(closed), positions, self.outcome, worker, (), verify)]
         statuses, hints = [], []
         for index, position in enumerate(positions):
             block_id = keys.id_of(position)
@@ -215,6 +219,15 @@ def test_nobody_reachable_is_unavailable() -> None:
     workers.down = {0}
     assert drive(get_operation(workers, KEYS, BUFFERS)) == [Status.UNAVAILABLE] * 3
     assert drive(put_operation(workers, KEYS, BUFFERS, DEFAULT_PUT)) == [Status.UNAVAILABLE] * 3
+
+
+def test_a_session_that_ends_under_a_call_is_unavailable() -> None:
+    workers = ScriptedWorkers(pool(all_moving(1)))
+    workers.ending = {0}
+    workers.stored[1] = {KEYS.id_of(0): 100}
+    assert drive(get_operation(workers, KEYS, BUFFERS)) == [100, Status.MISS, Status.MISS]
+    workers.ending = {0, 1}
+    assert drive(get_operation(workers, KEYS, BUFFERS)) == [Status.UNAVAILABLE] * 3
 
 
 def test_a_hint_is_learned_and_followed_once() -> None:
