@@ -196,8 +196,9 @@ cdef class LaneGroup:
         job._handed_over = notify
         if wave is not None:
             mkv_job_join(job._job, wave._wave)
-        with nogil:
-            mkv_group_submit(self._group, job._job, notify)
+        # With the GIL: queueing takes microseconds, and beside a busy Python thread taking the GIL
+        # back takes a switch interval.
+        mkv_group_submit(self._group, job._job, notify)
 
     def run(self, Job job not None):
         _sweep()

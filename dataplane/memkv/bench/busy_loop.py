@@ -21,8 +21,8 @@ from memkv.limits import MIB
 SIZE_BYTES = 2 * MIB
 DATA_BYTES = 256 * MIB
 PACE_GBPS = 1.0
-TURN_S = 2.0
-LEAD_S = 0.3  # the load runs before the loop is timed, and after
+TURN_S = 1.0
+LEAD_S = 0.2  # the load runs before the loop is timed, and after
 STEPS_PER_LOOK = 2_000
 
 

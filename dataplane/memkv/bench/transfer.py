@@ -1,6 +1,7 @@
 """Gets and puts of whole blocks by one client, each turn next to its limit."""
 
 import itertools
+import os
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -62,6 +63,7 @@ def measure(transfer: Transfer, target: Target, limit: Limit, data_bytes: int) -
                 pump.verify_one(keys)
                 return sample
 
+        os.sync()  # what filled the pool is not the turns' to bring to the drive
         one()  # a turn that does not count: connections, page tables and clocks warm up
         before = target.client.stats()
         turns_done = interleave(transfer.pairs, one, lambda: limit.measure(transfer.turn_s))
