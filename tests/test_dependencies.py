@@ -54,3 +54,9 @@ def test_what_is_imported_is_declared(folder: str) -> None:
         if name not in known
     }
     assert not unknown
+
+
+def test_every_room_is_a_package() -> None:
+    """Import contracts see packages only; a folder without `__init__.py` would escape them."""
+    rooms = {path.parent for path in (ROOT / "dataplane/memkv").rglob("*.py")}
+    assert [str(room) for room in sorted(rooms) if not (room / "__init__.py").exists()] == []

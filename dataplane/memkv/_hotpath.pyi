@@ -302,6 +302,9 @@ class LaneGroup:
     @property
     def lanes_open(self) -> int: ...
     @property
+    def lanes_idle(self) -> int:
+        """Open lanes that would take a job at once."""
+    @property
     def jobs_queued(self) -> int: ...
     def add_lane(self, lane: int | Stream) -> None:
         """Take over a connected fd or Stream, also when this raises ValueError (full, closed)."""

@@ -38,6 +38,7 @@ cdef extern from "lane.h" nogil:
     void mkv_group_run(mkv_group *group, mkv_job *job)
     uint32_t mkv_group_reap(mkv_group *group)
     uint32_t mkv_group_lanes_open(mkv_group *group)
+    uint32_t mkv_group_lanes_idle(mkv_group *group)
     int mkv_group_is_quiet(mkv_group *group)
     uint32_t mkv_group_jobs_queued(mkv_group *group)
     void mkv_group_get_statistics(mkv_group *group, mkv_group_statistics *statistics)
@@ -167,6 +168,10 @@ cdef class LaneGroup:
     @property
     def lanes_open(self) -> int:
         return mkv_group_lanes_open(self._group)
+
+    @property
+    def lanes_idle(self) -> int:
+        return mkv_group_lanes_idle(self._group)
 
     @property
     def jobs_queued(self) -> int:

@@ -1,4 +1,5 @@
-"""Seeded lives with power losses: 20,000 crash points in every run, more by MEMKV_CRASH_SEEDS.
+"""Seeded lives with power losses: 20,000 crash points in every run after which every durable block
+must be back (counted below), and others on drives that lie; more by MEMKV_CRASH_SEEDS.
 
 MEMKV_CRASH_SEEDS=FIRST:COUNT runs COUNT crash points of the honest drive from seed FIRST on.
 SEED=N PROFILE=NAME runs one seed, as a failure's message says.
@@ -19,11 +20,23 @@ from memkv.testing.store_simulation import (
 
 LIVES = HONEST_PROFILE.lives
 SEEDS_AT_ONCE = 100
-FIRST, COUNT = (int(part) for part in os.environ.get("MEMKV_CRASH_SEEDS", "0:13200").split(":"))
+FIRST, COUNT = (int(part) for part in os.environ.get("MEMKV_CRASH_SEEDS", "0:16800").split(":"))
 PROFILES = {
     profile.name: profile
     for profile in (HONEST_PROFILE, LYING_PROFILE, FLUSH_PROFILE, *NEGATIVE_CONTROLS.values())
 }
+
+
+CRASH_POINTS_WANTED = 20_000
+OTHER_SEEDS = 200  # of the flush and the lying profile
+CONTROL_SEEDS = 40  # of each control's
+
+
+def test_the_default_run_has_enough_crash_points() -> None:
+    strict = sum(profile.durable_required for profile in NEGATIVE_CONTROLS.values())
+    assert FLUSH_PROFILE.durable_required
+    count = COUNT + OTHER_SEEDS * LIVES + strict * CONTROL_SEEDS * LIVES
+    assert count >= CRASH_POINTS_WANTED
 
 
 def live(profile: Profile, first: int, count: int) -> int:
@@ -51,13 +64,13 @@ def test_an_honest_drive_loses_nothing_durable_and_shows_no_wrong_byte(first: in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 200, 50))
+@pytest.mark.parametrize("first", range(0, OTHER_SEEDS, 50))
 def test_a_drive_whose_flushes_fail_loses_nothing_that_was_acknowledged(first: int) -> None:
     assert live(FLUSH_PROFILE, first, 50) >= 50 * LIVES
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 200, 50))
+@pytest.mark.parametrize("first", range(0, OTHER_SEEDS, 50))
 def test_a_lying_and_rotting_drive_never_shows_wrong_bytes(first: int) -> None:
     assert live(LYING_PROFILE, first, 50) > 50  # it ends early where both superblocks are gone
 
@@ -65,7 +78,7 @@ def test_a_lying_and_rotting_drive_never_shows_wrong_bytes(first: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NEGATIVE_CONTROLS)
 def test_with_all_checks_the_profiles_of_the_controls_are_harmless(name: str) -> None:
-    assert live(NEGATIVE_CONTROLS[name], 0, 40) >= 40 * LIVES
+    assert live(NEGATIVE_CONTROLS[name], 0, CONTROL_SEEDS) >= CONTROL_SEEDS * LIVES
 
 
 @pytest.mark.skipif("SEED" not in os.environ, reason="SEED chooses the seed")

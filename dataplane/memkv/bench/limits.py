@@ -66,16 +66,17 @@ class MemoryLimit:
 
 
 class SmallestOf:
-    """The smallest of several limits, each measured in every turn. Unknown ones are left out."""
+    """The smallest of several limits, each measured for the whole time in every turn.
+
+    Unknown when one of them is: the smaller of two figures needs both.
+    """
 
     def __init__(self, limits: Sequence[Limit]) -> None:
         self._limits = limits
         self.name = "smaller of " + " and ".join(limit.name for limit in limits)
 
     def measure(self, seconds: float) -> float:
-        share = seconds / len(self._limits)
-        known = [figure for limit in self._limits if (figure := limit.measure(share)) > 0]
-        return min(known, default=0.0)
+        return min([limit.measure(seconds) for limit in self._limits])
 
     def close(self) -> None:
         for limit in self._limits:

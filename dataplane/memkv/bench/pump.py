@@ -108,7 +108,7 @@ class Pump:
         So a block comes back as late as it can: a DRAM tier smaller than the data never has it.
         """
         order = list(keys)
-        self._random.shuffle(order)
+        random.Random(len(order)).shuffle(order)  # the same one in every turn
 
         def submit(job: int) -> int:
             first, self._cursor = self._cursor, self._cursor + self.per_job

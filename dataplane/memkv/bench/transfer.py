@@ -63,6 +63,7 @@ def measure(transfer: Transfer, target: Target, limit: Limit, data_bytes: int) -
                 pump.verify_one(keys)
                 return sample
 
+        limit.measure(transfer.turn_s)  # does not count either: fio lays its file out first
         os.sync()  # what filled the pool is not the turns' to bring to the drive
         one()  # a turn that does not count: connections, page tables and clocks warm up
         before = target.client.stats()

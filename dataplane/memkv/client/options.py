@@ -18,6 +18,7 @@ TTL_S_MAX = 10 * 365 * 24 * 3600  # ten years: the expiry of a record is 32 bits
 
 LOCAL_OFF = "off"
 DEFAULT_ENDPOINT = "127.0.0.1:7443"
+DEFAULT_POOL = "default/local"
 CONNECTION_FILE = Path("/etc/memkv/connection.json")
 
 Durability = Literal["cached", "durable"]
@@ -97,7 +98,7 @@ class ConnectOptions:
     """
 
     endpoint: str
-    pool: str = "default/local"
+    pool: str = DEFAULT_POOL
     tenant: str = "default"
     deadline_ms: int = DEADLINE_MS_DEFAULT
     credentials: Callable[[], str] | None = None
@@ -139,10 +140,14 @@ class ConnectOptions:
 
 
 def _read_connection_file(path: Path, pool: str) -> tuple[str, str]:
-    """Return (endpoint, pool) of the file that the operator mounts into inference pods."""
+    """Return (endpoint, pool) of the file that the operator mounts into inference pods.
+
+    A pool that the caller names wins over the file's.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        endpoint, named = content["endpoint"], content.get("pool", pool)
+        endpoint = content["endpoint"]
+        named = content.get("pool", pool) if pool == DEFAULT_POOL else pool
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CallerError(
             f"{path} does not name a pool ({error!r}); it is the ConfigMap <pool>-connection: "

@@ -319,7 +319,8 @@ class Requests:
             # While a lost express lane comes back, bulk lanes serve small payloads as well.
             small = lanes.express if lanes.express.lanes_open else lanes.bulk
             return [(small, positions)]
-        parts = _parts_of(len(positions), lanes.bulk, total_bytes)
+        # Where other requests keep the lanes busy, more parts are only more work in Python.
+        parts = _parts_of(len(positions), lanes.bulk.lanes_idle, total_bytes)
         return [(lanes.bulk, part) for part in _deal(positions, parts)]
 
 
@@ -334,7 +335,7 @@ class Shared:
         """Return the positions of each frame: as many as there are lanes, none over a limit."""
         total_bytes = sum([parts_bytes(self.parts[position]) for position in positions])
         dealt: list[list[int]] = []
-        for part in _deal(positions, _parts_of(len(positions), self.group, total_bytes)):
+        for part in _deal(positions, _parts_of(len(positions), self.group.lanes_open, total_bytes)):
             room = 0
             for position in part:
                 size = PUT_ITEM_BYTES + len(self.parts[position]) * LOCAL_PART_BYTES
@@ -351,8 +352,8 @@ def _filled(scatter: Scatter) -> Scatter:
     return tuple([piece for piece in scatter if piece[1]])
 
 
-def _parts_of(count: int, group: LaneGroup, total_bytes: int) -> int:
-    return min(count, max(1, group.lanes_open), -(-total_bytes // BULK_PART_BYTES_MIN))
+def _parts_of(count: int, lanes: int, total_bytes: int) -> int:
+    return min(count, max(1, lanes), -(-total_bytes // BULK_PART_BYTES_MIN))
 
 
 def _deal(positions: list[int], parts: int) -> list[list[int]]:

@@ -31,7 +31,7 @@ from memkv.wire.session import ConnectionState, Event
 log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * limits.KIB  # a control request of 1024 keys in one piece
-_READ_NS = limits.CONTROL_STALL_MS * NS_PER_MS  # epoll said that there is something: no real wait
+_READ_NS = 1_000 * NS_PER_MS  # epoll said that there is something: no wait but for a processor
 _LINGER_NS = 200_000  # a client in Python takes some 50 us between two gets, more on a busy machine
 _LINGER_ROUNDS = 32  # then others get their turn; another thread serves them in the meantime
 _LINGER_SKIPS = 15  # requests of a lane that was not back in time, before it is waited for again

@@ -227,6 +227,18 @@ static uint32_t look(struct mkv_group *group, const uint32_t *count)
     return now;
 }
 
+uint32_t mkv_group_lanes_idle(struct mkv_group *group)
+{
+    uint32_t idle = 0;
+    pthread_mutex_lock(&group->lock);
+    for (uint32_t i = 0; i < group->lanes_max; i++) {
+        const struct mkv_lane *lane = &group->lanes[i];
+        idle += lane->state == LANE_OPEN && !lane->is_busy && !lane->is_woken;
+    }
+    pthread_mutex_unlock(&group->lock);
+    return idle;
+}
+
 uint32_t mkv_group_lanes_open(struct mkv_group *group)
 {
     return look(group, &group->lanes_open);

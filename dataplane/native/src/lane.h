@@ -75,6 +75,9 @@ uint32_t mkv_group_reap(struct mkv_group *group);
 int mkv_group_is_quiet(struct mkv_group *group);
 
 uint32_t mkv_group_lanes_open(struct mkv_group *group);
+
+/* Open lanes that would take a job at once. */
+uint32_t mkv_group_lanes_idle(struct mkv_group *group);
 uint32_t mkv_group_jobs_queued(struct mkv_group *group);
 void mkv_group_get_statistics(struct mkv_group *group, struct mkv_group_statistics *statistics);
 

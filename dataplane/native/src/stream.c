@@ -317,12 +317,16 @@ static int send_parts(struct mkv_stream *stream, struct iovec *parts, unsigned c
                       struct mkv_inbox *inbox, uint64_t deadline_ns)
 {
     short events;
+    int is_tried = 0;
     while (count) {
         if (parts->iov_len == 0) {
             parts++, count--;
             continue;
         }
-        int error = check(stream, deadline_ns);
+        /* One try is always made: a thread that lost its processor for a while on the way here must
+         * not take an idle peer for one that does not read. */
+        int error = check(stream, is_tried ? deadline_ns : UINT64_MAX);
+        is_tried = 1;
         if (error)
             return error;
         unsigned batch = count < SEND_PARTS_MAX ? count : SEND_PARTS_MAX;

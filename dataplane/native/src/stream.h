@@ -1,7 +1,8 @@
 /* One connected byte stream: a plain socket here, TLS by the same steps in stream_tls.c.
  *
  * A stream owns its fd, which is non-blocking; every wait is a poll() with what is left of the
- * deadline (CLOCK_MONOTONIC, ns), and past the deadline nothing more is read or sent. One thread at
+ * deadline (CLOCK_MONOTONIC, ns), and past the deadline nothing more is read, and nothing is sent
+ * but what the first try of a call takes. One thread at
  * a time, except mkv_stream_shutdown, which any thread may call while the stream is not freed.
  * After an error the position in the byte stream is unknown: free the stream. */
 #pragma once

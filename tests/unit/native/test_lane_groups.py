@@ -9,7 +9,7 @@ from memkv._hotpath import Engine, Job, LaneGroup
 from memkv.status import Status
 from memkv.testing.lane_jobs import TENANT_TAG as TAG
 from memkv.testing.lane_jobs import get_job, group_with, identity, put_job, soon
-from memkv.testing.lane_peer import Connection, LanePeer
+from memkv.testing.lane_peer import Connection, LanePeer, respond_absent
 from memkv.wire.frame import encode_frame
 from memkv.wire.items import RangesItem, encode_get_request, encode_ranges_request
 from memkv.wire.opcodes import Flag, Opcode
@@ -49,6 +49,31 @@ def test_cancel_takes_a_job_off_the_queue_or_closes_its_lane(engine: Engine) -> 
         assert group.lanes_open == 0
         running.cancel()
         group.close()
+
+
+def test_a_lane_is_idle_while_it_has_no_job(engine: Engine) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def script(connection: Connection) -> None:
+        request = connection.request()
+        asked.set()
+        assert answer.wait(20)
+        connection.send(respond_absent(request, 0, Status.MISS, last=True))
+        connection.until_closed()
+
+    with LanePeer(script) as peer:
+        group = group_with(engine, peer, lanes=2)
+        assert (group.lanes_open, group.lanes_idle) == (2, 2)
+        job = get_job([bytearray(10)])
+        group.submit(job)
+        assert asked.wait(20)
+        assert (group.lanes_open, group.lanes_idle) == (2, 1)
+        answer.set()
+        assert job.wait(soon())
+        assert job.statuses == [Status.MISS]
+        assert group.lanes_idle == 2
+        group.close()
+        assert (group.lanes_open, group.lanes_idle) == (0, 0)
 
 
 def test_close_ends_jobs_on_lanes_in_the_queue_and_in_callers(engine: Engine) -> None:
