@@ -56,7 +56,8 @@ unrandomized() {
     if setarch -R true 2>/dev/null; then setarch -R "$@"; else "$@"; fi
 }
 
-# The interpreter frees little of what it allocates at exit, so leaks are looked for in C only.
+# The interpreter frees little of what it allocates at exit, lanes and their threads included, so
+# leaks are looked for in C only.
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
 C_ASAN=detect_leaks=1:abort_on_error=0
@@ -79,7 +80,8 @@ run_python() {
     module=$(compgen -G "$folder/_hotpath*.so") || { echo "no _hotpath in $folder"; exit 1; }
     LD_PRELOAD=$preload ASAN_OPTIONS=$PYTHON_ASAN unrandomized "$BIN/python" -c '' 2>/dev/null ||
         skip "this interpreter does not start with$preload preloaded"
-    MEMKV_HOTPATH=$module LD_PRELOAD=$preload ASAN_OPTIONS=$PYTHON_ASAN PYTHONMALLOC=malloc \
+    TSAN_OPTIONS=$TSAN_OPTIONS:report_thread_leaks=0 \
+        MEMKV_HOTPATH=$module LD_PRELOAD=$preload ASAN_OPTIONS=$PYTHON_ASAN PYTHONMALLOC=malloc \
         unrandomized "$BIN/python" -m pytest -q --capture=sys -p no:cacheprovider \
         -o timeout=900 "$PYTHON_TESTS" # capturing file descriptors would swallow the reports
 }

@@ -195,7 +195,7 @@ static void late_jobs_are_reported_twice(int is_killed)
     for (int i = 0; i < LANES; i++)
         placers[i] = add_placer(group, 0, gate[0]);
     for (uint32_t i = 0; i < JOBS; i++) {
-        jobs[i] = make(i, 7, after_ms(20));
+        jobs[i] = make(i, 7, after_ms(300)); /* time for the lanes to take theirs */
         mkv_group_submit(group, jobs[i], 1);
     }
     while (done < JOBS) {
@@ -230,12 +230,13 @@ static void closing_does_not_claim_what_is_awaited(void)
 {
     struct mkv_engine *engine = mkv_engine_new();
     struct mkv_group *group = mkv_group_new(engine, 1, 10, GRACE_MS * 1000000ull);
-    struct mkv_job *job = make(0, 9, after_ms(10)), *refused = make(1, 9, after_ms(1000));
+    /* Time enough for the lane to take the job, also under a sanitizer. */
+    struct mkv_job *job = make(0, 9, after_ms(500)), *refused = make(1, 9, after_ms(10000));
     int gate[2];
     assert(pipe(gate) == 0);
     pthread_t placer = add_placer(group, 0, gate[0]);
     mkv_group_submit(group, job, 0);
-    assert(!mkv_job_wait(job, after_ms(30), 1));
+    assert(!mkv_job_wait(job, after_ms(600), 1));
     mkv_group_cancel(group, job);
     assert(mkv_group_close(group) == 0 && mkv_group_close(group) == 0);
     assert(!mkv_job_is_done(job) && !mkv_group_is_quiet(group));
