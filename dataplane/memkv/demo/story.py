@@ -29,6 +29,7 @@ CAPACITY_BYTES_MIN = SEGMENTS_PER_STORE_MIN * (BLOCK_BYTES + 16 * KIB)
 # Long enough to see that the rest of the pool goes on; shorter than the time after which a node
 # counts as lost and its slots move, since what moves back later evicts what the node kept.
 OUTAGE_S = 1.0
+LOSS_GRACE = "60s"  # a busy machine may take longer than the usual grace to start a node again
 OUTAGE_SHARE_MAX = 0.05  # of the requests
 RETURN_TIMEOUT_S = 60.0
 
@@ -81,7 +82,12 @@ class Demo:
         self._report(0.0, "starting a pool")
         with ExitStack() as stack:
             pool = stack.enter_context(
-                LocalPool(PoolPlan(plan.directory, plan.nodes, capacity, plan.memory_bytes))
+                LocalPool(
+                    PoolPlan(
+                        plan.directory, plan.nodes, capacity, plan.memory_bytes,
+                        metadata_arguments=("--loss-grace", LOSS_GRACE),
+                    )
+                )
             )
             client = stack.enter_context(
                 Client(ConnectOptions(pool.endpoint, deadline_ms=DEADLINE_MS))

@@ -61,6 +61,7 @@ class PoolPlan:
     slots: int = SLOTS_DEFAULT
     """Of a new pool; fixed for ever."""
     node_arguments: tuple[str, ...] = field(default=())
+    metadata_arguments: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
@@ -315,6 +316,7 @@ class LocalPool:
             "--nodes", admins, "--state", str(self.plan.directory / "metadata/state"),
             "--http-port", str(self.http_port), "--slots", str(self.plan.slots),
             *(["--insecure"] if self.plan.insecure else []),
+            *self.plan.metadata_arguments,
         ]  # fmt: skip
         return Child("metadata", arguments, self.plan.directory / "logs/metadata.log")
 
