@@ -129,15 +129,13 @@ def test_a_silent_worker_costs_the_deadline_and_writes_into_nothing(proxied: Pro
 
 
 def test_a_worker_that_stays_silent_is_not_waited_for_again(proxied: Proxied) -> None:
+    """Each lane is waited for once; without lanes, or with an open breaker, nobody waits."""
     client = proxied.client
     proxied.proxy.hold()
-    results = [client.put(f"k{n}", b"x" * 1000) for n in range(8)]
+    results = [client.put(f"k{n}", b"x" * 1000) for n in range(200)]
     assert results[0] == Status.TIMEOUT
-    assert set(results) <= {Status.TIMEOUT, Status.UNAVAILABLE}
-    began = time.monotonic()
-    for n in range(5):
-        client.put(f"later{n}", b"x" * 1000)
-    assert time.monotonic() - began < 4.0  # five deadlines would be five seconds and more
+    assert set(results) == {Status.TIMEOUT, Status.UNAVAILABLE}
+    assert results.count(Status.TIMEOUT) < 20  # three lanes; a stalled machine may add a few
     proxied.proxy.release()
     eventually(lambda: client.put("again", b"x" * 1000) == Status.OK, "a put after the silence")
 

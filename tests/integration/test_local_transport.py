@@ -18,6 +18,7 @@ from memkv.client.attach import Attachment
 from memkv.client.options import LOCAL_OFF, PutOptions
 from memkv.client.sync import Client
 from memkv.limits import GIB, KIB, MIB
+from memkv.node.connection import Connection
 from memkv.pattern import block, seed_of
 from memkv.shardmap.map import ShardMap
 from memkv.status import Status
@@ -321,6 +322,26 @@ def test_the_directory_decides(
     memory.write(0, b"y" * 5000)
     assert mine.batch_put_from(["there"], [memory.address], [5000]) == [0]
     assert served(pool, Opcode.LOCAL_PUT) == (local_dir == "given")
+
+
+def test_idle_lanes_come_back_without_a_call(
+    pool: LocalWorkers, stack: ExitStack, tmp_path: Path
+) -> None:
+    """The keeper looks at idle lanes: no call pays for finding out that a lane is gone."""
+    client, _ = pool.client(pool.map())
+    shared(client, stack, tmp_path, size=MIB)
+    server = pool.workers[0].server
+    wanted = client.attachment.core.options.local_lanes
+
+    def connections() -> set[Connection]:  # lanes, and the one that tells of regions
+        return {c for c in list(server._connections.values()) if c.is_local}
+
+    eventually(lambda: len(connections()) == wanted + 1, "all lanes")
+    before = connections()
+    for connection in before:
+        connection.cut()
+    eventually(lambda: len(connections() - before) >= wanted, "new lanes")
+    assert client.stats().local_keys == client.stats().local_fallbacks == 0
 
 
 def test_lost_lanes_cost_a_fallback_and_come_back(

@@ -436,6 +436,21 @@ def test_lanes_whose_peer_went_while_idle_cost_no_job(engine: Engine) -> None:
         group.close()
 
 
+def test_lanes_whose_peer_went_while_idle_are_found_without_a_job(engine: Engine) -> None:
+    def script(connection: Connection) -> None:
+        if connection.number >= 2:
+            connection.until_closed()
+
+    with LanePeer(script) as peer:
+        group = group_with(engine, peer, lanes=3)
+        peer_gone(peer, 2)
+        assert group.lanes_open == 3, "nobody has looked"
+        assert group.reap() == 2
+        assert group.lanes_open == 1
+        assert group.reap() == 0
+        group.close()
+
+
 def peer_gone(peer: LanePeer, count: int) -> None:
     for thread in peer.threads[:count]:
         thread.join(20)
