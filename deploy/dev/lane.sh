@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # lane.sh NAME COMMAND...: runs one lane of checks and prints its name, result and time.
 # Exit status 77 of the command means "cannot run here"; its last line of output is the reason.
+# A line "remark: ..." of a command that passed is shown where the others have their reason.
 # MEMKV_LANES names a file that collects, separated by tabs: name, result, seconds, tests passed,
 # failed and skipped (a lane that does not count its tests is one test), reason. See .ci/run.
 set -uo pipefail
@@ -15,7 +16,7 @@ status=${PIPESTATUS[0]}
 seconds=$(awk -v a="$start" -v b="$(date +%s%N)" 'BEGIN { printf "%.1f", (b - a) / 1e9 }')
 reason=''
 case $status in
-    0) result=passed ;;
+    0) result=passed reason=$(sed -n 's/^remark: //p' "$output" | tail -n 1) ;;
     77) result=skipped reason=$(tail -n 1 "$output") ;;
     *) result=failed reason="exit status $status" ;;
 esac

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
     ("command", "status", "record"),
     [
         pytest.param("echo fine", 0, "passed 1 0 0 ", id="no counts"),
+        pytest.param("echo 'remark: slow'; echo end", 0, "passed 1 0 0 slow", id="remark"),
         pytest.param("echo oh; exit 3", 1, "failed 0 1 0 exit status 3", id="failure"),
         pytest.param("echo no device; exit 77", 0, "skipped 0 0 1 no device", id="cannot run"),
         pytest.param(
@@ -55,6 +57,31 @@ def test_a_lane_records_its_result(tmp_path: Path, command: str, status: int, re
     assert (name, " ".join([outcome, *rest])) == ("name", record)
     assert float(seconds) >= 0
     assert f"-- name: {outcome} in " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("total_s", "demo_status", "status", "said"),
+    [
+        (75.4, 0, 0, "remark: the demo took 75 s of the 120 s"),
+        (190.2, 0, 0, "remark: the demo took 190 s, OVER the 120 s"),
+        (361.0, 0, 1, "three times"),
+        (75.4, 1, 1, ""),
+    ],
+)
+def test_the_demo_is_judged_by_its_figures_and_told_its_time(
+    tmp_path: Path, total_s: float, demo_status: int, status: int, said: str
+) -> None:
+    shutil.copytree(DEV, tmp_path / "deploy/dev")
+    bin_ = tmp_path / ".venv/bin"
+    bin_.mkdir(parents=True)
+    command(bin_, "python", f'exec {sys.executable} "$@"')
+    command(bin_, "memkv", f"echo '{{\"total_s\": {total_s}}}' >\"$3\"; exit {demo_status}")
+    result = subprocess.run(
+        [tmp_path / "deploy/dev/demo_check.sh"], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == status, result.stderr
+    assert said in result.stdout
+    assert ("remark" in result.stdout) == (status == 0)
 
 
 def command(folder: Path, name: str, text: str) -> None:
