@@ -1,0 +1,37 @@
+{{/*
+What the operator does in the namespaces of pools. Sorted by group and resource, verbs by alphabet,
+so that nothing is said twice or missed. It makes Roles for metadata pods (get, list and watch on
+pools and shard maps), which the API server allows because it holds those rights itself.
+*/}}
+{{- define "memkv.poolRules" -}}
+- apiGroups: [""]
+  resources: [configmaps, serviceaccounts, services]
+  verbs: [create, delete, get, list, patch, watch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [delete, get, list, watch]
+- apiGroups: [apps]
+  resources: [daemonsets, deployments]
+  verbs: [create, delete, get, list, patch, watch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+- apiGroups: [memkv.io]
+  resources: [memkvnodes, memkvshardmaps]
+  verbs: [create, delete, get, list, patch, update, watch]
+- apiGroups: [memkv.io]
+  resources: [memkvnodes/finalizers, memkvpools/finalizers]
+  verbs: [patch, update]
+- apiGroups: [memkv.io]
+  resources: [memkvnodes/status, memkvpools/status]
+  verbs: [get, patch, update]
+- apiGroups: [memkv.io]
+  resources: [memkvpools]
+  verbs: [get, list, patch, update, watch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [create, delete, get, list, patch, watch]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [rolebindings, roles]
+  verbs: [create, delete, get, list, patch, watch]
+{{- end -}}
