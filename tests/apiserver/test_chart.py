@@ -1,0 +1,235 @@
+"""The chart as Helm renders it, and what a real API server says to every object of it.
+
+Helm: `helm` on PATH, or what deploy/dev/cluster/build.sh has built; without one these tests skip.
+Each file of charts/memkv/ci is a scenario.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+import yaml
+
+from memkv.cli import main as cli
+from memkv.cli import parsing, settings
+from memkv_operator.testing.crds import Object, child, objects
+from memkv_operator.testing.helm import (
+    CHART,
+    NAMESPACE,
+    SCENARIOS,
+    documents,
+    find_helm,
+    run,
+    template,
+    values,
+)
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden/chart-rbac.yaml"
+RELEASE_BYTES_MAX = 300_000  # Helm keeps a release in one Secret, at most 1 MiB with its packing
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    """The path of Helm."""
+    path = find_helm()
+    if path is None:
+        pytest.skip("no helm: install it, or run deploy/dev/cluster/build.sh")
+    return path
+
+
+def refusal(helm: str, *arguments: str) -> str:
+    """Return why Helm refuses these values."""
+    done = run([helm, "template", "memkv", str(CHART), "-n", NAMESPACE, *arguments])
+    assert done.returncode != 0, done.stdout[:2000]
+    return done.stderr
+
+
+def pod_specs(manifests: list[Object]) -> Iterator[Object]:
+    for manifest in manifests:
+        spec = child(manifest, "spec")
+        if manifest["kind"] == "Pod":
+            yield spec
+        elif "template" in spec:
+            yield child(spec, "template", "spec")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_lint_finds_nothing(helm: str, scenario: str) -> None:
+    """`helm lint` knows no --api-versions: what needs other APIs is seen by the other tests."""
+    if scenario == "monitoring":
+        assert "this cluster lacks" in refusal(helm, *values(scenario))
+        return
+    done = run([helm, "lint", "--strict", str(CHART), *values(scenario)])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_objects_carry_labels_and_release_is_small(helm: str, scenario: str) -> None:
+    text = template(helm, *values(scenario))
+    assert len(text) < RELEASE_BYTES_MAX
+    manifests = documents(text)
+    assert manifests
+    for manifest in manifests:
+        meta = child(manifest, "metadata")
+        if "extra" in str(meta["name"]) or str(meta["name"]) == "memkv-text":
+            continue  # the user's own
+        labels = child(meta, "labels")
+        assert labels["app.kubernetes.io/instance"] == "memkv", meta["name"]
+        assert labels["app.kubernetes.io/part-of"] == "memkv", meta["name"]
+    identities = [(m["kind"], child(m, "metadata").get("namespace"), child(m, "metadata")["name"])
+                  for m in manifests]  # fmt: skip
+    assert len(set(identities)) == len(identities)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_one_image_is_all_that_is_pulled(helm: str, scenario: str) -> None:
+    """Whoever mirrors what `image:` lists has everything, hooks and tests included."""
+    text = template(helm, *values(scenario))
+    listed = set(re.findall(r"^\s*(?:- )?image: (\S+)$", text, re.MULTILINE))
+    used = {
+        str(container["image"])
+        for spec in pod_specs(documents(text))
+        for container in [*objects(spec, "containers"), *objects(spec, "initContainers")]
+    }
+    handed_on = {
+        str(entry["value"])
+        for spec in pod_specs(documents(text))
+        for container in objects(spec, "containers")
+        for entry in objects(container, "env")
+        if entry["name"] == "MEMKV_IMAGE"
+    }
+    assert len(listed) == 1
+    assert used == listed
+    assert handed_on <= listed
+    if scenario == "default":
+        chart = documents((CHART / "Chart.yaml").read_text())[0]
+        (image,) = listed
+        assert f"image: {image}\n" in str(child(chart, "annotations")["artifacthub.io/images"])
+        assert image.endswith(f":{chart['appVersion']}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--set", "replicas=3"], "replicas"),
+        (["--set", "image.name=x"], "name"),
+        (["--set", "metrics.serviceMonitor.on=true"], "on"),
+        (["--set", "dataPlane.static.port=1"], "port"),
+        (["--set", "replicaCount=two"], "replicaCount"),
+        (["--set", "dataPlane.mode=Auto"], "mode"),
+        (["--set", "image.digest=latest"], "digest"),
+        (["--set", "crds.keep=yes"], "keep"),
+        (["--set", "watchNamespaces={a,a}"], "watchNamespaces"),
+        (["--set", "watchNamespaces={a,}"], "leave the list empty"),
+        (["--set", "serviceAccount.create=false"], "needs serviceAccount.name"),
+        (["--set", "metrics.podMonitor.enabled=true"], "monitoring.coreos.com/v1"),
+        (["--set", "metrics.serviceMonitor.enabled=true"], "monitoring.coreos.com/v1"),
+        (["--set", "metrics.prometheusRule.enabled=true"], "monitoring.coreos.com/v1"),
+        (["--set", "nodeFeatureRule.enabled=true"], "nfd.k8s-sigs.io/v1alpha1"),
+        (
+            ["--set", "metrics.serviceMonitor.enabled=true", "--set",
+             "metrics.service.enabled=false", "--api-versions", "monitoring.coreos.com/v1"],
+            "needs metrics.service.enabled=true",
+        ),
+        (["--set", "dataPlane.mode=Static"], "dataPlane.static.insecure=true"),
+        ([*values("static"), "--set", "dataPlane.static.nodes={}"], "static.nodes"),
+        ([*values("static"), "--set", "dataPlane.static.nodes={10.0.0.7}"], "nodes"),
+        (
+            [*values("static"), "--set", "serviceDaemonSet.nodeSelector=null"],
+            "needs serviceDaemonSet.nodeSelector",
+        ),
+        (
+            [*values("static"), "--set", "dataPlane.static.ports.data=9469"],
+            "is the data port of a worker",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[-1:]),
+)  # fmt: skip
+def test_wrong_values_are_refused_with_the_reason(
+    helm: str, arguments: list[str], reason: str
+) -> None:
+    assert reason in refusal(helm, *arguments)
+
+
+def test_schema_says_something_of_every_value() -> None:
+    """And nothing of values that do not exist."""
+    schema = cast(Object, json.loads((CHART / "values.schema.json").read_text()))
+    defaults = documents((CHART / "values.yaml").read_text())[0]
+    assert not list(differences(schema, defaults))
+
+
+def differences(schema: Object, defaults: Object, path: str = "") -> Iterator[str]:
+    properties = child(schema, "properties")
+    yield from (f"{path}.{name}" for name in properties.keys() ^ defaults.keys())
+    for name, value in defaults.items():
+        inner = child(properties, name)
+        if isinstance(value, dict) and value and "properties" in inner and name != "resources":
+            if path or name != "global":
+                assert inner.get("additionalProperties") is False, f"{path}.{name} takes anything"
+            yield from differences(inner, cast(Object, value), f"{path}.{name}")
+
+
+def test_notes_tell_the_next_steps(helm: str) -> None:
+    for scenario, step in (("default", "get memkvpools -w"), ("static", "memkv-connection")):
+        done = run(
+            [helm, "install", "memkv", str(CHART), "-n", NAMESPACE, "--dry-run=client",
+             *values(scenario)]
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert step in done.stdout.partition("NOTES:")[2]
+
+
+def test_crds_stay_or_go(helm: str) -> None:
+    def crds(*arguments: str) -> list[Object]:
+        found = documents(template(helm, *arguments))
+        return [crd for crd in found if crd["kind"] == "CustomResourceDefinition"]
+
+    kept = [child(crd, "metadata", "annotations") for crd in crds()]
+    assert kept == [{"helm.sh/resource-policy": "keep"}] * 3
+    assert [child(crd, "metadata").get("annotations") for crd in crds(*values("everything"))] == [
+        None
+    ] * 3
+    assert not crds("--set", "crds.install=false")
+    assert not crds(*values("static"))
+
+
+def test_rights_are_those_that_were_reviewed(helm: str) -> None:
+    """A change of rights is a change of tests/golden/chart-rbac.yaml."""
+    rights = {
+        f"{manifest['kind']} {child(manifest, 'metadata')['name']}": objects(manifest, "rules")
+        for manifest in documents(template(helm))
+        if manifest["kind"] in ("ClusterRole", "Role")
+    }
+    for name, rules in rights.items():
+        for rule in rules:
+            for key in ("apiGroups", "resources", "verbs", "resourceNames"):
+                entries = cast(list[str], rule.get(key, []))
+                assert entries == sorted(entries), f"{name}: {key}"
+                assert "*" not in entries, name
+            assert "secrets" not in cast(list[str], rule["resources"]), name
+        groups = [(rule["apiGroups"], rule["resources"]) for rule in rules]
+        assert groups[-10:] == sorted(groups[-10:], key=str), name
+    assert rights == yaml.safe_load(GOLDEN.read_text())
+
+
+def arguments_of(manifests: list[Object], name: str) -> list[str]:
+    (container,) = [
+        container
+        for spec in pod_specs(manifests)
+        for container in objects(spec, "containers")
+        if container["name"] == name
+    ]
+    return [*cast(list[str], container["command"]), *cast(list[str], container["args"])]
+
+
+@pytest.mark.parametrize("name", ["node", "metadata"])
+def test_commands_of_the_static_mode_parse(helm: str, name: str) -> None:
+    words = arguments_of(documents(template(helm, *values("static"))), name)
+    words = [word.replace("$(NODE_NAME)", "n1").replace("$(POD_IP)", "10.0.0.7") for word in words]
+    assert words[0] == "memkv"
+    command = cli.load(parsing.name_of(words[1:], cli.HELP))
+    arguments = parsing.build_parser(cli.HELP, words[1], command).parse_args(words[1:])
+    settings.resolve(command.fields, [settings.flag_source(vars(arguments))])
