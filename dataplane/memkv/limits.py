@@ -76,6 +76,7 @@ BOOKMARKS_MISSED_MAX = 3
 FACTS_POLL_INTERVAL_MS = 500
 WATCHERS_MAX = 16_384  # streams of one metadata process, at about 10 KiB each
 OWNER_TRAIL_MAX = 8  # past owners remembered for a slot; one that fell out drops what it had
+STATE_BYTES_MAX = 16 * MIB  # full trails of 65536 slots as JSON take 5 MiB
 DROP_TENANT_WAIT_MS = 20_000  # a round of it takes a second or two where all workers answer
 NODE_WEIGHT_MIN, NODE_WEIGHT_MAX = 1e-3, 1e3  # times any capacity a number that a map can hold
 WORKERS_PER_NODE_MAX = 64  # a worker per drive; a storage server has at most a few dozen

@@ -22,8 +22,8 @@ import pytest
 from memkv.client.options import PutOptions
 from memkv.client.sync import Client
 from memkv.limits import KIB
-from memkv.metadata.files import decode_state, encode_state
 from memkv.metadata.publisher import Publisher
+from memkv.metadata.state_codec import decode_state, encode_state
 from memkv.pattern import block, seed_of
 from memkv.shardmap import ShardMap
 from memkv.status import Status

@@ -47,6 +47,11 @@ STATE: Field[str] = Field(
     "state", units.parse_name, "", "file that keeps the map (with --publish)", "metadata", "FILE"
 )
 FOLLOW = _field_of_endpoints("follow", "metadata services to copy the map from")
+KUBERNETES: Field[str] = Field(
+    "kubernetes", units.parse_name, "",
+    "serve the map of this MemKVPool, as the operator publishes it in the cluster", "metadata",
+    "NAMESPACE/NAME",
+)  # fmt: skip
 SLOTS: Field[int] = Field(
     "slots", units.parse_count, SLOTS_DEFAULT, "slots of a new pool, fixed for ever", "metadata",
     "COUNT",
@@ -92,18 +97,22 @@ def run(call: Call) -> int:
     from memkv.metadata.server import ServerConfig
 
     settings = call.settings
-    check(settings[PUBLISH], settings[FOLLOW], settings[NODES], settings[STATE])
+    in_cluster = settings[KUBERNETES]
+    check(
+        settings[PUBLISH], settings[FOLLOW], settings[NODES], settings[STATE], in_cluster
+    )
     start_logging(settings[LOG_LEVEL])
     host, port = units.split_endpoint(settings[LISTEN])
     run_metadata(
         MetadataConfig(
             ServerConfig(
-                settings[POOL], host, port, insecure=settings[INSECURE],
+                in_cluster or settings[POOL], host, port, insecure=settings[INSECURE],
                 reflection=settings[REFLECTION],
             ),
             nodes=settings[NODES],
             state_file=Path(settings[STATE]) if settings[STATE] else None,
             follow=settings[FOLLOW],
+            kubernetes=bool(in_cluster),
             slots=settings[SLOTS],
             moving_slots_percent_max=settings[MOVING_PERCENT],
             move_timeout_s=round(settings[MOVE_TIMEOUT]),
@@ -119,12 +128,17 @@ def run(call: Call) -> int:
     return Exit.OK
 
 
-def check(publish: bool, follow: tuple[str, ...], nodes: tuple[str, ...], state: str) -> None:
+def check(
+    publish: bool, follow: tuple[str, ...], nodes: tuple[str, ...], state: str, kubernetes: str
+) -> None:
     """Raise UsageError for flags that contradict each other."""
-    if publish == bool(follow):
+    if publish + bool(follow) + bool(kubernetes) != 1:
         raise UsageError(
-            "say either --publish (one process of a pool) or --follow HOST:PORT (its replicas)"
+            "say one of --publish (one process of a pool), --follow HOST:PORT (its replicas) and "
+            "--kubernetes NAMESPACE/NAME (in a cluster, with the operator)"
         )
+    if kubernetes and not all(kubernetes.partition("/")):
+        raise UsageError("--kubernetes takes NAMESPACE/NAME of a MemKVPool")
     if publish and not nodes:
         raise UsageError("--publish needs --nodes, the admin addresses of the pool's nodes")
     if publish and not state:
@@ -135,10 +149,12 @@ COMMAND = Command(
     "Serve the shard map of a pool until SIGTERM. One process publishes it, replicas follow.\n"
     "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
-    (POOL, LISTEN, PUBLISH, NODES, STATE, FOLLOW, SLOTS, MOVING_PERCENT, MOVE_TIMEOUT, LOSS_GRACE,
-     ACCEPT_MASS_LOSS, REFLECTION, HTTP_PORT, INSECURE, READY_FILE, LOG_LEVEL),
+    (POOL, LISTEN, PUBLISH, NODES, STATE, FOLLOW, KUBERNETES, SLOTS, MOVING_PERCENT,
+     MOVE_TIMEOUT, LOSS_GRACE, ACCEPT_MASS_LOSS, REFLECTION, HTTP_PORT, INSECURE, READY_FILE,
+     LOG_LEVEL),
     examples=(
         "memkv metadata --publish --nodes 127.0.0.1:9470 --state /var/lib/memkv/map",
         "memkv metadata --listen 127.0.0.1:7444 --follow 127.0.0.1:7443",
+        "memkv metadata --listen 0.0.0.0:7443 --kubernetes inference/pool-a --insecure",
     ),
 )  # fmt: skip

@@ -4,22 +4,15 @@ Every write goes to a new file that is flushed and then renamed over the old one
 flushed too: a crash leaves the old file or the new one, whole.
 """
 
-import base64
-import binascii
 import fcntl
-import json
 import os
-from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 
 from memkv import limits
 from memkv.errors import ConfigError
-from memkv.metadata.ownership import Tenure
 from memkv.metadata.publisher import PublisherState
+from memkv.metadata.state_codec import decode_state, encode_state
 from memkv.shardmap import MapInvalid, ShardMap, decode_map, encode_map
-
-STATE_FORMAT = 1
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -39,63 +32,6 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def encode_state(state: PublisherState) -> bytes:
-    """Return the state file's bytes: one line of JSON and one with its SHA-256."""
-    workers = sorted({past.worker for trail in state.trails.values() for past in trail})
-    index_of = {uuid: index for index, uuid in enumerate(workers)}
-    document = {
-        "format": STATE_FORMAT,
-        "map": base64.b64encode(encode_map(state.shard_map)).decode("ascii"),
-        "workers": [uuid.hex() for uuid in workers],
-        "trails": {
-            str(slot): [[index_of[past.worker], int(past.settled)] for past in trail]
-            for slot, trail in sorted(state.trails.items())
-        },
-        "epoch_times_s": {str(epoch): at for epoch, at in sorted(state.epoch_times_s.items())},
-    }
-    line = json.dumps(document, separators=(",", ":")).encode("ascii")
-    return line + b"\n" + sha256(line).hexdigest().encode("ascii") + b"\n"
-
-
-def decode_state(data: bytes) -> PublisherState:
-    """Return the state. ConfigError for anything but what `encode_state` gave."""
-    line, _, digest = data.partition(b"\n")
-    if sha256(line).hexdigest().encode("ascii") != digest.strip():
-        raise ConfigError("its checksum does not match")
-    document: Mapping[str, object] = json.loads(line)
-    if document.get("format") != STATE_FORMAT:
-        raise ConfigError(f"its format is {document.get('format')}, this version reads 1")
-    try:
-        return _state_of(document)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError, MapInvalid) as error:
-        raise ConfigError(f"it is not a publisher's state ({error})") from error
-
-
-def _state_of(document: Mapping[str, object]) -> PublisherState:
-    encoded, workers = document["map"], document["workers"]
-    trails, times = document["trails"], document["epoch_times_s"]
-    if not (
-        isinstance(encoded, str)
-        and isinstance(workers, list)
-        and isinstance(trails, dict)
-        and isinstance(times, dict)
-    ):
-        raise TypeError("a field has another type")
-    try:
-        shard_map = decode_map(base64.b64decode(encoded, validate=True))
-    except binascii.Error as error:
-        raise ValueError("the map is not base64") from error
-    uuids = [bytes.fromhex(text) for text in workers]
-    return PublisherState(
-        shard_map,
-        {
-            int(slot): tuple(Tenure(uuids[index], bool(settled)) for index, settled in trail)
-            for slot, trail in trails.items()
-        },
-        {int(epoch): int(at) for epoch, at in times.items()},
-    )
 
 
 def read_state(path: Path) -> PublisherState | None:

@@ -52,7 +52,7 @@ POLL_TIMEOUT_S = 1.0  # a node that needs longer for a few hundred bytes is not 
 
 @dataclass(frozen=True, slots=True)
 class MetadataConfig:
-    """What one metadata process does. Either `state_file` and `nodes`, or `follow`."""
+    """What one metadata process does: `state_file` and `nodes`, or `follow`, or `kubernetes`."""
 
     server: ServerConfig
     nodes: tuple[str, ...] = ()
@@ -60,6 +60,8 @@ class MetadataConfig:
     state_file: Path | None = None
     follow: tuple[str, ...] = ()
     """Metadata endpoints to take the map from; then nothing is published here."""
+    kubernetes: bool = False
+    """Take the map from the pool's MemKVShardMap; then nothing is published here."""
     slots: int = limits.SLOTS_DEFAULT
     moving_slots_percent_max: int = limits.MAX_MOVING_SLOTS_PERCENT_DEFAULT
     move_timeout_s: int = limits.MOVE_TIMEOUT_S
@@ -73,11 +75,18 @@ class MetadataConfig:
     ready_file: Path | None = None
     """Gets the endpoints in use as JSON once the process listens."""
 
+    @property
+    def publishes(self) -> bool:
+        """Whether maps are made here."""
+        return not self.follow and not self.kubernetes
+
     def check(self) -> None:
         """Raise ConfigError for what cannot work, before anything listens."""
-        if self.follow and (self.nodes or self.state_file):
-            raise ConfigError("a replica follows and publishes nothing: drop --follow or --publish")
-        if not self.follow and (not self.nodes or self.state_file is None):
+        if not self.publishes and (self.nodes or self.state_file):
+            raise ConfigError(
+                "a replica follows and publishes nothing: drop --publish, or what it follows"
+            )
+        if self.publishes and (not self.nodes or self.state_file is None):
             raise ConfigError("publishing needs the admin endpoints of nodes and a state file")
         if self.http_port is not None:
             # Figures only, and kubelet must reach them, so no TLS is asked for.
@@ -96,7 +105,7 @@ class MetadataProcess:
             config.server,
             AnonymousIssuer(self._clock),
             self._clock,
-            dropper=None if config.follow else self,
+            dropper=self if config.publishes else None,
         )
         self._publisher: Publisher | None = None
         self._state_file: StateFile | None = None
@@ -113,6 +122,8 @@ class MetadataProcess:
         if self._config.follow:
             await self.server.start()
             self._follow(asyncio.get_running_loop())
+        elif self._config.kubernetes:
+            await self._follow_kubernetes()
         else:
             self._prepare_publisher()
             await self.server.start()
@@ -294,6 +305,15 @@ class MetadataProcess:
             on_map,
         )
         self._watcher.start()
+
+    async def _follow_kubernetes(self) -> None:
+        from memkv.metadata.kubernetes.api_server import connect_api_server
+        from memkv.metadata.kubernetes.source import ShardMapSource
+
+        api = await connect_api_server()
+        await self.server.start()
+        source = ShardMapSource(api, self._config.server.pool, self.server.publish, self._clock)
+        self._tasks = [asyncio.create_task(source.run())]
 
     # --- figures -----------------------------------------------------------------------------
 

@@ -109,17 +109,19 @@ class Publisher:
         state: PublisherState | None,
         now_ms: int,
         *,
+        term_floor: int = 0,
         make_lineage: Callable[[], bytes] = lambda: secrets.token_bytes(16),
     ) -> None:
-        """Start from the stored state, or with a new lineage where there is none."""
-        if state is not None and state.shard_map.slots != config.slots:
-            raise CallerError(
-                f"the pool has {state.shard_map.slots} slots, the configuration says "
-                f"{config.slots}: the number is fixed when a pool is made; set it back"
-            )
+        """Start from the stored state, or with a new lineage where there is none.
+
+        `term_floor`: how often publishers of this pool were elected; the first map that is made
+        here has a term above it, and above that of the stored map.
+        """
         self.state = state
+        self._term_floor = term_floor
         self.census = Census(frozenset(), frozenset(), frozenset(), False)
         self._config = config
+        self.reconfigure(config)
         self._make_lineage = make_lineage
         self._started_ms = now_ms
         self._taken_over = state is None
@@ -127,10 +129,25 @@ class Publisher:
         self._nodes_answered: set[str] = set()
         self._built: tuple[tuple[Candidate, ...], tuple[bytes, ...]] | None = None
         self._dropped_tenants: dict[bytes, int] = {}
+        self._vouched: frozenset[str] = frozenset()
         for worker in state.shard_map.workers if state is not None else ():
             grace_ms = config.loss.grace_ms
             seen_ms = now_ms + max(0, config.first_map_wait_ms - grace_ms)
             self._sightings.expect(worker.uuid, seen_ms)
+
+    def reconfigure(self, config: PublisherConfig) -> None:
+        """Go by another configuration from now on. CallerError when the slots differ."""
+        if self.state is not None and self.state.shard_map.slots != config.slots:
+            raise CallerError(
+                f"the pool has {self.state.shard_map.slots} slots, the configuration says "
+                f"{config.slots}: the number is fixed when a pool is made; set it back"
+            )
+        self._config = config
+
+    def vouch(self, node_names: Collection[str]) -> None:
+        """Note which nodes somebody else sees alive now: however long polls of them fail, their
+        workers are not lost until they are missing here."""
+        self._vouched = frozenset(node_names)
 
     def answered(self, node: str, reports: Collection[WorkerReport], now_ms: int) -> None:
         """Note what a poll of `node` (its configured endpoint) returned."""
@@ -183,14 +200,17 @@ class Publisher:
         if not any(worker.state == WorkerState.ACTIVE for worker in workers):
             return Outcome(None, (Reason.WAITING_FOR_WORKERS,))
         ownership = Ownership(self._targets(workers))
-        version = MapVersion(self._make_lineage(), 1, 1)
+        version = MapVersion(self._make_lineage(), self._term_floor + 1, 1)
         shard_map = _make_map(version, workers, ownership, self._tenant_generations({}))
         return Outcome(PublisherState(shard_map), (Reason.FIRST_MAP,))
 
     def _next_map(self, state: PublisherState, now_ms: int, wall_s: int) -> Outcome:
         old = state.shard_map
         states = {worker.uuid: worker.state for worker in old.workers}
-        self.census = take_census(states, self._sightings.by_uuid, self._config.loss, now_ms)
+        vouched = {w.uuid for w in old.workers if w.node_name in self._vouched}
+        self.census = take_census(
+            states, self._sightings.by_uuid, self._config.loss, now_ms, vouched
+        )
         workers = next_workers(old.workers, self._sightings.by_uuid, self.census)
         reasons: list[Reason] = []
         if self.census.frozen:
@@ -233,11 +253,10 @@ class Publisher:
         changed = [reason for holds, reason in changes if holds]
         if not changed:
             return Outcome(None, tuple(reasons), waiting)
-        version = MapVersion(
-            old.version.lineage,
-            old.version.term + (0 if self._taken_over else 1),
-            old.version.epoch + 1,
-        )
+        term = old.version.term
+        if not self._taken_over:
+            term = max(term, self._term_floor) + 1
+        version = MapVersion(old.version.lineage, term, old.version.epoch + 1)
         self._taken_over = True
         shard_map = _make_map(version, workers, after, generations)
         open_epochs = {move.since_epoch for move in after.moves.values()}

@@ -79,12 +79,15 @@ def take_census(
     sightings: Mapping[bytes, Sighting],
     policy: LossPolicy,
     now_ms: int,
+    vouched: Collection[bytes] = (),
 ) -> Census:
-    """Count the living. `workers` are those of the map."""
+    """Count the living. `workers` are those of the map; who is `vouched` for does not die."""
     silence = {uuid: now_ms - sighting.alive_ms for uuid, sighting in sightings.items()}
     ready = frozenset(uuid for uuid, sighting in sightings.items() if sighting.ready)
     dead = frozenset(
-        uuid for uuid in workers if uuid not in ready and silence[uuid] >= policy.grace_ms
+        uuid
+        for uuid in workers
+        if uuid not in ready and uuid not in vouched and silence[uuid] >= policy.grace_ms
     )
     newly_dead = frozenset(uuid for uuid in dead if workers[uuid] != WorkerState.LOST)
     # Silent from half the grace on: of one event, the first may be dead when others are not yet.

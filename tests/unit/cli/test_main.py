@@ -70,7 +70,7 @@ def test_no_command_is_a_mistake_of_usage(capsys: pytest.CaptureFixture[str]) ->
         (["up", "--capacity", "2G"], "--capacity: '2G' is not a size"),
         (["get", "key", "--json"], "--json needs --output FILE"),
         (["put", "key", "no/such/file"], "cannot read no/such/file"),
-        (["metadata"], "say either --publish"),
+        (["metadata"], "say one of --publish"),
         (["metadata", "--publish"], "--publish needs --nodes"),
         (["doctor", "--dir", "/no/such/dir"], "no such directory"),
         (["exists", "key", "--endpoint", "nowhere"], "--endpoint: 'nowhere' is not HOST:PORT"),

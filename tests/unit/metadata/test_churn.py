@@ -17,9 +17,9 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memkv.metadata.files import decode_state, encode_state
 from memkv.metadata.publisher import Publisher, PublisherConfig, PublisherState
 from memkv.metadata.roster import LossPolicy, WorkerReport
+from memkv.metadata.state_codec import decode_state, encode_state
 from memkv.shardmap import MapVersion, ShardMap, Worker
 
 SLOTS = 6

@@ -10,8 +10,6 @@ from memkv.metadata import files
 from memkv.metadata.files import (
     PublisherLock,
     StateFile,
-    decode_state,
-    encode_state,
     load_map,
     read_state,
     save_map,
@@ -19,6 +17,7 @@ from memkv.metadata.files import (
 )
 from memkv.metadata.ownership import Tenure
 from memkv.metadata.publisher import PublisherState
+from memkv.metadata.state_codec import decode_state, encode_state
 from memkv.shardmap import MapVersion, Move, ShardMap, Worker, encode_map, pack_owners
 
 WORKERS = tuple(Worker(bytes([n]) * 16, n, f"n{n}", "127.0.0.1", 7070 + n) for n in (1, 2))

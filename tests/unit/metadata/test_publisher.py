@@ -340,3 +340,46 @@ def test_invariants_are_checked() -> None:
     assert state is not None
     with pytest.raises(Exception, match="after"):
         check_invariants(state, PublisherState(state.shard_map), pool.config)
+
+
+def test_take_over_has_a_term_above_all_elections() -> None:
+    pool = Pool()
+    pool.poll()
+    again = Publisher(CONFIG, pool.publisher.state, pool.now_ms, term_floor=41)
+    again.answered("a", [pool.report("a")], pool.now_ms)
+    outcome = again.step(pool.now_ms, 0)
+    assert outcome.state is not None
+    assert outcome.state.shard_map.version.term == 42
+    assert outcome.state.shard_map.version.epoch == pool.map.version.epoch + 1
+    lower = Publisher(CONFIG, outcome.state, pool.now_ms, term_floor=3)
+    assert (after := lower.step(pool.now_ms, 0).state) is not None
+    assert after.shard_map.version.term == 43
+
+
+def test_first_map_has_a_term_above_all_elections() -> None:
+    pool = Pool()
+    pool.publisher = Publisher(CONFIG, None, 0, term_floor=7, make_lineage=lambda: LINEAGE)
+    pool.poll()
+    assert pool.map.version.term == 8
+
+
+def test_silent_worker_that_somebody_else_sees_alive_is_not_lost() -> None:
+    pool = Pool()
+    pool.poll()
+    pool.publisher.vouch(["b"])
+    pool.up.discard("b")
+    assert pool.after(60_000).state is None
+    assert pool.publisher.census.frozen is False
+    pool.publisher.vouch([])
+    pool.poll()
+    assert pool.map.workers[1].state is WorkerState.LOST
+
+
+def test_publisher_goes_by_a_new_configuration() -> None:
+    pool = Pool()
+    pool.poll()
+    pool.publisher.reconfigure(replace(CONFIG, loss=LossPolicy(grace_ms=20_000)))
+    pool.up.discard("b")
+    assert pool.after(10_000).state is None
+    with pytest.raises(CallerError, match="60 slots"):
+        pool.publisher.reconfigure(replace(CONFIG, slots=61))

@@ -1,0 +1,150 @@
+"""What the operator reads of the cluster's own objects: Node, Pod, DaemonSet, Deployment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memkv.metadata.kubernetes.json_values import JsonObject, Reader
+from memkv_operator.api.meta import ObjectMeta, read_meta
+from memkv_operator.api.names import LABEL_COMPONENT, LABEL_NODE_GROUP, LABEL_POOL, TEMPLATE_HASH
+
+DRAIN_TAINTS = frozenset(
+    {
+        "node.kubernetes.io/unschedulable",
+        "node.kubernetes.io/out-of-service",
+        "ToBeDeletedByClusterAutoscaler",
+    }
+)
+DRIVER_UPGRADE_LABEL = "nvidia.com/ofed-driver-upgrade-state"
+DRIVER_UPGRADE_STATES = frozenset(
+    {
+        "cordon-required",
+        "wait-for-jobs-required",
+        "drain-required",
+        "pod-restart-required",
+        "uncordon-required",
+    }
+)
+"""From the first to the last state in which the network driver may be reloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class KubeNode:
+    """A Node."""
+
+    name: str
+    labels: Mapping[str, str]
+    ready: bool
+    leaving: bool
+    """Whether somebody is emptying it: cordoned, tainted, or about to reload its network driver."""
+    allocatable: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod of a pool."""
+
+    name: str
+    namespace: str
+    uid: str
+    pool: str
+    component: str
+    group: str
+    node_name: str
+    ip: str
+    ready: bool
+    deleting: bool
+    template: str
+    trouble: str = ""
+    """Why it does not run: "Reason: message" of its first container or of the scheduler."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """How far a DaemonSet or Deployment is."""
+
+    wanted: int
+    ready: int
+    updated: int
+    current: bool
+    """Whether its controller has seen the newest spec."""
+
+
+def read_kube_node(manifest: JsonObject) -> KubeNode:
+    """Return a Node."""
+    reader = Reader(manifest)
+    meta, status = read_meta(reader), reader.object("status")
+    taints = {taint.text("key") for taint in reader.object("spec").objects("taints")}
+    leaving = (
+        reader.object("spec").flag("unschedulable")
+        or bool(taints & DRAIN_TAINTS)
+        or meta.labels.get(DRIVER_UPGRADE_LABEL, "") in DRIVER_UPGRADE_STATES
+    )
+    allocatable = status.object("allocatable")
+    return KubeNode(
+        meta.name,
+        meta.labels,
+        _is_ready(status),
+        leaving,
+        {name: str(allocatable.amount(name)) for name in allocatable.value},
+    )
+
+
+def read_pod(manifest: JsonObject) -> Pod:
+    """Return a pod."""
+    reader = Reader(manifest)
+    meta, status = read_meta(reader), reader.object("status")
+    return Pod(
+        meta.name,
+        meta.namespace,
+        meta.uid,
+        meta.labels.get(LABEL_POOL, ""),
+        meta.labels.get(LABEL_COMPONENT, ""),
+        meta.labels.get(LABEL_NODE_GROUP, ""),
+        reader.object("spec").text("nodeName"),
+        status.text("podIP"),
+        _is_ready(status),
+        meta.deleting,
+        meta.annotations.get(TEMPLATE_HASH, ""),
+        _trouble(status),
+    )
+
+
+def read_rollout(meta: ObjectMeta, manifest: JsonObject) -> Rollout:
+    """Return how far a DaemonSet or Deployment is."""
+    reader = Reader(manifest)
+    status = reader.object("status")
+    current = status.integer("observedGeneration") >= meta.generation
+    if status.has("desiredNumberScheduled"):
+        return Rollout(
+            status.integer("desiredNumberScheduled"),
+            status.integer("numberReady"),
+            status.integer("updatedNumberScheduled"),
+            current,
+        )
+    return Rollout(
+        reader.object("spec").integer("replicas", 1),
+        status.integer("readyReplicas"),
+        status.integer("updatedReplicas"),
+        current,
+    )
+
+
+def _is_ready(status: Reader) -> bool:
+    return any(
+        condition.text("type") == "Ready" and condition.text("status") == "True"
+        for condition in status.objects("conditions")
+    )
+
+
+def _trouble(status: Reader) -> str:
+    for container in (
+        *status.objects("initContainerStatuses"),
+        *status.objects("containerStatuses"),
+    ):
+        waiting = container.object("state").object("waiting")
+        if waiting.text("reason") not in ("", "ContainerCreating", "PodInitializing"):
+            return f"{waiting.text('reason')}: {waiting.text('message')}".rstrip(": ")
+    for condition in status.objects("conditions"):
+        if condition.text("type") == "PodScheduled" and condition.text("status") == "False":
+            return f"{condition.text('reason')}: {condition.text('message')}".rstrip(": ")
+    return ""

@@ -1,0 +1,87 @@
+"""Conditions (metav1.Condition): when they change, and when their time does."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from memkv.metadata.kubernetes.json_values import JsonValue, Manifest, Reader
+
+TRUE = "True"
+FALSE = "False"
+UNKNOWN = "Unknown"
+MESSAGE_BYTES_MAX = 1024  # a list of a thousand node names helps nobody; the schema takes 32768
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One statement about an object."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+    observed_generation: int = 0
+    last_transition: str = ""
+    """When the status changed last, RFC 3339."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is True."""
+        return self.status == TRUE
+
+    def manifest(self) -> Manifest:
+        """Return it as Kubernetes wants it."""
+        return {
+            "type": self.type,
+            "status": self.status,
+            "reason": self.reason,
+            "message": self.message,
+            "observedGeneration": self.observed_generation,
+            "lastTransitionTime": self.last_transition,
+        }
+
+
+def condition(type_: str, holds: bool | None, reason: str, message: str = "") -> Condition:
+    """Return a condition without time; None: unknown."""
+    status = UNKNOWN if holds is None else TRUE if holds else FALSE
+    return Condition(type_, status, reason, message[:MESSAGE_BYTES_MAX])
+
+
+def read_conditions(status: Reader) -> dict[str, Condition]:
+    """Return the conditions of a status by type."""
+    read = [
+        Condition(
+            item.text("type"),
+            item.text("status"),
+            item.text("reason"),
+            item.text("message"),
+            item.integer("observedGeneration"),
+            item.text("lastTransitionTime"),
+        )
+        for item in status.objects("conditions")
+    ]
+    return {found.type: found for found in read}
+
+
+def merged(
+    before: Mapping[str, Condition], now: Iterable[Condition], generation: int, time: str
+) -> list[JsonValue]:
+    """Return the list to write, ordered by type. A time changes only with its status.
+
+    Conditions that nobody states any more go.
+    """
+    after: list[JsonValue] = []
+    for stated in sorted(now, key=lambda one: one.type):
+        old = before.get(stated.type)
+        kept = old is not None and old.status == stated.status and bool(old.last_transition)
+        since = old.last_transition if old is not None and kept else time
+        after.append(
+            Condition(
+                stated.type, stated.status, stated.reason, stated.message, generation, since
+            ).manifest()
+        )
+    return after
+
+
+def by_type(conditions: Sequence[Condition]) -> dict[str, Condition]:
+    """Return conditions by type."""
+    return {one.type: one for one in conditions}

@@ -1,0 +1,70 @@
+"""memkv.v1.NodeAdmin from the operator's side."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import grpc
+import grpc.aio
+
+from memkv.errors import PeerGone, ProtocolError
+from memkv.metadata.endpoint import CLIENT_OPTIONS, TlsFiles, channel_credentials
+from memkv_proto import node_admin_pb2 as pb
+from memkv_proto import node_admin_pb2_grpc as pb_grpc
+
+CALL_TIMEOUT_S = 2.0  # a few hundred bytes; a node that needs longer is not well
+
+
+class NodeAdmin(Protocol):
+    """One node's admin service. PeerGone: no answer. ProtocolError: it refused what was asked."""
+
+    async def facts(self) -> pb.GetFactsResponse:
+        """Return what the node knows of itself now."""
+
+    async def apply(self, spec: pb.NodeSpec) -> str:
+        """Hand over what the node shall be. Returns what waits for a restart, for people."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+Dial = Callable[[str], NodeAdmin]
+"""Makes a NodeAdmin for HOST:PORT."""
+
+
+class GrpcNodeAdmin:
+    """A NodeAdmin over the network."""
+
+    def __init__(self, endpoint: str, tls: TlsFiles | None) -> None:
+        """Connects with the first call."""
+        options = list(CLIENT_OPTIONS)
+        self._channel = (
+            grpc.aio.insecure_channel(endpoint, options=options)
+            if tls is None
+            else grpc.aio.secure_channel(endpoint, channel_credentials(tls), options=options)
+        )
+        self._stub = pb_grpc.NodeAdminStub(self._channel)
+
+    async def facts(self) -> pb.GetFactsResponse:
+        """As NodeAdmin."""
+        try:
+            return await self._stub.GetFacts(pb.GetFactsRequest(), timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+
+    async def apply(self, spec: pb.NodeSpec) -> str:
+        """As NodeAdmin."""
+        try:
+            answer = await self._stub.Apply(pb.ApplyRequest(spec=spec), timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        return answer.pending
+
+    async def close(self) -> None:
+        """As NodeAdmin."""
+        await self._channel.close(None)
+
+
+def _translated(error: grpc.aio.AioRpcError) -> PeerGone | ProtocolError:
+    message = f"{error.code().name}: {error.details()}"
+    refused = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
+    return ProtocolError(message) if error.code() in refused else PeerGone(message)

@@ -1,0 +1,81 @@
+"""What a plan may ask for. Each action is safe to repeat."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from memkv.metadata.kubernetes.json_values import Manifest
+from memkv_operator.render.children import Child
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyChild:
+    """Write a child by server-side apply."""
+
+    child: Child
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteObject:
+    """Delete an object, if it still is the one with this UID."""
+
+    kind: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyNode:
+    """Make a MemKVNode, or mend what the operator states of it."""
+
+    name: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class WriteNodeStatus:
+    """Replace the status of a MemKVNode."""
+
+    name: str
+    status: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class WritePoolStatus:
+    """Replace the status of the pool."""
+
+    status: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class SetFinalizer:
+    """Put the pool's finalizer there, or take it away."""
+
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    """Delete a data-plane pod, so that its DaemonSet makes it from the newest template."""
+
+    name: str
+    uid: str
+
+
+Action: TypeAlias = (
+    ApplyChild
+    | DeleteObject
+    | ApplyNode
+    | WriteNodeStatus
+    | WritePoolStatus
+    | SetFinalizer
+    | DeletePod
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that people should hear of once."""
+
+    warning: bool
+    reason: str
+    message: str

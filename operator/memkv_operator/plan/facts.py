@@ -1,0 +1,66 @@
+"""What the operator knows of data-plane nodes from asking them."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from memkv.metadata.roster import WorkerReport
+
+USED_STEPS = 64  # used bytes are shown in such parts of the capacity, or each put would be a write
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """One worker of a node, as the node says."""
+
+    position: int
+    uuid: str
+    """Hex; empty until its drive was read once."""
+    incarnation: int
+    phase: str
+    """As MemKVNode shows it: Starting, Ready, Backoff, Failed, Stopped."""
+    host: str
+    port: int
+    capacity_bytes: int
+    used_bytes: int
+    applied_epoch: int
+    restarts: int
+    message: str
+
+    @property
+    def used_bytes_roughly(self) -> int:
+        """Used bytes, rounded down to a part of the capacity."""
+        step = max(1, self.capacity_bytes // USED_STEPS)
+        return self.used_bytes // step * step
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """A node's last answer."""
+
+    version: str
+    draining: bool
+    spec_generation: int
+    workers: tuple[WorkerFacts, ...]
+    reports: Collection[WorkerReport]
+    """The same for the publisher."""
+
+    @property
+    def serving(self) -> bool:
+        """Whether all its workers serve."""
+        return bool(self.workers) and all(w.phase == "Ready" for w in self.workers)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSeen:
+    """What polling of a node's pod came to."""
+
+    pod_uid: str
+    facts: NodeFacts | None
+    """The last answer, of this pod; None: it never answered."""
+    problem: str = ""
+    """Why the very last poll failed; empty: it did not."""
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the very last poll was answered."""
+        return self.facts is not None and not self.problem

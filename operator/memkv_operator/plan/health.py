@@ -1,0 +1,151 @@
+"""The conditions of a pool."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memkv.metadata.publisher import Reason
+from memkv.shardmap import ShardMap
+from memkv_operator.api.cluster import Rollout
+from memkv_operator.api.conditions import Condition, by_type, condition
+from memkv_operator.plan.membership import Member
+from memkv_operator.plan.nodes import trouble_of
+from memkv_operator.plan.rollout import Rolling
+from memkv_operator.plan.validity import Finding, named
+
+NODES_EXPLAINED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MapView:
+    """What is known of a pool's map."""
+
+    shard_map: ShardMap | None = None
+    """The published one."""
+    published_at: str = ""
+    reasons: tuple[Reason, ...] = ()
+    """Of the publisher's last step."""
+    slots_waiting: int = 0
+    problem: str = ""
+    """Why the newest map could not be stored; empty: it is."""
+
+
+_READY_REASONS = (
+    ("ConfigValid", "ConfigInvalid"),
+    ("NodesReady", "NodesNotReady"),
+    ("ShardMapPublished", "ShardMapNotPublished"),
+    ("MetadataAvailable", "MetadataUnavailable"),
+)
+"""Conditions that Ready is made of, the first that fails names the reason."""
+
+
+def pool_conditions(
+    findings: Sequence[Finding],
+    members: Sequence[Member],
+    view: MapView,
+    metadata: Rollout | None,
+    rolling: Rolling,
+    paused: bool,
+) -> list[Condition]:
+    """Return all conditions of a pool that is not being deleted."""
+    blocked = any(finding.blocks for finding in findings)
+    parts = [
+        _config_valid(findings),
+        _nodes_ready(members, view.shard_map, blocked),
+        _map_published(view),
+        _metadata_available(metadata),
+    ]
+    stated = by_type(parts)
+    failing = [(type_, reason) for type_, reason in _READY_REASONS if not stated[type_].holds]
+    if failing:
+        type_, reason = failing[0]
+        ready = condition("Ready", False, reason, stated[type_].message)
+    else:
+        ready = condition("Ready", True, "Ready", "")
+    return [
+        ready,
+        *parts,
+        _rebalanced(view),
+        _up_to_date(rolling),
+        condition("Paused", paused, "PausedBySpec" if paused else "NotPaused", ""),
+        _stalled(findings),
+    ]
+
+
+def _config_valid(findings: Sequence[Finding]) -> Condition:
+    if not findings:
+        return condition("ConfigValid", True, "Valid", "")
+    return condition(
+        "ConfigValid",
+        False,
+        findings[0].reason,
+        "; ".join(finding.message for finding in findings),
+    )
+
+
+def _stalled(findings: Sequence[Finding]) -> Condition:
+    blocking = [finding for finding in findings if finding.blocks]
+    if blocking:
+        return condition("Stalled", True, blocking[0].reason, "the spec needs a change")
+    return condition("Stalled", False, "Progressing", "")
+
+
+def _nodes_ready(
+    members: Sequence[Member], shard_map: ShardMap | None, blocked: bool
+) -> Condition:
+    desired = [member for member in members if member.desired]
+    if not desired or blocked:
+        return condition("NodesReady", False, "NoNodes", "the pool has no nodes")
+    failing = [member for member in desired if not member.ready]
+    if not failing:
+        return condition("NodesReady", True, "AllReady", f"{len(desired)} nodes serve")
+    troubles = [(member.name, *trouble_of(member, shard_map)) for member in failing]
+    worst = "NodeLost" if any(t[1] == "NodeLost" for t in troubles) else troubles[0][1]
+    shown = [f"{name}: {message}" for name, _, message in troubles[:NODES_EXPLAINED]]
+    if len(troubles) > NODES_EXPLAINED:
+        shown.append(named([name for name, _, _ in troubles[NODES_EXPLAINED:]]))
+    return condition("NodesReady", False, worst or "PodPending", "; ".join(shown))
+
+
+def _map_published(view: MapView) -> Condition:
+    if view.shard_map is None:
+        message = view.problem or "the first map waits for nodes that answer"
+        reason = "PublishFailed" if view.problem else "WaitingForNodes"
+        return condition("ShardMapPublished", False, reason, message)
+    if view.problem:
+        return condition("ShardMapPublished", False, "PublishFailed", view.problem)
+    if Reason.MASS_LOSS_SUSPECTED in view.reasons:
+        message = (
+            "so many nodes vanished at once that the network is likelier to be broken, so the map "
+            "is frozen; bring them back, or annotate the pool with "
+            "memkv.io/accept-mass-loss=true when they are gone for good"
+        )
+        return condition("ShardMapPublished", False, "MassLossSuspected", message)
+    if Reason.NO_LIVE_WORKERS in view.reasons:
+        message = "no node answers; clients keep the last map"
+        return condition("ShardMapPublished", False, "NoLiveNodes", message)
+    version = view.shard_map.version
+    message = f"term {version.term}, epoch {version.epoch}"
+    return condition("ShardMapPublished", True, "Published", message)
+
+
+def _metadata_available(metadata: Rollout | None) -> Condition:
+    if metadata is None or metadata.ready < 1:
+        message = "no metadata replica is ready; look at the Deployment's pods"
+        return condition("MetadataAvailable", False, "NoReadyReplica", message)
+    message = f"{metadata.ready} of {metadata.wanted} replicas are ready"
+    return condition("MetadataAvailable", True, "Available", message)
+
+
+def _rebalanced(view: MapView) -> Condition:
+    moving = len(view.shard_map.moving) if view.shard_map is not None else 0
+    if not moving and not view.slots_waiting:
+        return condition("Rebalanced", True, "Settled", "")
+    # The numbers change with every map; they are in status.shardMap, this text stays.
+    return condition("Rebalanced", False, "MovingSlots", "slots move to other nodes")
+
+
+def _up_to_date(rolling: Rolling) -> Condition:
+    if not rolling.outdated:
+        return condition("UpToDate", True, "UpToDate", "")
+    message = f"pods with an older template: {named(list(rolling.outdated))}"
+    return condition("UpToDate", False, rolling.reason, message)

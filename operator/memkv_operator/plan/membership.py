@@ -1,0 +1,110 @@
+"""Which nodes of the cluster belong to a pool, and what each should be."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from memkv_operator.api.cluster import KubeNode, Pod
+from memkv_operator.api.names import COMPONENT_NODE
+from memkv_operator.api.node import MemKVNode, WantedState
+from memkv_operator.api.pool import NodeGroup, Pool
+from memkv_operator.plan.facts import NodeSeen
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node of a pool: selected now, or known from before."""
+
+    name: str
+    group: NodeGroup | None
+    """None: no group selects it any more, or the Node is gone."""
+    kube_node: KubeNode | None
+    memkv_node: MemKVNode | None
+    pod: Pod | None
+    seen: NodeSeen | None
+    drains_on_cordon: bool = True
+
+    @property
+    def desired(self) -> bool:
+        """Whether it should serve the pool."""
+        return self.group is not None and self.wanted is not WantedState.REMOVED
+
+    @property
+    def wanted(self) -> WantedState:
+        """What people want of it."""
+        return self.memkv_node.state if self.memkv_node is not None else WantedState.ACTIVE
+
+    @property
+    def draining(self) -> bool:
+        """Whether it should give its slots away."""
+        if self.wanted in (WantedState.DRAINING, WantedState.REMOVED) or self.group is None:
+            return True
+        leaving = self.kube_node is not None and self.kube_node.leaving
+        return leaving and self.drains_on_cordon
+
+    @property
+    def vouched(self) -> bool:
+        """Whether the cluster itself sees node and pod alive."""
+        return (
+            self.kube_node is not None
+            and self.kube_node.ready
+            and self.pod is not None
+            and self.pod.ready
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves."""
+        seen = self.seen
+        return (
+            self.vouched
+            and seen is not None
+            and seen.reachable
+            and seen.facts is not None
+            and seen.facts.serving
+        )
+
+
+def group_of(pool: Pool, node: KubeNode) -> NodeGroup | None:
+    """Return the first group that selects a node."""
+    return next((group for group in pool.spec.groups if group.matches(node.labels)), None)
+
+
+def members_of(
+    pool: Pool,
+    kube_nodes: Mapping[str, KubeNode],
+    memkv_nodes: Iterable[MemKVNode],
+    pods: Iterable[Pod],
+    seen: Mapping[str, NodeSeen],
+) -> list[Member]:
+    """Return the pool's nodes by name: those selected, and those that have a MemKVNode."""
+    groups = {
+        node.name: group
+        for node in kube_nodes.values()
+        if (group := group_of(pool, node)) is not None
+    }
+    known = {node.node_name: node for node in memkv_nodes}
+    pod_on = newest_pods(pods)
+    return [
+        Member(
+            name,
+            groups.get(name),
+            kube_nodes.get(name),
+            known.get(name),
+            pod_on.get(name),
+            seen.get(name),
+            pool.spec.drains_on_cordon,
+        )
+        for name in sorted(groups.keys() | known.keys())
+    ]
+
+
+def newest_pods(pods: Iterable[Pod]) -> dict[str, Pod]:
+    """Return the data-plane pod on each node: one that stays before one that goes."""
+    on_node: dict[str, Pod] = {}
+    for pod in pods:
+        if pod.component != COMPONENT_NODE or not pod.node_name:
+            continue
+        other = on_node.get(pod.node_name)
+        if other is None or (other.deleting, other.uid) > (pod.deleting, pod.uid):
+            on_node[pod.node_name] = pod
+    return on_node

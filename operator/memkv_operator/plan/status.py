@@ -1,0 +1,73 @@
+"""The status of a pool, beside its conditions."""
+
+from collections.abc import Sequence
+
+from memkv.metadata.kubernetes.json_values import Manifest, Reader
+from memkv.shardmap import UNASSIGNED, ShardMap, unpack_owners
+from memkv_operator.api.pool import Pool
+from memkv_operator.api.quantity import format_bytes_roughly
+from memkv_operator.plan.health import MapView
+from memkv_operator.plan.membership import Member
+from memkv_operator.plan.nodes import lost_nodes
+from memkv_operator.plan.rollout import Rolling
+from memkv_operator.render.endpoints import metadata_endpoint
+
+
+def pool_figures(
+    pool: Pool, members: Sequence[Member], view: MapView, rolling: Rolling, revision: str
+) -> Manifest:
+    """Return every field of the status but observedGeneration and conditions."""
+    desired = [member for member in members if member.desired]
+    ready = sum(member.ready for member in desired)
+    lost = lost_nodes(view.shard_map)
+    figures: Manifest = {
+        "desiredNodes": len(desired),
+        "readyNodes": ready,
+        "nodeSummary": f"{ready}/{len(desired)}",
+        "updatedNodes": rolling.updated,
+        "drainingNodes": sum(m.draining for m in members if m.kube_node is not None),
+        "lostNodes": sum(member.name in lost for member in members),
+        "metadataEndpoint": metadata_endpoint(pool),
+        "updateRevision": revision,
+        "capacity": _capacity(members),
+    }
+    if not rolling.outdated:
+        figures["currentRevision"] = revision
+    elif pool.status.get("currentRevision"):
+        figures["currentRevision"] = pool.status["currentRevision"]
+    versions = sorted({m.seen.facts.version for m in members if m.seen and m.seen.facts})
+    if versions:
+        figures["version"] = ", ".join(versions)
+    if view.shard_map is not None:
+        figures["shardMap"] = _map_figures(pool, view.shard_map, view.published_at)
+    return figures
+
+
+def _capacity(members: Sequence[Member]) -> Manifest:
+    workers = [w for m in members if m.seen and m.seen.facts for w in m.seen.facts.workers]
+    total = sum(worker.capacity_bytes for worker in workers)
+    used = sum(worker.used_bytes_roughly for worker in workers)
+    return {
+        "total": format_bytes_roughly(total),
+        "used": format_bytes_roughly(used),
+        "available": format_bytes_roughly(total - used),
+    }
+
+
+def _map_figures(pool: Pool, shard_map: ShardMap, published_at: str) -> Manifest:
+    version = shard_map.version
+    before = Reader(pool.status, "status").object("shardMap")
+    if not published_at and before.integer("epoch") == version.epoch:
+        published_at = before.text("publishedAt")  # by the operator that led before
+    figures: Manifest = {
+        "name": pool.meta.name,
+        "lineage": version.lineage.hex(),
+        "term": version.term,
+        "epoch": version.epoch,
+        "digest": shard_map.digest.hex(),
+        "movingSlots": len(shard_map.moving),
+        "unassignedSlots": unpack_owners(shard_map.owners).count(UNASSIGNED),
+    }
+    if published_at:
+        figures["publishedAt"] = published_at
+    return figures

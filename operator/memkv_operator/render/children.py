@@ -1,0 +1,52 @@
+"""Everything that is rendered from a pool, each with the hash of what was rendered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memkv.metadata.kubernetes.json_values import Manifest
+from memkv_operator.api.names import BY_KIND, SPEC_HASH, Resource
+from memkv_operator.api.pool import Pool
+from memkv_operator.render.connection import connection
+from memkv_operator.render.daemonset import daemon_set
+from memkv_operator.render.digest import digest_of
+from memkv_operator.render.metadata import metadata_manifests
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """An object that a pool should have."""
+
+    resource: Resource
+    name: str
+    manifest: Manifest
+    spec_hash: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(kind, name): what it is called within its namespace."""
+        return self.resource.kind, self.name
+
+
+def children_of(pool: Pool, own_image: str) -> list[Child]:
+    """Return the children in the order in which they are made."""
+    manifests = [
+        *metadata_manifests(pool, own_image),
+        connection(pool),
+        *(daemon_set(pool, group, own_image) for group in pool.spec.groups),
+    ]
+    return [stamped(manifest) for manifest in manifests]
+
+
+def stamped(manifest: Manifest) -> Child:
+    """Return a manifest with its own hash in an annotation."""
+    resource = BY_KIND[str(manifest["kind"])]
+    meta = manifest["metadata"]
+    assert isinstance(meta, Mapping)
+    spec_hash = digest_of(manifest)
+    annotations = meta.get("annotations")
+    kept = annotations if isinstance(annotations, Mapping) else {}
+    whole: Manifest = {
+        **manifest,
+        "metadata": {**meta, "annotations": {**kept, SPEC_HASH: spec_hash}},
+    }
+    return Child(resource, str(meta["name"]), whole, spec_hash)

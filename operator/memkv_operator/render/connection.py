@@ -1,0 +1,29 @@
+"""ConfigMap P-connection: all that a client needs beside its own identity."""
+
+import json
+
+from memkv.metadata.kubernetes.json_values import Manifest
+from memkv_operator.api.meta import child_meta
+from memkv_operator.api.names import (
+    COMPONENT_METADATA,
+    CONFIG_MAPS,
+    POOLS,
+    connection_name,
+    pool_labels,
+)
+from memkv_operator.api.pool import Pool
+from memkv_operator.render.endpoints import metadata_endpoint
+
+FILE_NAME = "connection.json"
+
+
+def connection(pool: Pool) -> Manifest:
+    """Return the ConfigMap; its one key is the file that `memkv` reads from /etc/memkv."""
+    document = {"endpoint": metadata_endpoint(pool), "pool": pool.key}
+    labels = pool_labels(pool.meta.name, COMPONENT_METADATA)
+    return {
+        "apiVersion": CONFIG_MAPS.api_version,
+        "kind": CONFIG_MAPS.kind,
+        "metadata": child_meta(POOLS, pool.meta, connection_name(pool.meta.name), labels),
+        "data": {FILE_NAME: json.dumps(document, sort_keys=True) + "\n"},
+    }

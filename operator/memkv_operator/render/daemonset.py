@@ -1,0 +1,217 @@
+"""The DaemonSet of a node group: one data-plane pod on each of its nodes."""
+
+from collections.abc import Mapping
+
+from memkv.metadata.kubernetes.json_values import JsonValue, Manifest
+from memkv_operator.api.meta import child_meta
+from memkv_operator.api.names import (
+    COMPONENT_NODE,
+    DAEMON_SETS,
+    LABEL_COMPONENT,
+    LABEL_NODE_GROUP,
+    LABEL_POOL,
+    POOLS,
+    TEMPLATE_HASH,
+    daemon_set_name,
+    pool_labels,
+)
+from memkv_operator.api.pool import HUGE_PAGES_NONE, NodeGroup, Pool
+from memkv_operator.api.quantity import format_bytes
+from memkv_operator.render.digest import digest_of
+from memkv_operator.render.endpoints import metadata_endpoint
+from memkv_operator.render.image import image_reference
+
+STATE_DIR = "/var/lib/memkv"
+CONTAINER = "memkv-node"
+MIB = 1024 * 1024
+SUPERVISOR_BYTES = 192 * MIB  # Python with grpc takes about 90 MiB; the rest is room
+WORKER_BYTES = 256 * MIB  # beside blocks and index: sessions, frames, thread stacks
+GRACE_S = 60  # a supervisor gives its workers 35 s to close their stores
+LIVENESS_FAILURES = 6  # a minute: a starved node is slow, not dead
+READINESS_PERIOD_S = 2
+
+
+def daemon_set(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
+    """Return the DaemonSet of a group."""
+    labels = {**pool_labels(pool.meta.name, COMPONENT_NODE), LABEL_NODE_GROUP: group.name}
+    chosen = {
+        key: labels[key] for key in (LABEL_COMPONENT, LABEL_POOL, LABEL_NODE_GROUP)
+    }
+    template = _template(pool, group, labels, own_image)
+    return {
+        "apiVersion": DAEMON_SETS.api_version,
+        "kind": DAEMON_SETS.kind,
+        "metadata": child_meta(
+            POOLS, pool.meta, daemon_set_name(pool.meta.name, group.name), labels
+        ),
+        "spec": {
+            "selector": {"matchLabels": chosen},
+            # Pods are replaced one by one by the operator, which knows what a node serves.
+            "updateStrategy": {"type": "OnDelete"},
+            "minReadySeconds": pool.spec.min_ready_s,
+            "template": template,
+        },
+    }
+
+
+def template_hash(manifest: Manifest) -> str:
+    """Return the hash that pods of a rendered DaemonSet carry."""
+    spec = manifest["spec"]
+    assert isinstance(spec, Mapping)
+    template = spec["template"]
+    assert isinstance(template, Mapping)
+    meta = template["metadata"]
+    assert isinstance(meta, Mapping)
+    annotations = meta["annotations"]
+    assert isinstance(annotations, Mapping)
+    return str(annotations[TEMPLATE_HASH])
+
+
+def _template(
+    pool: Pool, group: NodeGroup, labels: Mapping[str, str], own_image: str
+) -> Manifest:
+    extra = pool.spec.pod_template
+    annotations: dict[str, JsonValue] = dict(extra.annotations)
+    if group.network.mode == "Multus":
+        annotations["k8s.v1.cni.cncf.io/networks"] = group.network.networks
+    spec = _pod_spec(pool, group, own_image)
+    meta: Manifest = {"labels": {**extra.labels, **labels}, "annotations": annotations}
+    annotations[TEMPLATE_HASH] = digest_of({"metadata": meta, "spec": spec})
+    return {"metadata": meta, "spec": spec}
+
+
+def _pod_spec(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
+    image, extra = pool.spec.image, pool.spec.pod_template
+    spec: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_S,
+        "nodeSelector": {"kubernetes.io/os": "linux", **group.node_selector},
+        "tolerations": [*_TOLERATIONS, *group.tolerations],
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [_container(pool, group, own_image)],
+        "volumes": _volumes(group),
+    }
+    if group.network.host:
+        spec["hostNetwork"] = True
+        spec["dnsPolicy"] = "ClusterFirstWithHostNet"
+    if group.network.mode == "DRA":
+        spec["resourceClaims"] = [
+            {"name": "rdma", "resourceClaimTemplateName": group.network.claim_template}
+        ]
+    if image.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in image.pull_secrets]
+    if extra.priority_class:
+        spec["priorityClassName"] = extra.priority_class
+    return spec
+
+
+# DaemonSet pods stay where they are when a node is cordoned or silent: their content is there.
+_TOLERATIONS: tuple[JsonValue, ...] = (
+    {"key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule"},
+)
+
+
+def _container(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
+    ports = pool.spec.ports
+    container: Manifest = {
+        "name": CONTAINER,
+        "image": image_reference(pool.spec.image, own_image),
+        "imagePullPolicy": pool.spec.image.pull_policy,
+        "command": ["memkv"],
+        "args": _arguments(pool, group),
+        "env": [
+            _from_field("NODE_NAME", "spec.nodeName"),
+            _from_field("POD_IP", "status.podIP"),
+            *pool.spec.pod_template.env,
+        ],
+        "ports": [
+            *(
+                _port(f"data-{worker}" if worker else "data", ports.data + worker)
+                for worker in range(group.workers)
+            ),
+            _port("admin", ports.admin),
+            _port("metrics", ports.metrics),
+        ],
+        "livenessProbe": {
+            "httpGet": {"path": "/healthz", "port": "metrics"},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": LIVENESS_FAILURES,
+        },
+        "readinessProbe": {
+            "httpGet": {"path": "/readyz", "port": "metrics"},
+            "periodSeconds": READINESS_PERIOD_S,
+            "timeoutSeconds": 2,
+            "failureThreshold": 3,
+        },
+        # uid 0, or IPC_LOCK means nothing: Kubernetes knows no ambient capabilities.
+        "securityContext": {
+            "runAsUser": 0,
+            "privileged": False,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]},
+        },
+        "resources": _resources(group),
+        "volumeMounts": [{"name": "state", "mountPath": STATE_DIR}],
+    }
+    return container
+
+
+def _arguments(pool: Pool, group: NodeGroup) -> list[JsonValue]:
+    ports, workers = pool.spec.ports, group.workers
+    size_bytes = group.file.size_bytes if group.file is not None else 0
+    files = ",".join(f"{STATE_DIR}/flash-{worker}.data" for worker in range(workers))
+    flags = {
+        "name": "$(NODE_NAME)",
+        "pool": pool.key,
+        "dir": STATE_DIR,
+        "drives": files,
+        "capacity": str(size_bytes // workers),
+        "memory": str(group.memory_bytes // workers),
+        "metadata": metadata_endpoint(pool),
+        "host": "$(POD_IP)",
+        "data-port": str(ports.data),
+        "admin-port": str(ports.admin),
+        "http-port": str(ports.metrics),
+        "slots": str(pool.spec.slots),
+    }
+    arguments = ["node", *(f"--{name}={value}" for name, value in flags.items())]
+    if pool.spec.tls_mode == "Disabled":
+        arguments.append("--insecure")
+    return [*arguments, *pool.spec.pod_template.extra_args]
+
+
+def _volumes(group: NodeGroup) -> list[JsonValue]:
+    if group.file is None:
+        return [{"name": "state", "emptyDir": {}}]
+    path = {"path": group.file.host_path, "type": "DirectoryOrCreate"}
+    return [{"name": "state", "hostPath": path}]
+
+
+def _resources(group: NodeGroup) -> Manifest:
+    """What a node needs: memory for its processes and blocks, huge pages, and a NIC."""
+    own: dict[str, str] = {}
+    process_bytes = SUPERVISOR_BYTES + group.workers * WORKER_BYTES
+    if group.huge_pages == HUGE_PAGES_NONE:
+        process_bytes += group.memory_bytes
+    else:
+        own[f"hugepages-{group.huge_pages}"] = format_bytes(group.memory_bytes)
+    own["memory"] = format_bytes(process_bytes)
+    if group.network.rdma:
+        own.update({name: str(count) for name, count in group.network.rdma_resources})
+    resources: Manifest = {
+        kind: {**own, **group.resources.get(kind, {})} for kind in ("requests", "limits")
+    }
+    if group.network.mode == "DRA":
+        resources["claims"] = [{"name": "rdma"}]
+    return resources
+
+
+def _port(name: str, number: int) -> Manifest:
+    return {"name": name, "containerPort": number, "protocol": "TCP"}
+
+
+def _from_field(name: str, path: str) -> Manifest:
+    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}

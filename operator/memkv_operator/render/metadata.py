@@ -1,0 +1,177 @@
+"""The metadata service of a pool: Deployment, Service, and the right to watch one MemKVShardMap."""
+
+from memkv.metadata.kubernetes.json_values import JsonValue, Manifest
+from memkv_operator.api.meta import child_meta
+from memkv_operator.api.names import (
+    COMPONENT_METADATA,
+    DEPLOYMENTS,
+    LABEL_COMPONENT,
+    LABEL_POOL,
+    POOLS,
+    ROLE_BINDINGS,
+    ROLES,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    SHARD_MAPS,
+    Resource,
+    metadata_name,
+    pool_labels,
+)
+from memkv_operator.api.pool import Pool
+from memkv_operator.render.image import image_reference
+
+CONTAINER = "memkv-metadata"
+USER = 65532  # of nobody in particular; the image has no such name
+GRACE_S = 30
+
+
+def metadata_manifests(pool: Pool, own_image: str) -> list[Manifest]:
+    """Return everything of the metadata service."""
+    return [
+        _object(SERVICE_ACCOUNTS, pool, {"automountServiceAccountToken": False}),
+        _role(pool),
+        _role_binding(pool),
+        _service(pool),
+        _object(DEPLOYMENTS, pool, {"spec": _deployment_spec(pool, own_image)}),
+    ]
+
+
+def _object(resource: Resource, pool: Pool, content: Manifest) -> Manifest:
+    name = metadata_name(pool.meta.name)
+    labels = pool_labels(pool.meta.name, COMPONENT_METADATA)
+    return {
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": child_meta(POOLS, pool.meta, name, labels),
+        **content,
+    }
+
+
+def _role(pool: Pool) -> Manifest:
+    rule: Manifest = {
+        "apiGroups": [SHARD_MAPS.group],
+        "resources": [SHARD_MAPS.plural],
+        "resourceNames": [pool.meta.name],
+        "verbs": ["get", "list", "watch"],
+    }
+    return _object(ROLES, pool, {"rules": [rule]})
+
+
+def _role_binding(pool: Pool) -> Manifest:
+    name = metadata_name(pool.meta.name)
+    account: Manifest = {
+        "kind": SERVICE_ACCOUNTS.kind,
+        "name": name,
+        "namespace": pool.meta.namespace,
+    }
+    role: Manifest = {"apiGroup": ROLES.group, "kind": ROLES.kind, "name": name}
+    return _object(ROLE_BINDINGS, pool, {"roleRef": role, "subjects": [account]})
+
+
+def _service(pool: Pool) -> Manifest:
+    port: Manifest = {
+        "name": "grpc",
+        "port": pool.spec.ports.metadata,
+        "targetPort": "grpc",
+        "protocol": "TCP",
+    }
+    return _object(SERVICES, pool, {"spec": {"selector": _chosen(pool), "ports": [port]}})
+
+
+def _chosen(pool: Pool) -> dict[str, JsonValue]:
+    return {LABEL_COMPONENT: COMPONENT_METADATA, LABEL_POOL: pool.meta.name}
+
+
+def _deployment_spec(pool: Pool, own_image: str) -> Manifest:
+    extra = pool.spec.pod_template
+    labels = pool_labels(pool.meta.name, COMPONENT_METADATA)
+    return {
+        "replicas": pool.spec.metadata_replicas,
+        "selector": {"matchLabels": _chosen(pool)},
+        # A replica more first: clients that reconnect find one that has a map.
+        "strategy": {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+        },
+        "template": {
+            "metadata": {
+                "labels": {**extra.labels, **labels},
+                "annotations": dict(extra.annotations),
+            },
+            "spec": _pod_spec(pool, own_image),
+        },
+    }
+
+
+def _pod_spec(pool: Pool, own_image: str) -> Manifest:
+    image, extra = pool.spec.image, pool.spec.pod_template
+    spec: Manifest = {
+        "serviceAccountName": metadata_name(pool.meta.name),
+        "automountServiceAccountToken": True,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": _chosen(pool)},
+            }
+        ],
+        "containers": [_container(pool, own_image)],
+    }
+    if image.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in image.pull_secrets]
+    if extra.priority_class:
+        spec["priorityClassName"] = extra.priority_class
+    return spec
+
+
+def _container(pool: Pool, own_image: str) -> Manifest:
+    ports = pool.spec.ports
+    arguments: list[JsonValue] = [
+        "metadata",
+        f"--kubernetes={pool.key}",
+        f"--listen=0.0.0.0:{ports.metadata}",
+        f"--http-port={ports.metrics}",
+    ]
+    if pool.spec.tls_mode == "Disabled":
+        arguments.append("--insecure")
+    return {
+        "name": CONTAINER,
+        "image": image_reference(pool.spec.image, own_image),
+        "imagePullPolicy": pool.spec.image.pull_policy,
+        "command": ["memkv"],
+        "args": arguments,
+        "ports": [
+            {"name": "grpc", "containerPort": ports.metadata, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": ports.metrics, "protocol": "TCP"},
+        ],
+        "livenessProbe": {
+            "httpGet": {"path": "/healthz", "port": "metrics"},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        # Has a map. Not: reaches the API server; an old map is better than none.
+        "readinessProbe": {
+            "httpGet": {"path": "/readyz", "port": "metrics"},
+            "periodSeconds": 2,
+            "timeoutSeconds": 2,
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "resources": {
+            "requests": {"cpu": "50m", "memory": "128Mi"},
+            "limits": {"memory": "512Mi"},
+        },
+    }

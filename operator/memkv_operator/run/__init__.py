@@ -1,0 +1,1 @@
+"""The running operator: watches, a queue of pools, reconciling, publishing, leading."""

@@ -1,0 +1,79 @@
+"""Carries out a plan's actions at the API server."""
+
+from memkv.metadata.kubernetes.errors import NotFound
+from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue, Manifest
+from memkv_operator.api.names import BY_KIND, FINALIZER, MEMKV_NODES, PODS, POOLS
+from memkv_operator.api.pool import Pool
+from memkv_operator.kube.objects import Objects
+from memkv_operator.plan.actions import (
+    Action,
+    ApplyChild,
+    ApplyNode,
+    DeleteObject,
+    DeletePod,
+    SetFinalizer,
+    WriteNodeStatus,
+    WritePoolStatus,
+)
+from memkv_operator.run.view import ClusterView
+
+
+class Hands:
+    """Does one action at a time, and notes what the API server answers, so that the next plan does
+    not wait for a watch to hear of its own writes."""
+
+    def __init__(self, objects: Objects, view: ClusterView) -> None:
+        self._objects = objects
+        self._view = view
+
+    async def do(self, pool: Pool, action: Action) -> None:
+        """Carry out one action. Raises what the API server answers."""
+        namespace = pool.meta.namespace
+        match action:
+            case ApplyChild(child):
+                live = await self._objects.apply(
+                    child.resource, namespace, child.name, child.manifest
+                )
+                self._view.changed(child.resource, live)
+            case ApplyNode(name, manifest):
+                live = await self._objects.apply(MEMKV_NODES, namespace, name, manifest)
+                self._view.changed(MEMKV_NODES, live)
+            case WriteNodeStatus(name, status):
+                live = await self._objects.write_status(MEMKV_NODES, namespace, name, status)
+                self._view.changed(MEMKV_NODES, live)
+            case WritePoolStatus(status):
+                await self._write_pool_status(pool, status)
+            case DeleteObject(kind, name, uid):
+                await self._objects.delete(BY_KIND[kind], namespace, name, uid)
+            case DeletePod(name, uid):
+                await self._objects.delete(PODS, namespace, name, uid)
+            case SetFinalizer(present):
+                await self._set_finalizer(pool, present)
+
+    async def _write_pool_status(self, pool: Pool, status: Manifest) -> None:
+        try:
+            live = await self._objects.write_status(
+                POOLS, pool.meta.namespace, pool.meta.name, status
+            )
+        except NotFound:
+            return  # deleted meanwhile
+        self._view.changed(POOLS, live)
+
+    async def _set_finalizer(self, pool: Pool, present: bool) -> None:
+        """Others' finalizers stay: the list is swapped against the version it was read from."""
+        others: list[JsonValue] = [f for f in pool.meta.finalizers if f != FINALIZER]
+        finalizers = [*others, FINALIZER] if present else others
+        patch: Manifest = {
+            "metadata": {
+                "finalizers": finalizers,
+                "resourceVersion": pool.meta.resource_version,
+            }
+        }
+        try:
+            live: JsonObject = await self._objects.merge(
+                POOLS, pool.meta.namespace, pool.meta.name, patch
+            )
+        except NotFound:
+            return
+        if present or others:
+            self._view.changed(POOLS, live)

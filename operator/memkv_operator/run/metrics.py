@@ -1,0 +1,100 @@
+"""memkv_operator_* and what the operator knows of its pools, for Prometheus."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from memkv.clock import Clock
+from memkv.metadata.kubernetes.json_values import JsonObject, Reader
+from memkv_operator.api.conditions import read_conditions
+from memkv_operator.api.names import Resource
+from memkv_operator.run.view import ClusterView
+
+
+class OperatorMetrics:
+    """Counters of one process."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.registry = CollectorRegistry()
+        self._clock = clock
+        self.reconciles = Counter(
+            "memkv_operator_reconcile",
+            "Looks at a pool, by how they ended.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "memkv_operator_reconcile_duration_seconds",
+            "Time of a look at a pool, writes included.",
+            registry=self.registry,
+        )
+        self.depth = Gauge(
+            "memkv_operator_queue_depth", "Pools that wait for a look.", registry=self.registry
+        )
+        self.leader = Gauge(
+            "memkv_operator_leader", "1 while this process leads.", registry=self.registry
+        )
+        self.requests = Counter(
+            "memkv_operator_api_requests",
+            "Requests to the API server; code 0: no answer.",
+            ["verb", "code"],
+            registry=self.registry,
+        )
+        self.heard = Gauge(
+            "memkv_operator_last_watch_event_timestamp_seconds",
+            "When a watch was heard last.",
+            ["resource"],
+            registry=self.registry,
+        )
+
+    def requested(self, verb: str, code: int) -> None:
+        """Count a request to the API server."""
+        self.requests.labels(verb, str(code)).inc()
+
+    def heard_of(self, resource: Resource) -> None:
+        """Note a sign of life of a watch."""
+        self.heard.labels(resource.plural).set(self._clock.wall_s())
+
+
+class PoolCollector(Collector):
+    """What the status of each pool says, as metrics."""
+
+    def __init__(self, view: ClusterView) -> None:
+        self._view = view
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of all pools."""
+        epoch = GaugeMetricFamily(
+            "memkv_pool_epoch", "Epoch of the published map.", labels=["namespace", "pool"]
+        )
+        slots = GaugeMetricFamily(
+            "memkv_pool_slots", "Slots by state.", labels=["namespace", "pool", "state"]
+        )
+        nodes = GaugeMetricFamily(
+            "memkv_pool_nodes", "Nodes by state.", labels=["namespace", "pool", "state"]
+        )
+        conditions = GaugeMetricFamily(
+            "memkv_pool_condition",
+            "1 for the status that a condition has.",
+            labels=["namespace", "pool", "type", "status"],
+        )
+        for key, manifest in list(self._view.pools.items()):
+            namespace, _, name = key.partition("/")
+            status = Reader(manifest).object("status")
+            shard_map = status.object("shardMap")
+            epoch.add_metric([namespace, name], shard_map.integer("epoch"))
+            for state, field in (("moving", "movingSlots"), ("unassigned", "unassignedSlots")):
+                slots.add_metric([namespace, name, state], shard_map.integer(field))
+            for state in ("desired", "ready", "draining", "lost"):
+                nodes.add_metric([namespace, name, state], status.integer(f"{state}Nodes"))
+            self._add_conditions(conditions, namespace, name, status.value)
+        yield from (epoch, slots, nodes, conditions)
+
+    def _add_conditions(
+        self, family: GaugeMetricFamily, namespace: str, name: str, status: JsonObject
+    ) -> None:
+        for type_, condition in read_conditions(Reader(status)).items():
+            for value in ("True", "False", "Unknown"):
+                family.add_metric([namespace, name, type_, value], condition.status == value)

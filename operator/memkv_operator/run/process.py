@@ -1,0 +1,213 @@
+"""One operator process: watches always, leads when it is elected."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable
+
+from memkv.clock import Clock, SystemClock
+from memkv.errors import MemKVError
+from memkv.metadata.http import PlainHttpServer, Route, metrics_page, probe_page
+from memkv.metadata.kubernetes.api_server import ApiServer, connect_api_server
+from memkv.metadata.kubernetes.errors import NotFound
+from memkv_operator.api.names import MEMKV_NODES, POOLS, SHARD_MAPS
+from memkv_operator.kube.leadership import Leadership
+from memkv_operator.kube.objects import Objects
+from memkv_operator.nodes.admin import Dial, GrpcNodeAdmin
+from memkv_operator.run.metrics import OperatorMetrics, PoolCollector
+from memkv_operator.run.reconciler import Reconciler
+from memkv_operator.run.settings import Settings
+from memkv_operator.run.view import ClusterView
+from memkv_operator.run.watching import Watches
+from memkv_operator.run.work_queue import WorkQueue
+
+log = logging.getLogger("memkv.operator")
+
+BEAT_S = 1.0
+SILENT_S = 60.0  # an event loop that is stuck for so long will not come back
+SYNC_STEP_S = 0.05
+WORKERS = 4  # pools looked at side by side; each mostly waits for the API server
+
+
+class Operator:
+    """Everything of one process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock | None = None,
+        dial: Dial = lambda endpoint: GrpcNodeAdmin(endpoint, None),
+    ) -> None:
+        """`dial`: how nodes are reached."""
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._dial = dial
+        self.metrics = OperatorMetrics(self._clock)
+        self.view = ClusterView(self._concerns)
+        self.metrics.registry.register(PoolCollector(self.view))
+        self._queue: WorkQueue | None = None
+        self._watches: Watches | None = None
+        self._beat_ns = self._clock.monotonic_ns()
+        self.leads = False
+        self.http_port = 0
+
+    async def run(self) -> None:
+        """Run until cancelled. MemKVError when it cannot go on: leadership lost, kopf ended."""
+        http = PlainHttpServer(
+            self._settings.http_host, self._settings.http_port, self._routes()
+        )
+        self.http_port = http.port
+        api = await connect_api_server(self.metrics.requested)
+        try:
+            await self._wait_for_kinds(api)
+            await self._run_with(api)
+        finally:
+            await api.close()
+            await asyncio.to_thread(http.stop)
+
+    async def _run_with(self, api: ApiServer) -> None:
+        self._queue = WorkQueue(self._clock)
+        self._watches = watches = Watches(
+            api,
+            self.view,
+            self._settings.namespaces,
+            self._clock,
+            self.metrics.heard_of,
+            self._settings.list_again_s,
+        )
+        tasks = [
+            asyncio.create_task(watches.run()),
+            asyncio.create_task(self._beat()),
+            asyncio.create_task(self._lead(api, watches)),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            # Work first, the watches it needs last.
+            for task in reversed(tasks):
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _wait_for_kinds(self, api: ApiServer) -> None:
+        """kopf watches only kinds that exist when it starts."""
+        objects, said = Objects(api), False
+        while True:
+            try:
+                for resource in (POOLS, MEMKV_NODES, SHARD_MAPS):
+                    await objects.list(resource, next(iter(self._settings.namespaces), ""))
+                return
+            except MemKVError as error:
+                level = logging.WARNING if not said else logging.DEBUG
+                said = True
+                hint = "; install the CRDs of the chart" if isinstance(error, NotFound) else ""
+                log.log(level, "waiting for the API server: %s%s", error, hint)
+                self._beat_ns = self._clock.monotonic_ns()
+                await asyncio.sleep(BEAT_S)
+
+    # --- leading -----------------------------------------------------------------------------
+
+    async def _lead(self, api: ApiServer, watches: Watches) -> None:
+        while not watches.synced:
+            await asyncio.sleep(SYNC_STEP_S)
+        objects = Objects(api)
+        leadership = Leadership(self._settings.lease, objects, self._clock)
+        await leadership.lead(lambda transitions: self._work(objects, transitions))
+
+    async def _work(self, objects: Objects, transitions: int) -> None:
+        queue = self._queue
+        assert queue is not None
+        reconciler = Reconciler(
+            self._settings, self.view, objects, self._dial, transitions, self._clock, queue.add
+        )
+        self.leads = True
+        self.metrics.leader.set(1)
+        for key in self.view.pools:
+            queue.add(key)
+        tasks = [asyncio.create_task(self._serve(queue, reconciler)) for _ in range(WORKERS)]
+        tasks.append(asyncio.create_task(self._resync(queue)))
+        try:
+            await asyncio.wait(
+                {*tasks, reconciler.broken}, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in (*tasks, reconciler.broken):
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await reconciler.stop()
+            self.leads = False
+            self.metrics.leader.set(0)
+
+    async def _serve(self, queue: WorkQueue, reconciler: Reconciler) -> None:
+        while True:
+            key = await queue.take()
+            self.metrics.depth.set(queue.depth)
+            try:
+                with self.metrics.seconds.time():
+                    await reconciler.reconcile(key)
+            except MemKVError as error:
+                log.warning("pool %s: %s", key, error)
+                self.metrics.reconciles.labels("failed").inc()
+                queue.failed(key)
+            else:
+                self.metrics.reconciles.labels("ok").inc()
+                queue.succeeded(key)
+
+    async def _resync(self, queue: WorkQueue) -> None:
+        while True:
+            await asyncio.sleep(self._settings.resync_s)
+            for key in list(self.view.pools):
+                queue.add(key)
+
+    def _concerns(self, key: str) -> None:
+        if self.leads and self._queue is not None:
+            self._queue.add(key, 0.05)
+
+    # --- probes ------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        while True:
+            self._beat_ns = self._clock.monotonic_ns()
+            await asyncio.sleep(BEAT_S)
+
+    def _routes(self) -> dict[str, Route]:
+        return {
+            "/metrics": lambda: metrics_page(self.metrics.registry),
+            "/healthz": lambda: probe_page(*self._health()),
+            "/readyz": lambda: probe_page(*self._readiness()),
+        }
+
+    def _health(self) -> tuple[bool, str]:
+        silent_s = (self._clock.monotonic_ns() - self._beat_ns) / 1e9
+        if silent_s > SILENT_S:
+            return False, f"the event loop is stuck for {silent_s:.0f} s"
+        return True, "ok"
+
+    def _readiness(self) -> tuple[bool, str]:
+        watches = self._watches
+        if watches is None or not watches.synced or not watches.alive:
+            return False, "the cluster was not read yet"
+        return True, "leads" if self.leads else "stands by"
+
+
+def run_operator(settings: Settings, started: Callable[[], None] = lambda: None) -> None:
+    """Run until SIGTERM or SIGINT. MemKVError when the process must start anew."""
+    asyncio.run(_run(settings, started))
+
+
+async def _run(settings: Settings, started: Callable[[], None]) -> None:
+    operator = Operator(settings)
+    running = asyncio.create_task(operator.run())
+    if threading.current_thread() is threading.main_thread():
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, running.cancel)
+    started()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running

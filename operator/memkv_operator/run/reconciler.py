@@ -1,0 +1,168 @@
+"""Looks at one pool and does what its plan says. Level-triggered: what was heard does not matter,
+only what is there."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from memkv.clock import Clock
+from memkv.errors import ConfigError
+from memkv.metadata.kubernetes.errors import Conflict
+from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
+from memkv_operator.api.conditions import condition, merged, read_conditions
+from memkv_operator.api.meta import read_meta
+from memkv_operator.api.names import POOLS
+from memkv_operator.api.pool import Pool, read_pool
+from memkv_operator.api.times import rfc3339
+from memkv_operator.kube.objects import Objects
+from memkv_operator.nodes.admin import Dial
+from memkv_operator.plan.planner import Observed, Plan, plan
+from memkv_operator.run.carry_out import Hands
+from memkv_operator.run.events import EventPoster
+from memkv_operator.run.publishing import INFORMED_AFTER_S, PoolPublisher
+from memkv_operator.run.settings import Settings
+from memkv_operator.run.view import ClusterView
+
+log = logging.getLogger("memkv.operator")
+
+SOON_S = 0.1  # changes that come together are one look
+
+
+class Reconciler:
+    """All pools of a leading operator."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        view: ClusterView,
+        objects: Objects,
+        dial: Dial,
+        transitions: int,
+        clock: Clock,
+        enqueue: Callable[[str, float], None],
+    ) -> None:
+        """`transitions`: of the Lease. `enqueue` has a pool looked at after some seconds."""
+        self._settings = settings
+        self._view = view
+        self._objects = objects
+        self._dial = dial
+        self._transitions = transitions
+        self._clock = clock
+        self._enqueue = enqueue
+        self._hands = Hands(objects, view)
+        self._events = EventPoster(objects, settings.lease.identity, clock)
+        self._publishers: dict[str, tuple[str, PoolPublisher, asyncio.Task[None]]] = {}
+        self._figures_due_ns: dict[str, int] = {}
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Gets the error that ended a publisher: leadership lost, or a bug."""
+
+    async def reconcile(self, key: str) -> None:
+        """Bring one pool a step nearer to its spec."""
+        manifest = self._view.pools.get(key)
+        if manifest is None:
+            await self._stop_publisher(key)
+            self._view.forget_pool(key)
+            return
+        try:
+            pool = read_pool(manifest)
+        except ConfigError as error:
+            await self._write_not_understood(manifest, str(error))
+            return
+        if pool.meta.deleting:
+            await self._stop_publisher(key)
+            await self._carry_out(pool, plan(Observed(pool), self._settings.own_image, ""))
+            return
+        publisher = await self._publisher_of(pool)
+        decided = self._decide(pool, publisher)
+        publisher.update(pool, decided.members, decided.may_publish)
+        if not publisher.informed:
+            self._enqueue(pool.key, INFORMED_AFTER_S)
+        await self._carry_out(pool, decided)
+
+    async def stop(self) -> None:
+        """Stop publishing."""
+        for key in list(self._publishers):
+            await self._stop_publisher(key)
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _decide(self, pool: Pool, publisher: PoolPublisher) -> Plan:
+        now_ns = self._clock.monotonic_ns()
+        with_figures = publisher.informed and now_ns >= self._figures_due_ns.get(pool.key, 0)
+        if with_figures:
+            pause_ns = int(self._settings.resync_s * 1e9)
+            self._figures_due_ns[pool.key] = now_ns + pause_ns
+        observed = Observed(
+            pool,
+            self._view.kube_nodes,
+            self._view.pods_of(pool.key),
+            self._view.memkv_nodes_of(pool.key),
+            self._view.children_of(pool.key),
+            self._view.metadata_rollout(pool.key),
+            publisher.seen,
+            publisher.view,
+            publisher.informed,
+            with_figures,
+        )
+        return plan(observed, self._settings.own_image, rfc3339(self._clock.wall_s()))
+
+    async def _carry_out(self, pool: Pool, decided: Plan) -> None:
+        for action in decided.actions:
+            try:
+                await self._hands.do(pool, action)
+            except Conflict:
+                # Read again, by the watch; the rest of the plan still holds.
+                self._enqueue(pool.key, SOON_S)
+        await self._events.post(pool, decided.events)
+
+    async def _publisher_of(self, pool: Pool) -> PoolPublisher:
+        known = self._publishers.get(pool.key)
+        if known is not None and known[0] == pool.meta.uid:
+            return known[1]
+        await self._stop_publisher(pool.key)
+        publisher = PoolPublisher(
+            pool,
+            self._objects,
+            self._dial,
+            self._transitions,
+            self._clock,
+            lambda: self._enqueue(pool.key, SOON_S),
+            self._settings.step_s,
+        )
+        task = asyncio.create_task(publisher.run())
+        task.add_done_callback(self._publisher_ended)
+        self._publishers[pool.key] = pool.meta.uid, publisher, task
+        return publisher
+
+    def _publisher_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self.broken.done():
+            return
+        error = task.exception()
+        if error is not None:
+            self.broken.set_exception(error)
+
+    async def _stop_publisher(self, key: str) -> None:
+        _, _, task = self._publishers.pop(key, (None, None, None))
+        self._figures_due_ns.pop(key, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _write_not_understood(self, manifest: JsonObject, message: str) -> None:
+        """The schema took a spec that this version cannot read: say so, and touch nothing."""
+        meta = read_meta(Reader(manifest))
+        status = Reader(manifest).object("status")
+        conditions = [
+            condition("ConfigValid", False, "SpecNotUnderstood", message),
+            condition("Ready", False, "ConfigInvalid", message),
+            condition("Stalled", True, "SpecNotUnderstood", "operator and CRD differ in version"),
+        ]
+        time = rfc3339(self._clock.wall_s())
+        before = read_conditions(status)
+        wanted: Manifest = {
+            "observedGeneration": meta.generation,
+            "conditions": merged(before, conditions, meta.generation, time),
+        }
+        if status.value != wanted:
+            live = await self._objects.write_status(POOLS, meta.namespace, meta.name, wanted)
+            self._view.changed(POOLS, live)

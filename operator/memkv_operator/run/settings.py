@@ -1,0 +1,24 @@
+"""What one operator process is told."""
+
+from dataclasses import dataclass
+
+from memkv_operator.kube.lease import LeaseConfig
+
+RESYNC_S = 60.0  # every pool is looked at so often, whatever was heard
+LIST_AGAIN_S = 300.0  # a watch may lose a deletion; this finds it
+STEP_S = 0.25  # between looks at whether a pool's map should change
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of one process."""
+
+    lease: LeaseConfig
+    own_image: str
+    namespaces: tuple[str, ...] = ()
+    """Empty: all."""
+    http_host: str = "0.0.0.0"
+    http_port: int = 9471
+    resync_s: float = RESYNC_S
+    list_again_s: float = LIST_AGAIN_S
+    step_s: float = STEP_S

@@ -1,0 +1,187 @@
+"""What the operator knows of the cluster, from watches. Tells which pool each change concerns.
+
+All methods on one event loop. Objects are kept without `managedFields`, which are most of their
+bytes and nobody's business here.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from memkv.errors import ConfigError
+from memkv.metadata.kubernetes.json_values import JsonObject, Reader
+from memkv_operator.api.cluster import (
+    KubeNode,
+    Pod,
+    Rollout,
+    read_kube_node,
+    read_pod,
+    read_rollout,
+)
+from memkv_operator.api.meta import ObjectMeta, read_meta
+from memkv_operator.api.names import (
+    CHILDREN,
+    DEPLOYMENTS,
+    LABEL_POOL,
+    MEMKV_NODES,
+    NODES,
+    PODS,
+    POOLS,
+    Resource,
+    metadata_name,
+)
+from memkv_operator.api.node import MemKVNode, read_memkv_node
+
+Key = tuple[str, str]
+"""(kind, name) within a pool's namespace."""
+
+
+class ClusterView:
+    """Objects by pool."""
+
+    def __init__(self, concerns: Callable[[str], None]) -> None:
+        """`concerns` is told the key of each pool for which something has changed."""
+        self.pools: dict[str, JsonObject] = {}
+        self.kube_nodes: dict[str, KubeNode] = {}
+        self._pods: dict[str, dict[str, Pod]] = defaultdict(dict)
+        self._objects: dict[str, dict[Key, JsonObject]] = defaultdict(dict)
+        self._concerns = concerns
+
+    # --- changes -----------------------------------------------------------------------------
+
+    def changed(self, resource: Resource, manifest: JsonObject) -> None:
+        """Note an object that is new or has changed."""
+        meta = read_meta(Reader(manifest))
+        slim = _slim(resource, manifest)
+        if resource is POOLS:
+            before = self.pools.get(meta.key)
+            self.pools[meta.key] = slim
+            if before != slim:
+                self._concerns(meta.key)
+        elif resource is NODES:
+            node = read_kube_node(manifest)
+            if self.kube_nodes.get(meta.name) != node:
+                self.kube_nodes[meta.name] = node
+                self._concern_all()
+        elif pool := _pool_of(meta):
+            self._changed_child(resource, pool, meta, slim)
+
+    def deleted(self, resource: Resource, manifest: JsonObject) -> None:
+        """Note that an object is gone."""
+        meta = read_meta(Reader(manifest))
+        if resource is POOLS:
+            self.pools.pop(meta.key, None)
+            self._concerns(meta.key)
+        elif resource is NODES:
+            self.kube_nodes.pop(meta.name, None)
+            self._concern_all()
+        elif pool := _pool_of(meta):
+            if resource is PODS:
+                self._pods[pool].pop(meta.name, None)
+            else:
+                self._objects[pool].pop((resource.kind, meta.name), None)
+            self._concerns(pool)
+
+    def replaced(self, resource: Resource, manifests: Sequence[JsonObject]) -> None:
+        """Note what there is of a kind: what is not listed is gone."""
+        listed = {read_meta(Reader(manifest)).key for manifest in manifests}
+        for gone in self._known(resource) - listed:
+            namespace, _, name = gone.rpartition("/")
+            self._forget(resource, namespace, name)
+        for manifest in manifests:
+            self.changed(resource, manifest)
+
+    # --- answers -----------------------------------------------------------------------------
+
+    def pods_of(self, pool: str) -> list[Pod]:
+        """Return a pool's pods."""
+        return list(self._pods[pool].values())
+
+    def memkv_nodes_of(self, pool: str) -> list[MemKVNode]:
+        """Return a pool's MemKVNodes."""
+        return [
+            read_memkv_node(manifest)
+            for (kind, _), manifest in self._objects[pool].items()
+            if kind == MEMKV_NODES.kind
+        ]
+
+    def children_of(self, pool: str) -> dict[Key, JsonObject]:
+        """Return what exists of the kinds that are rendered from pools."""
+        kinds = {resource.kind for resource in CHILDREN}
+        return {key: m for key, m in self._objects[pool].items() if key[0] in kinds}
+
+    def metadata_rollout(self, pool: str) -> Rollout | None:
+        """Return how far a pool's metadata Deployment is."""
+        name = metadata_name(pool.partition("/")[2])
+        manifest = self._objects[pool].get((DEPLOYMENTS.kind, name))
+        if manifest is None:
+            return None
+        return read_rollout(read_meta(Reader(manifest)), manifest)
+
+    def forget_pool(self, pool: str) -> None:
+        """Drop what is known of a pool that is gone and has nothing left."""
+        if not self._pods.get(pool):
+            self._pods.pop(pool, None)
+        if not self._objects.get(pool):
+            self._objects.pop(pool, None)
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _changed_child(
+        self, resource: Resource, pool: str, meta: ObjectMeta, slim: JsonObject
+    ) -> None:
+        if resource is PODS:
+            pod = read_pod(slim)
+            if self._pods[pool].get(meta.name) != pod:
+                self._pods[pool][meta.name] = pod
+                self._concerns(pool)
+            return
+        key = resource.kind, meta.name
+        if self._objects[pool].get(key) != slim:
+            self._objects[pool][key] = slim
+            self._concerns(pool)
+
+    def _concern_all(self) -> None:
+        for key in list(self.pools):
+            self._concerns(key)
+
+    def _known(self, resource: Resource) -> set[str]:
+        if resource is POOLS:
+            return set(self.pools)
+        if resource is NODES:
+            return set(self.kube_nodes)
+        known: set[str] = set()
+        for pool in (*self._pods, *self._objects):
+            namespace = pool.partition("/")[0]
+            if resource is PODS:
+                known |= {f"{namespace}/{name}" for name in self._pods.get(pool, {})}
+            else:
+                objects = self._objects.get(pool, {})
+                known |= {f"{namespace}/{n}" for kind, n in objects if kind == resource.kind}
+        return known
+
+    def _forget(self, resource: Resource, namespace: str, name: str) -> None:
+        pools = [p for p in (*self._pods, *self._objects) if p.partition("/")[0] == namespace]
+        for pool in pools:
+            gone = self._pods[pool].pop(name, None) if resource is PODS else None
+            other = self._objects[pool].pop((resource.kind, name), None)
+            if gone is not None or other is not None:
+                self._concerns(pool)
+        if resource is POOLS and self.pools.pop(f"{namespace}/{name}", None) is not None:
+            self._concerns(f"{namespace}/{name}")
+        if resource is NODES and self.kube_nodes.pop(name, None) is not None:
+            self._concern_all()
+
+
+def _pool_of(meta: ObjectMeta) -> str:
+    pool = meta.labels.get(LABEL_POOL, "")
+    return f"{meta.namespace}/{pool}" if pool and meta.namespace else ""
+
+
+def _slim(resource: Resource, manifest: JsonObject) -> JsonObject:
+    """Lists give items without kind; watches give them with it."""
+    meta = manifest.get("metadata")
+    if not isinstance(meta, dict):
+        raise ConfigError(f"the API server sent a {resource.kind} without metadata")
+    kept = {key: value for key, value in meta.items() if key != "managedFields"}
+    named = {"apiVersion": resource.api_version, "kind": resource.kind}
+    return {**named, **manifest, "metadata": kept}

@@ -1,0 +1,105 @@
+"""Keys that wait for work: each at most once, never two at a time for one key. Failures wait longer
+each time, with jitter."""
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+from memkv.clock import Clock
+
+BACKOFF_S_MIN = 0.25
+BACKOFF_S_MAX = 60.0
+FAILURES_MAX = 16  # more do not wait longer
+
+
+@dataclass(slots=True)
+class Schedule:
+    """When each key is due. Pure: time is an argument."""
+
+    due_s: dict[str, float] = field(default_factory=dict)
+    working: set[str] = field(default_factory=set)
+    failures: dict[str, int] = field(default_factory=dict)
+
+    def add(self, key: str, at_s: float) -> None:
+        """Have the key worked on at this time or earlier, if it waits already."""
+        self.due_s[key] = min(at_s, self.due_s.get(key, at_s))
+
+    def take(self, now_s: float) -> str | None:
+        """Return the key that has waited longest and mark it as worked on."""
+        ready = [
+            (at_s, key)
+            for key, at_s in self.due_s.items()
+            if at_s <= now_s and key not in self.working
+        ]
+        if not ready:
+            return None
+        key = min(ready)[1]
+        del self.due_s[key]
+        self.working.add(key)
+        return key
+
+    def next_s(self) -> float | None:
+        """Return when the next key is due; None: nothing waits."""
+        return min((at for key, at in self.due_s.items() if key not in self.working), default=None)
+
+    def succeeded(self, key: str) -> None:
+        """Note the end of work."""
+        self.working.discard(key)
+        self.failures.pop(key, None)
+
+    def failed(self, key: str, now_s: float, share: float) -> None:
+        """Note that work has failed, and try again later. `share`: 0 to 1, of the longest pause."""
+        self.working.discard(key)
+        count = self.failures.get(key, 0)
+        self.failures[key] = min(count + 1, FAILURES_MAX)
+        ceiling_s = min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2.0**count)
+        self.due_s.pop(key, None)
+        self.add(key, now_s + ceiling_s * (0.5 + 0.5 * share))
+
+
+class WorkQueue:
+    """The schedule in real time, on one event loop."""
+
+    def __init__(self, clock: Clock, source: random.Random | None = None) -> None:
+        self._clock = clock
+        self._random = source or random.Random()
+        self._schedule = Schedule()
+        self._changed = asyncio.Event()
+
+    @property
+    def depth(self) -> int:
+        """How many keys wait."""
+        return len(self._schedule.due_s)
+
+    def add(self, key: str, delay_s: float = 0.0) -> None:
+        """Have a key worked on after this time."""
+        self._schedule.add(key, self._now_s() + delay_s)
+        self._changed.set()
+
+    async def take(self) -> str:
+        """Wait for a key that is due."""
+        while True:
+            key = self._schedule.take(self._now_s())
+            if key is not None:
+                return key
+            self._changed.clear()
+            next_s = self._schedule.next_s()
+            pause_s = None if next_s is None else max(0.0, next_s - self._now_s())
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    def succeeded(self, key: str) -> None:
+        """Note the end of work on a key."""
+        self._schedule.succeeded(key)
+        self._changed.set()
+
+    def failed(self, key: str) -> None:
+        """Note that work on a key has failed."""
+        self._schedule.failed(key, self._now_s(), self._random.random())
+        self._changed.set()
+
+    def _now_s(self) -> float:
+        return self._clock.monotonic_ns() / 1e9

@@ -1,0 +1,131 @@
+"""Manifests are what the golden files show; `MEMKV_WRITE_GOLDEN=1` writes them anew.
+
+Whoever changes a manifest changes what runs in people's clusters: the difference shows in review.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from memkv.metadata.kubernetes.json_values import JsonObject
+from memkv_operator.api.names import SPEC_HASH, TEMPLATE_HASH
+from memkv_operator.api.pool import Image, read_pool
+from memkv_operator.render.children import Child, children_of
+from memkv_operator.render.image import image_reference
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden/operator"
+OWN_IMAGE = "registry.example/memkv/memkv:1.2.3"
+
+POOLS: dict[str, JsonObject] = {
+    "tcp-file": {
+        "nodeGroups": [
+            {
+                "name": "flash",
+                "nodeSelector": {"memkv.io/node": "true"},
+                "memory": {"size": "1Gi"},
+                "storage": {"file": {"hostPath": "/var/lib/memkv/pool-a", "size": "20Gi"}},
+            }
+        ],
+        "network": {
+            "mode": "PodNetwork", "payloadEncryption": "None", "rdma": {"mode": "Disabled"},
+        },
+        "metadata": {"replicas": 1, "tls": {"mode": "Disabled"}, "auth": {"mode": "None"}},
+    },
+    "rdma-host": {
+        "image": {"repository": "mirror/memkv", "digest": f"sha256:{'a' * 64}"},
+        "imagePullSecrets": [{"name": "pull"}],
+        "nodeGroups": [
+            {
+                "name": "x86",
+                "nodeSelector": {"memkv.io/node": "x86"},
+                "tolerations": [{"key": "storage", "operator": "Exists"}],
+                "workers": 2,
+                "memory": {"size": "64Gi", "hugePages": "2Mi"},
+                "storage": {"file": {"hostPath": "/data", "size": "1Ti"}},
+                "resources": {"requests": {"cpu": 8}, "limits": {"cpu": "8"}},
+            },
+            {
+                "name": "dpu",
+                "nodeSelector": {"memkv.io/node": "dpu"},
+                "memory": {"size": "8Gi"},
+                "storage": {"file": {"hostPath": "/data", "size": "1Ti"}},
+                "network": {
+                    "mode": "DRA", "resourceClaimTemplateName": "rails", "rdma": {},
+                },
+            },
+        ],
+        "network": {
+            "rdma": {"mode": "Preferred", "resources": [{"name": "rdma/rail0", "count": 1}]}
+        },
+        "podTemplate": {
+            "labels": {"team": "inference"}, "annotations": {"note": "x"},
+            "priorityClassName": "system-node-critical",
+            "env": [{"name": "MEMKV_LOG_LEVEL", "value": "debug"}], "extraArgs": ["--insecure"],
+        },
+        "ports": {"data": 7170, "metadata": 7543, "admin": 9570, "metrics": 9571},
+    },
+}  # fmt: skip
+
+
+def children(spec: JsonObject) -> list[Child]:
+    meta: JsonObject = {"name": "pool-a", "namespace": "inference", "uid": "uid-of-pool"}
+    return children_of(read_pool({"metadata": meta, "spec": spec}), OWN_IMAGE)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_manifests_are_the_golden_ones(name: str) -> None:
+    text = yaml.safe_dump_all(
+        [child.manifest for child in children(POOLS[name])], sort_keys=True, width=100
+    )
+    path = GOLDEN / f"{name}.yaml"
+    if os.environ.get("MEMKV_WRITE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_hashes_change_with_what_they_cover_only() -> None:
+    spec = POOLS["tcp-file"]
+    before = {child.key: child for child in children(spec)}
+    after = {child.key: child for child in children({**spec, "metadata": {
+        "replicas": 3, "tls": {"mode": "Disabled"}, "auth": {"mode": "None"},
+    }})}  # fmt: skip
+    changed = {key for key in before if before[key].spec_hash != after[key].spec_hash}
+    assert changed == {("Deployment", "pool-a-metadata")}
+    for child in after.values():
+        meta = child.manifest["metadata"]
+        assert isinstance(meta, dict)
+        assert meta["annotations"][SPEC_HASH] == child.spec_hash
+
+
+def test_a_new_image_is_a_new_template() -> None:
+    def template(own_image: str) -> object:
+        meta = {"name": "pool-a", "namespace": "inference", "uid": "u"}
+        pool = read_pool({"metadata": meta, "spec": POOLS["tcp-file"]})
+        daemon_set = children_of(pool, own_image)[-1].manifest
+        spec = daemon_set["spec"]
+        assert isinstance(spec, dict)
+        return spec["template"]["metadata"]["annotations"][TEMPLATE_HASH]
+
+    assert template("memkv:1") == template("memkv:1") != template("memkv:2")
+
+
+@pytest.mark.parametrize(
+    ("image", "own", "expected"),
+    [
+        (Image(), "memkv:1", "memkv:1"),
+        (Image(), "ghcr.io/memkv/memkv:1", "ghcr.io/memkv/memkv:1"),
+        (Image(registry="r:5000"), "ghcr.io/memkv/memkv:1", "r:5000/memkv/memkv:1"),
+        (Image(repository="a/b"), "ghcr.io/memkv/memkv:1", "ghcr.io/a/b:1"),
+        (Image(tag="2"), "localhost/memkv:1", "localhost/memkv:2"),
+        (Image(tag="2"), "ghcr.io/memkv/memkv@sha256:0a", "ghcr.io/memkv/memkv:2"),
+        (Image(tag="2", digest="sha256:0b"), "r:5000/memkv:1", "r:5000/memkv@sha256:0b"),
+        (Image(), "r:5000/memkv:1@sha256:0a", "r:5000/memkv@sha256:0a"),
+        (Image(registry="r"), "memkv", "r/memkv"),
+    ],
+)
+def test_image_takes_from_the_operators_own_what_is_left_out(
+    image: Image, own: str, expected: str
+) -> None:
+    assert image_reference(image, own) == expected
