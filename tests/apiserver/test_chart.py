@@ -222,10 +222,10 @@ def arguments_of(manifests: list[Object], name: str) -> list[str]:
         for container in objects(spec, "containers")
         if container["name"] == name
     ]
-    return [*cast(list[str], container["command"]), *cast(list[str], container["args"])]
+    return cast(list[str], [*objects(container, "command"), *objects(container, "args")])
 
 
-@pytest.mark.parametrize("name", ["node", "metadata"])
+@pytest.mark.parametrize("name", ["node", "metadata", "test"])
 def test_commands_of_the_static_mode_parse(helm: str, name: str) -> None:
     words = arguments_of(documents(template(helm, *values("static"))), name)
     words = [word.replace("$(NODE_NAME)", "n1").replace("$(POD_IP)", "10.0.0.7") for word in words]
