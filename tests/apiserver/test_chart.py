@@ -135,7 +135,7 @@ def test_one_image_is_all_that_is_pulled(helm: str, scenario: str) -> None:
             "needs metrics.service.enabled=true",
         ),
         (["--set", "dataPlane.mode=Static"], "dataPlane.static.insecure=true"),
-        ([*values("static"), "--set", "dataPlane.static.nodes=null"], "needs dataPlane.static.nodes"),
+        ([*values("static"), "--set", "dataPlane.static.nodes=null"], "needs dataPlane"),
         ([*values("static"), "--set", "dataPlane.static.nodes={10.0.0.7}"], "nodes"),
         (
             [*values("static"), "--set", "serviceDaemonSet.nodeSelector=null"],
