@@ -33,11 +33,16 @@ def resident_bytes(pids: Iterable[int | str]) -> int:
 
 
 def peak_resident_bytes(pid: int | str = "self") -> int:
-    """Return the most memory a process ever had resident."""
+    """Return the most memory a process had resident since its start or since it was forgotten."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def forget_peak_resident_bytes(pid: int | str) -> None:
+    """Begin anew with what a process has resident now. Raises OSError for another user's."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5\n")
 
 
 def drop_page_cache() -> str:
