@@ -18,6 +18,9 @@ sums_engine: str
 def xxh3_64(data: Buffer) -> int:
     """Return xxh3_64 with seed 0. No GIL."""
 
+def xxh3_128(data: Buffer) -> bytes:
+    """Return the 16 bytes of xxh3_128 with seed 0, low half first. No GIL."""
+
 def chunk_sums(data: Buffer) -> bytes:
     """Return 8 little-endian bytes (xxh3_64) for each 256 KiB chunk. No GIL."""
 

@@ -23,6 +23,7 @@ cdef extern from "sums.h" nogil:
     const size_t MKV_CHUNK_BYTES
     const int MKV_CHUNKS_PER_BLOCK_MAX
     uint64_t mkv_xxh3_64(const void *data, size_t len)
+    void mkv_xxh3_128(const void *data, size_t len, uint64_t *halves)
     size_t mkv_chunk_count(size_t len)
     void mkv_chunk_sums(const void *data, size_t len, uint64_t *sums)
     void mkv_copy_and_sum(void *target, const void *source, size_t len, uint64_t *sums)
@@ -81,6 +82,19 @@ def xxh3_64(data) -> int:
             result = mkv_xxh3_64(view.buf, view.len)
     PyBuffer_Release(&view)
     return result
+
+
+def xxh3_128(data) -> bytes:
+    cdef Py_buffer view
+    cdef uint64_t halves[2]
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    if <size_t>view.len <= KEEP_GIL_BYTES_MAX:
+        mkv_xxh3_128(view.buf, view.len, halves)
+    else:
+        with nogil:
+            mkv_xxh3_128(view.buf, view.len, halves)
+    PyBuffer_Release(&view)
+    return PyBytes_FromStringAndSize(<const char *>halves, 16)
 
 
 def chunk_sums(data) -> bytes:

@@ -13,8 +13,11 @@ enum { BLOCK = 3 * 256 * 1024 + 17 };
 static void known_values(void)
 {
     uint8_t zeros[64] = {0}, root[16];
+    uint64_t halves[2];
     assert(mkv_xxh3_64(NULL, 0) == UINT64_C(0x2d06800538d394c2));
     assert(mkv_xxh3_64("a", 1) == UINT64_C(0xe6c632b61e964e1f));
+    mkv_xxh3_128(NULL, 0, halves);
+    assert(halves[0] == UINT64_C(0x6001c324468d497f) && halves[1] == UINT64_C(0x99aa06d3014798d8));
     assert(mkv_chunk_count(0) == 0 && mkv_chunk_count(1) == 1);
     assert(mkv_chunk_count(MKV_CHUNK_BYTES) == 1 && mkv_chunk_count(MKV_CHUNK_BYTES + 1) == 2);
     assert(mkv_block_root(zeros, zeros, 0, NULL, MKV_CHUNKS_PER_BLOCK_MAX + 1, root) == -1);
@@ -24,8 +27,13 @@ static void loops_agree(const unsigned char *block)
 {
     const struct mkv_loops *fast = mkv_loops(), *slow = &mkv_loops_baseline;
     unsigned char *fast_bytes = malloc(BLOCK), *slow_bytes = malloc(BLOCK);
-    for (size_t len = 0; len < BLOCK; len = len * 2 + 1)
+    for (size_t len = 0; len < BLOCK; len = len * 2 + 1) {
+        uint64_t fast_halves[2], slow_halves[2];
         assert(fast->sum(block, len) == slow->sum(block, len));
+        fast->sum_128(block, len, fast_halves);
+        slow->sum_128(block, len, slow_halves);
+        assert(memcmp(fast_halves, slow_halves, sizeof fast_halves) == 0);
+    }
     fast->pattern_fill(fast_bytes, BLOCK / 8, 5, 9);
     slow->pattern_fill(slow_bytes, BLOCK / 8, 5, 9);
     assert(memcmp(fast_bytes, slow_bytes, BLOCK / 8 * 8) == 0);

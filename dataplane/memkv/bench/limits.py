@@ -51,9 +51,9 @@ class FioLimit:
 
 
 class MemoryLimit:
-    """memcpy of a block, then its checksum."""
+    """memcpy of a block, then xxh3_128 over it."""
 
-    name = "memcpy + xxh3"
+    name = "memcpy + xxh3_128"
 
     def __init__(self, size_bytes: int) -> None:
         self._size_bytes = size_bytes

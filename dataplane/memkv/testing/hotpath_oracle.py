@@ -28,6 +28,10 @@ def xxh3_64(data: "Buffer") -> int:
     return xxhash.xxh3_64_intdigest(bytes(data))
 
 
+def xxh3_128(data: "Buffer") -> bytes:
+    return xxhash.xxh3_128_digest(bytes(data))[::-1]  # xxhash gives the high half first
+
+
 def chunk_sums(data: "Buffer") -> bytes:
     view = bytes(data)
     chunks = [view[at : at + _CHUNK_BYTES] for at in range(0, len(view), _CHUNK_BYTES)]

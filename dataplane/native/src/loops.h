@@ -7,6 +7,7 @@
 struct mkv_loops {
     const char *name;
     uint64_t (*sum)(const void *data, size_t len);
+    void (*sum_128)(const void *data, size_t len, uint64_t halves[2]);
     void (*chunk_sums)(const void *data, size_t len, uint64_t *sums);
     void (*copy_and_sum)(void *target, const void *source, size_t len, uint64_t *sums);
     void (*state_reset)(void *state);

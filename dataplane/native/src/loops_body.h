@@ -21,6 +21,13 @@ static uint64_t loop_sum(const void *data, size_t len)
     return XXH3_64bits(data, len);
 }
 
+static void loop_sum_128(const void *data, size_t len, uint64_t halves[2])
+{
+    XXH128_hash_t sum = XXH3_128bits(data, len);
+    halves[0] = sum.low64;
+    halves[1] = sum.high64;
+}
+
 static void loop_chunk_sums(const void *data, size_t len, uint64_t *sums)
 {
     const unsigned char *at = data;
@@ -91,7 +98,7 @@ static size_t loop_pattern_match(const unsigned char *data, size_t words, uint64
 
 #define MKV_LOOPS_TABLE(label)                                                                     \
     {                                                                                              \
-        .name = label, .sum = loop_sum, .chunk_sums = loop_chunk_sums,                             \
+        .name = label, .sum = loop_sum, .sum_128 = loop_sum_128, .chunk_sums = loop_chunk_sums,    \
         .copy_and_sum = loop_copy_and_sum, .state_reset = loop_state_reset,                        \
         .state_update = loop_state_update, .state_digest = loop_state_digest,                      \
         .pattern_fill = loop_pattern_fill, .pattern_match = loop_pattern_match,                    \

@@ -14,6 +14,11 @@ uint64_t mkv_xxh3_64(const void *data, size_t len)
     return mkv_loops()->sum(data, len);
 }
 
+void mkv_xxh3_128(const void *data, size_t len, uint64_t halves[2])
+{
+    mkv_loops()->sum_128(data, len, halves);
+}
+
 void mkv_chunk_sums(const void *data, size_t len, uint64_t *sums)
 {
     mkv_loops()->chunk_sums(data, len, sums);

@@ -21,6 +21,9 @@
 /* Return xxh3_64 of `len` bytes, seed 0. `data` may be NULL when len is 0. */
 uint64_t mkv_xxh3_64(const void *data, size_t len);
 
+/* Write xxh3_128 of `len` bytes, seed 0, low half first. `data` may be NULL when len is 0. */
+void mkv_xxh3_128(const void *data, size_t len, uint64_t halves[2]);
+
 /* Return how many sums `len` bytes have: 0 for an empty block. */
 static inline size_t mkv_chunk_count(size_t len)
 {

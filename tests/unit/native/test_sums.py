@@ -36,6 +36,7 @@ def test_the_loops_in_use_have_a_name() -> None:
 def test_sums_match(seed: int, length: int) -> None:
     data = content(seed, length)
     assert _hotpath.xxh3_64(data) == oracle.xxh3_64(data)
+    assert _hotpath.xxh3_128(data) == oracle.xxh3_128(data)
     assert _hotpath.chunk_sums(data) == oracle.chunk_sums(data)
 
 
