@@ -289,9 +289,13 @@ def test_memory_that_a_worker_does_not_take_goes_over_tcp_with_the_reason(
     assert client.batch_put_from(["anyway"], [memory.address], [300_000]) == [0]
     session = client.attachment.core.sessions()[0]
     assert "no regular file" in session.local.last_error
+    (problem,) = client.attachment.problems()
+    assert "so its blocks go over TCP" in problem
+    assert "no regular file" in problem
     assert (client.stats().local_keys, client.stats().local_fallbacks) == (0, 1)
     # Memory that is not what its fd says: the bytes placed are not those the client sees.
     client.unregister_buffer(memory.address)
+    assert client.attachment.problems() == [], "nothing to share, nothing to complain of"
     with SharedMemory(MIB) as other:
         assert client.register_buffer(memory.address, MIB, fd=other.fd) == 0
         half = memory.address + MIB // 2
@@ -318,10 +322,17 @@ def test_the_directory_decides(
     given = {"given": str(tmp_path / "run"), "elsewhere": str(tmp_path)}.get(local_dir, local_dir)
     options = replace(client.attachment.core.options, local_dir=given)
     mine = stack.enter_context(Client(options, Attachment(options, source)))
+    assert mine.attachment.problems() == []
     memory = shared(mine, stack, tmp_path, size=MIB)
     memory.write(0, b"y" * 5000)
     assert mine.batch_put_from(["there"], [memory.address], [5000]) == [0]
     assert served(pool, Opcode.LOCAL_PUT) == (local_dir == "given")
+    problems = mine.attachment.problems()
+    if local_dir == "elsewhere":
+        assert f"there is no socket {tmp_path}/" in problems[0]
+        assert "MEMKV_LOCAL_DIR" in problems[0]
+    else:
+        assert problems == []
 
 
 def test_idle_lanes_come_back_without_a_call(

@@ -27,6 +27,8 @@ class WorkerView:
     session: str
     breaker: str
     last_error: str
+    local_problem: str
+    """Why blocks go over TCP though their memory could be shared; empty when they do not."""
 
 
 class Attachment:
@@ -67,7 +69,7 @@ class Attachment:
         return route.shard_map if route else None
 
     def problems(self) -> list[str]:
-        """Return why calls may be missing, in words: nothing when all is well."""
+        """Return why calls may be missing or slow, in words: nothing when all is well."""
         found = []
         if self._keeper.last_error:
             found.append(f"ticket: {self._keeper.last_error}")
@@ -82,6 +84,12 @@ class Attachment:
             for view in self.workers()
             if view.last_error and view.session != SessionState.UP.value
         )
+        found.extend(
+            f"{view.node_name or view.uuid[:8]} at {view.host}:{view.port}: memory that was"
+            f" registered with an fd is not shared, so its blocks go over TCP: {view.local_problem}"
+            for view in self.workers()
+            if view.local_problem and view.session == SessionState.UP.value
+        )
         return found
 
     def workers(self) -> list[WorkerView]:
@@ -90,7 +98,7 @@ class Attachment:
             WorkerView(
                 session.worker.uuid.hex(), session.worker.node_name, session.worker.host,
                 session.worker.port, session.worker.state.name, session.state.value,
-                session.breaker_state, session.last_error,
+                session.breaker_state, session.last_error, session.local.problem,
             )
             for session in self.core.sessions()
         ]

@@ -80,6 +80,11 @@ class LocalSide:
         """Whether the worker has a socket that this client can see."""
         return self._path is not None
 
+    @property
+    def problem(self) -> str:
+        """Why memory that was registered with an fd is not shared, and what to do; else empty."""
+        return self.last_error if self._regions.shared_count else ""
+
     def is_settled(self, version: int) -> bool:
         """Whether the worker was told of the regions of `version`, or cannot be."""
         return self._path is None or self._closed or self._settled >= version
@@ -90,6 +95,7 @@ class LocalSide:
 
         What a worker says of itself counts only when it is reached at an address of this machine.
         """
+        self.last_error = ""
         if self._options.local_dir == LOCAL_OFF:
             return None
         if self._options.local_dir:
@@ -100,7 +106,12 @@ class LocalSide:
             return None
         if path.is_socket():
             return path
-        self.last_error = f"there is no socket {path}: is the worker on this machine?"
+        # Most workers are on other machines, and have no socket here for a good reason.
+        if _is_this_machine(control) or not path.parent.is_dir():
+            self.last_error = (
+                f"there is no socket {path}: is its directory the worker's --local-dir, and seen"
+                " here? Name it by local_dir or MEMKV_LOCAL_DIR (`off` for none)"
+            )
         return None
 
     def begin(self, session_uuid: bytes, path: Path | None) -> None:
