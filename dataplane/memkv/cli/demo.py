@@ -71,7 +71,6 @@ def make_directory(name: str | None) -> Path:
 def rows_of(found: DemoReport) -> list[tuple[str, str, str]]:
     """Return the table: figure, value, what it means."""
     replay, reference, outage = found.replay, found.reference, found.outage
-    compared = outage.durable_blocks - outage.replaced
     return [
         ("requests", f"{replay.requests:,}", f"they asked for {replay.blocks:,} blocks"),
         (
@@ -99,9 +98,8 @@ def rows_of(found: DemoReport) -> list[tuple[str, str, str]]:
         ),
         (
             "warm ratio", units.format_percent(outage.warm_ratio),
-            f"{outage.served_again:,} of {compared:,} durable blocks served again"
-            + (f"; {outage.replaced:,} more were stored anew" if outage.replaced else "")
-            + (f"; {outage.evicted:,} evicted since" if outage.evicted else ""),
+            f"{outage.served_again:,} of {outage.durable_blocks:,} durable blocks served again"
+            + (f"; {outage.replaced:,} of the others stored anew" if outage.replaced else ""),
         ),
         ("time", f"{found.total_s:.0f} s", f"{replay.seconds:.0f} s of it replaying"),
     ]  # fmt: skip

@@ -12,12 +12,12 @@ WARM_RATIO_MIN = 0.99
 class Outage:
     """One node killed and brought back.
 
-    durable_blocks: acknowledged as durable, owned by the node, and stored just before the kill
-    replaced: of these, blocks stored again elsewhere while it was away; they prove nothing about
-        the node's flash and are left out of the ratio
-    served_again: of the rest, blocks the pool served with right bytes once it was back
-    evicted: blocks the node says it evicted since it is back, for blocks that moved to it; those
-        came back too, but not all of the missing ones need to be among them
+    durable_blocks: acknowledged as durable, owned by the node, and stored just before the kill,
+        when the node evicted nothing any more
+    replaced: of these, blocks stored anew while it was away; what is served of them proves nothing
+        about the node's flash, so they count as not served
+    served_again: of the rest, blocks the node served with right bytes once it was back, before
+        anything was put again; so none of the missing ones had to be evicted
     """
 
     node: str
@@ -28,14 +28,11 @@ class Outage:
     durable_blocks: int
     replaced: int
     served_again: int
-    evicted: int = 0
 
     @property
     def warm_ratio(self) -> float:
-        """Blocks that came back / blocks that were there."""
-        expected = self.durable_blocks - self.replaced
-        missing = expected - self.served_again
-        return ratio(self.served_again, expected - min(self.evicted, missing))
+        """Blocks that came back / blocks that were there. Nothing is left out of either."""
+        return ratio(self.served_again, self.durable_blocks)
 
 
 @dataclass(frozen=True, slots=True)

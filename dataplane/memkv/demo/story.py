@@ -26,12 +26,13 @@ DEADLINE_MS = 10_000  # a call carries up to 32 MiB of durable puts, on any disk
 REQUESTS_MIN = 20
 # A block and its header fit a segment, a 64th of the file, with room for header and footer.
 CAPACITY_BYTES_MIN = SEGMENTS_PER_STORE_MIN * (BLOCK_BYTES + 16 * KIB)
-# Long enough to see that the rest of the pool goes on; shorter than the time after which a node
-# counts as lost and its slots move, since what moves back later evicts what the node kept.
-OUTAGE_S = 1.0
-LOSS_GRACE = "60s"  # a busy machine may take longer than the usual grace to start a node again
+OUTAGE_S = 1.0  # long enough to see that the rest of the pool goes on
+# The node must be back before its slots move: what moves home evicts what the node kept. A busy
+# machine may take longer than the usual grace to start it again.
+LOSS_GRACE = "60s"
 OUTAGE_SHARE_MAX = 0.05  # of the requests
 RETURN_TIMEOUT_S = 60.0
+REST_TIMEOUT_S = 30.0
 
 Report = Callable[[float, str], None]
 
@@ -139,7 +140,7 @@ class Demo:
         node = pool.nodes[len(pool.nodes) // 2]
         done = at / len(self._blocks)
         self._report(done, f"noting what {node.name} holds")
-        durable = durable_keys(client, self._owned_by(client, node, replay.stored))
+        durable = self._note(pool, client, node, replay.stored)
         self._report(done, f"killing {node.name} with SIGKILL")
         before = dict(self._last_used)
         stored_before = set(replay.stored)
@@ -156,16 +157,38 @@ class Demo:
         pool.start_again(node)
         self._wait_back(pool, client, node, durable)
         away_s = time.monotonic() - killed_at
-        # Puts of the outage that were accepted went to other nodes, or made the block anew.
+        # The replay rests until all is checked: no put, so no eviction, comes between.
         replaced = replay.stored & set(durable)
         replay.stored |= stored_before
         kept = sorted(set(durable) - replaced, key=lambda key: before.get(key, 0))
         served, checked = self._check_warm(replay, kept, node, done)
         outage = Outage(
-            node.name, at, without, killed, away_s, len(durable), len(replaced), served,
-            evicted_by(client, node),
+            node.name, at, without, killed, away_s, len(durable), len(replaced), served
         )  # fmt: skip
         return outage, checked
+
+    def _note(
+        self, pool: LocalPool, client: Client, node: LocalNode, stored: set[str]
+    ) -> list[str]:
+        """Return the keys the node holds once it has made all the room it wanted to make.
+
+        Room is made after puts, and there are none: what is noted stays until the kill.
+        """
+        deadline = time.monotonic() + REST_TIMEOUT_S
+        with FactsReader(client) as reader:
+            while True:
+                before = evictions(reader, node)
+                durable = durable_keys(client, self._owned_by(client, node, stored))
+                if before is not None and before == evictions(reader, node):
+                    return durable
+                pool.check()
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"{node.name} still makes room {REST_TIMEOUT_S:g} s after the last put; is"
+                        f" its drive very slow? Its log: {node.child.log}"
+                    )
+                with client.attachment.core.changed:
+                    client.attachment.core.changed.wait(0.1)
 
     def _owned_by(self, client: Client, node: LocalNode, keys: Iterable[str]) -> list[str]:
         """Return the keys whose slots the node owns in the map."""
@@ -238,11 +261,9 @@ def is_settled(client: Client) -> bool:
     return shard_map is not None and not shard_map.moving
 
 
-def evicted_by(client: Client, node: LocalNode) -> int:
-    """Return how many blocks the node evicted since it started."""
-    with FactsReader(client) as reader:
-        return sum(
-            facts.counters.get("evicted_blocks", 0)
-            for facts in reader.read()
-            if facts.worker.node_name == node.name
-        )
+def evictions(reader: FactsReader, node: LocalNode) -> int | None:
+    """Return how many blocks the node has evicted; None while it makes room, or does not say."""
+    its = [facts for facts in reader.read() if facts.worker.node_name == node.name]
+    if not its or any(facts.problem or facts.is_reclaiming for facts in its):
+        return None
+    return sum(facts.counters.get("evicted_blocks", 0) for facts in its)

@@ -38,7 +38,14 @@ class WorkerFacts:
     memory_free_bytes: int = 0
     sessions: int = 0
     epoch: int = 0
+    segments: Mapping[str, int] = field(default_factory=dict)
+    """How many are in which state."""
     counters: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_reclaiming(self) -> bool:
+        """Whether blocks are being copied or evicted to make room."""
+        return self.segments.get("reclaiming", 0) > 0
 
     def document(self) -> dict[str, object]:
         """Return the JSON form."""
@@ -56,6 +63,7 @@ class WorkerFacts:
             "memory_free_bytes": self.memory_free_bytes,
             "sessions": self.sessions,
             "map_epoch": self.epoch,
+            "segments": dict(self.segments),
             "counters": dict(self.counters),
         }
 
@@ -132,7 +140,6 @@ def ask(connection: socket.socket) -> Mapping[str, object]:
 
 def facts_of(worker: Worker, slots: int, answer: Mapping[str, object]) -> WorkerFacts:
     """Take what is known from an answer; a newer or older node may say more or less."""
-    counters = answer.get("counters")
     map_ = answer.get("map")
     return WorkerFacts(
         worker, slots,
@@ -143,12 +150,16 @@ def facts_of(worker: Worker, slots: int, answer: Mapping[str, object]) -> Worker
         memory_free_bytes=_number(answer, "memory_free_bytes"),
         sessions=_number(answer, "sessions"),
         epoch=_number(map_, "epoch") if isinstance(map_, dict) else 0,
-        counters={name: _number(counters, name) for name in counters}
-        if isinstance(counters, dict)
-        else {},
+        segments=_numbers(answer, "segments"),
+        counters=_numbers(answer, "counters"),
     )  # fmt: skip
 
 
 def _number(answer: Mapping[str, object], name: str) -> int:
     value = answer.get(name)
     return value if isinstance(value, int) else 0
+
+
+def _numbers(answer: Mapping[str, object], name: str) -> dict[str, int]:
+    values = answer.get(name)
+    return {key: _number(values, key) for key in values} if isinstance(values, dict) else {}

@@ -195,6 +195,7 @@ class ControlService:
             "capacity_bytes": statistics.capacity_bytes,
             "memory_bytes": statistics.memory_bytes,
             "memory_free_bytes": statistics.memory_free_bytes,
+            "segments": statistics.segments,
             "counters": statistics.counters,
             "sessions": sessions,
             "lanes": lanes,
