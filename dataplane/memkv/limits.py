@@ -50,6 +50,9 @@ LOCAL_REGIONS_MAX = 4096  # of one worker: each keeps a file descriptor open
 LOCAL_MAPPED_BYTES_PER_SESSION_MAX = 64 * GIB  # page tables of so much are 128 MiB
 LOCAL_MAPPED_BYTES_MAX = 256 * GIB  # of one worker
 
+# --- ports -----------------------------------------------------------------------------------
+HTTP_PORT_DEFAULT = 9471  # plain HTTP of every role: one number to scrape, a role a machine or pod
+
 # --- store -----------------------------------------------------------------------------------
 SECTOR_BYTES = 4 * KIB  # O_DIRECT alignment and the size of a record header
 SEGMENT_BYTES_MAX = 256 * MIB
@@ -58,6 +61,10 @@ SPARE_SEGMENTS = 2  # one being opened, one for re-appends while reclaim runs
 LEASE_MS_MAX = 60_000  # between an engine's lookup and its load; whoever needs more pins
 REAPPEND_FRACTION_MAX = 0.30  # of host writes: bounds write amplification at 1.3
 PINNED_FRACTION_MAX = 0.25  # of a tenant's quota: pins must never stop eviction
+WORKER_MEMORY_BYTES_DEFAULT = 256 * MIB  # 128 blocks of 2 MiB: all I/O in flight, some hot ones
+# io_uring registers a worker's memory whole, which locks it: the kernel counts it against the
+# user's RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK. Without, reads cost more CPU.
+MEMLOCK_BYTES_WANTED = WORKER_MEMORY_BYTES_DEFAULT
 DEVICE_QUEUE_DEPTH = 32  # fio's bandwidth is flat above 16 on the drives tried
 DEVICE_LOCK_WAIT_MS = 5_000  # a killed process leaves the lock when its last I/O has ended
 DEVICE_LOCK_POLL_MS = 10  # between looks at a lock whose holder is gone
@@ -70,19 +77,23 @@ MAP_BYTES_MAX = 4 * MIB  # gRPC's default message limit; bounds what a lying ser
 MAX_MOVING_SLOTS_PERCENT_DEFAULT = 20  # bounds the copy traffic of a changed pool
 MOVE_TIMEOUT_S = 3_600  # previous owners retire after this even if their blocks were not copied
 MASS_LOSS_PERCENT = 30  # more workers gone at once are a broken network, not broken workers
-WORKER_LOSS_GRACE_MS = 3_000  # six polls; a restart of a worker process takes about one second
+WORKER_RESTART_MS = 3_400  # the longest measured from kill -9 to serving, two busy cores
+# Longer than a restart, even where the drive's lock is waited for. Until then the worker's keys
+# miss. Called lost too soon, it would lose what it holds: slots that move away and home again bring
+# copies that evict it.
+WORKER_LOSS_GRACE_MS = 10_000
 BOOKMARK_INTERVAL_MS = 20_000  # a watch that says nothing for three of these is dead
 BOOKMARKS_MISSED_MAX = 3
 FACTS_POLL_INTERVAL_MS = 500
 WATCHERS_MAX = 16_384  # streams of one metadata process, at about 10 KiB each
 OWNER_TRAIL_MAX = 8  # past owners remembered for a slot; one that fell out drops what it had
 STATE_BYTES_MAX = 16 * MIB  # full trails of 65536 slots as JSON take 5 MiB
-DROP_TENANT_WAIT_MS = 20_000  # a round of it takes a second or two where all workers answer
+DROP_TENANT_WAIT_MS = 30_000  # for a worker that does not answer until it counts as lost
 NODE_WEIGHT_MIN, NODE_WEIGHT_MAX = 1e-3, 1e3  # times any capacity a number that a map can hold
 WORKERS_PER_NODE_MAX = 64  # a worker per drive; a storage server has at most a few dozen
 WORKER_REPORT_INTERVAL_MS = 250  # facts are at most this old when a publisher polls
 TAKEOVER_RETRY_MS_MIN = 20  # a previous owner often gets the map a moment later
-TAKEOVER_RETRY_MS_MAX = 500  # one that is down becomes lost within a few seconds
+TAKEOVER_RETRY_MS_MAX = 500  # one that is down becomes lost after the grace
 PEER_TIMEOUT_MS = 5_000  # one answer of another worker; a batch of PULL_BATCH_BYTES takes far less
 PULL_BYTES_PER_S_MAX = 256 * MIB  # a fifth of 1 TB in 13 minutes, well within MOVE_TIMEOUT_S
 PULL_BYTES_PER_S_BUSY = 64 * MIB  # while clients are served: a few percent of a drive
@@ -120,6 +131,8 @@ assert ITEMS_PER_FRAME_MAX * 48 <= FRAME_BODY_BYTES_MAX
 assert SMALL_PAYLOAD_BYTES_MAX <= CHUNK_BYTES
 assert WORKERS_MAX < 0xFFFF  # the largest u16 means unassigned
 assert WORKER_LOSS_GRACE_MS >= 3 * FACTS_POLL_INTERVAL_MS  # one lost poll never moves a slot
+assert WORKER_LOSS_GRACE_MS >= DEVICE_LOCK_WAIT_MS + WORKER_RESTART_MS  # nor does a restart
+assert DROP_TENANT_WAIT_MS > 2 * WORKER_LOSS_GRACE_MS
 assert MAP_FALLBACK_MS < MAP_BOOTSTRAP_TIMEOUT_MS
 assert LOCAL_REGIONS_PER_SESSION_MAX < LOCAL_REGIONS_MAX  # no session can have them all
 assert LOCAL_MAPPED_BYTES_PER_SESSION_MAX < LOCAL_MAPPED_BYTES_MAX

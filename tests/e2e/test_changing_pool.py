@@ -94,7 +94,9 @@ class Ledger:
 
 
 def make_pool(directory: Path, nodes: int) -> LocalPool:
-    return LocalPool(PoolPlan(directory, nodes, 64 * MIB, 32 * MIB, slots=SLOTS))
+    grace = ("--loss-grace", "3s")  # tests wait for a node to be lost
+    plan = PoolPlan(directory, nodes, 64 * MIB, 32 * MIB, slots=SLOTS, metadata_arguments=grace)
+    return LocalPool(plan)
 
 
 def attach(pool: LocalPool, tenant: str = "default", cache_dir: Path | None = None) -> Client:

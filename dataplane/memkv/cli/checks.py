@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memkv.cli import units
-from memkv.limits import GIB, MIB, SECTOR_BYTES
+from memkv.limits import GIB, HTTP_PORT_DEFAULT, MEMLOCK_BYTES_WANTED, SECTOR_BYTES
 
 OK, WARNING, BROKEN = "ok", "warning", "broken"
 PYTHON_MIN = (3, 11)
-MEMLOCK_BYTES_WANTED = 64 * MIB  # registered buffers of one node with a small DRAM tier
 FILES_WANTED = 4096
 FREE_BYTES_WANTED = 2 * GIB
-PORTS = ((7443, "metadata"), (7070, "node data"), (9470, "node admin"), (9471, "metrics"))
+PORTS = (
+    (7443, "metadata"), (7070, "node data"), (9470, "node admin"), (HTTP_PORT_DEFAULT, "metrics"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def room(directory: Path) -> Check:
 
 
 def memory_lock() -> Check:
-    """Registered buffers count against RLIMIT_MEMLOCK on older kernels, RDMA always."""
+    """A worker of the default size registers its memory whole."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY:
         return Check("locked memory", OK, "unlimited")
@@ -122,8 +123,8 @@ def memory_lock() -> Check:
     wanted = units.format_bytes(MEMLOCK_BYTES_WANTED)
     return Check(
         "locked memory", WARNING, found,
-        f"without {wanted} buffers are not registered and reads cost more CPU:"
-        " `ulimit -l unlimited`, or LimitMEMLOCK=infinity",
+        f"under {wanted} a worker with the default --memory registers no buffers unless it has"
+        " CAP_IPC_LOCK, and reads cost more CPU: `ulimit -l unlimited`, or LimitMEMLOCK=infinity",
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from memkv.cli.exits import Exit
 from memkv.cli.logs import LOG_LEVEL, start_logging
 from memkv.cli.settings import POOL, Field, UsageError
 from memkv.limits import (
+    HTTP_PORT_DEFAULT,
     MASS_LOSS_PERCENT,
     MAX_MOVING_SLOTS_PERCENT_DEFAULT,
     MOVE_TIMEOUT_S,
@@ -79,8 +80,8 @@ REFLECTION: Field[bool] = Field(
     "metadata",
 )  # fmt: skip
 HTTP_PORT: Field[int] = Field(
-    "http_port", units.parse_port, 0, "plain HTTP for /metrics, /healthz and /readyz; 0: any free"
-    " port", "metadata", "PORT",
+    "http_port", units.parse_port, HTTP_PORT_DEFAULT,
+    "plain HTTP for /metrics, /healthz and /readyz; 0: any free port", "metadata", "PORT",
 )  # fmt: skip
 INSECURE: Field[bool] = Field(
     "insecure", units.parse_flag, False, "allow an address other than loopback without TLS",

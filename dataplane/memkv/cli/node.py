@@ -12,7 +12,7 @@ from memkv.cli.exits import Exit
 from memkv.cli.logs import LOG_LEVEL, start_logging
 from memkv.cli.metadata import parse_endpoints
 from memkv.cli.settings import POOL, Field, UsageError
-from memkv.limits import GIB, MIB, SLOTS_DEFAULT
+from memkv.limits import GIB, HTTP_PORT_DEFAULT, SLOTS_DEFAULT, WORKER_MEMORY_BYTES_DEFAULT
 
 if TYPE_CHECKING:
     from memkv.node.supervisor import Supervisor
@@ -41,8 +41,8 @@ CAPACITY: Field[int] = Field(
     "capacity", units.parse_size, 2 * GIB, "size of each file that is made anew", "node", "SIZE"
 )
 MEMORY: Field[int] = Field(
-    "memory", units.parse_size, 256 * MIB, "DRAM of each worker for blocks and index", "node",
-    "SIZE",
+    "memory", units.parse_size, WORKER_MEMORY_BYTES_DEFAULT,
+    "DRAM of each worker for blocks and index", "node", "SIZE",
 )  # fmt: skip
 METADATA: Field[tuple[str, ...]] = Field(
     "metadata", parse_endpoints, (),
@@ -63,8 +63,9 @@ ADMIN_PORT: Field[int] = Field(
     "admin_port", units.parse_port, 9470, "gRPC for who runs the pool", "node", "PORT"
 )
 HTTP_PORT: Field[int] = Field(
-    "http_port", units.parse_port, 9471, "/metrics, /healthz and /readyz", "node", "PORT"
-)
+    "http_port", units.parse_port, HTTP_PORT_DEFAULT,
+    "plain HTTP for /metrics, /healthz and /readyz; 0: any free port", "node", "PORT",
+)  # fmt: skip
 SLOTS: Field[int] = Field(
     "slots", units.parse_count, SLOTS_DEFAULT, "slots of the pool, as its publisher says", "node",
     "COUNT",

@@ -17,7 +17,12 @@ from memkv.cli.exits import Exit
 from memkv.cli.settings import POOL, Field, Settings, UsageError
 from memkv.cli.tables import Column, plain, table
 from memkv.errors import MemKVError
-from memkv.limits import BLOCK_BYTES_MAX, GIB, MIB, SEGMENTS_PER_STORE_MIN
+from memkv.limits import (
+    BLOCK_BYTES_MAX,
+    GIB,
+    SEGMENTS_PER_STORE_MIN,
+    WORKER_MEMORY_BYTES_DEFAULT,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +39,9 @@ CAPACITY: Field[int] = Field(
     "capacity", units.parse_size, 2 * GIB, "flash of EACH node, preallocated", "up", "SIZE"
 )
 MEMORY: Field[int] = Field(
-    "memory", units.parse_size, 256 * MIB, "DRAM of EACH node for blocks", "up", "SIZE"
-)
+    "memory", units.parse_size, WORKER_MEMORY_BYTES_DEFAULT, "DRAM of EACH node for blocks", "up",
+    "SIZE",
+)  # fmt: skip
 LISTEN: Field[str] = Field(
     "endpoint", units.parse_endpoint, "127.0.0.1:7443",
     "where the metadata service listens; port 0: any free one; the nodes take other free ports",

@@ -21,7 +21,7 @@ import grpc
 from memkv.client.options import ConnectOptions
 from memkv.client.sync import Client
 from memkv.errors import ConfigError, RetryLater
-from memkv.limits import GIB, MIB, SLOTS_DEFAULT
+from memkv.limits import GIB, SLOTS_DEFAULT, WORKER_MEMORY_BYTES_DEFAULT
 from memkv.localpool.directory import (
     FLASH_FILE,
     DirectoryLock,
@@ -52,7 +52,7 @@ class PoolPlan:
     directory: Path
     nodes: int = 3
     capacity_bytes: int = 2 * GIB
-    memory_bytes: int = 256 * MIB
+    memory_bytes: int = WORKER_MEMORY_BYTES_DEFAULT
     host: str = "127.0.0.1"
     port: int = 0
     """Of the metadata service; 0: any free one."""

@@ -48,8 +48,8 @@ class PlainHttpServer:
             self._server = _Server((host, port), handler)
         except OSError as error:
             raise ConfigError(
-                f"cannot serve HTTP on {host}:{port}: {error.strerror}; choose another port or "
-                "stop what has it"
+                f"cannot serve HTTP on {host}:{port}: {error.strerror}; choose another --http-port "
+                "(each role on a machine wants its own), or stop what has it"
             ) from error
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(

@@ -1,8 +1,8 @@
 """Which workers are there: from polls and their times to ACTIVE, DRAINING or LOST. Pure.
 
-A worker is dead when nothing proved it alive for the grace time; that is how long a crashed process
-takes to come back, and no slot should move for that. Many deaths at once are a broken network more
-often than broken workers, and moving their slots would turn a short outage into a cold cache: then
+A worker is dead when nothing proved it alive for the grace time; a crashed process is back within
+it, and no slot should move for that. Many deaths at once are a broken network more often than
+broken workers, and moving their slots would turn a short outage into a cold cache: then
 the map is frozen until they are back, or a person says that they are gone for good.
 
 Situation of one worker of the map, rows tried in order:

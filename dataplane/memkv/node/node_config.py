@@ -27,7 +27,7 @@ class NodeConfig:
     state_dir: Path
     """Keeps the last map, the last NodeSpec and node.json; made when it does not exist."""
     drives: tuple[DriveConfig, ...]
-    memory_bytes: int = 256 * limits.MIB
+    memory_bytes: int = limits.WORKER_MEMORY_BYTES_DEFAULT
     """DRAM of each worker: blocks and index."""
     host: str = "127.0.0.1"
     """Address the data ports listen on."""
@@ -39,7 +39,7 @@ class NodeConfig:
     admin_port: int = 9470
     """0: any free one."""
     http_host: str = "127.0.0.1"
-    http_port: int | None = 9471
+    http_port: int | None = limits.HTTP_PORT_DEFAULT
     """Plain HTTP for /metrics, /healthz and /readyz; 0: any free port; None: none."""
     metadata: tuple[str, ...] = ()
     """Metadata endpoints; empty: the workers serve every key."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from memkv.errors import CallerError
+from memkv.limits import DEVICE_LOCK_WAIT_MS, WORKER_RESTART_MS
 from memkv.metadata.publisher import (
     Outcome,
     Publisher,
@@ -155,6 +156,20 @@ def test_restart_within_the_grace_time_moves_nothing() -> None:
     pool.incarnation["b"] = 2
     outcome = pool.poll()
     assert outcome.reasons == (Reason.WORKERS_CHANGED,)
+    assert pool.map.owners == owners
+    assert not pool.map.moving
+
+
+def test_by_default_a_slow_restart_moves_nothing() -> None:
+    """As long as was measured on a busy machine, after waiting for the drive's lock."""
+    pool = Pool(PublisherConfig(nodes=3, slots=60))
+    pool.poll()
+    owners = pool.map.owners
+    pool.up.discard("b")
+    pool.after(DEVICE_LOCK_WAIT_MS + WORKER_RESTART_MS)
+    pool.up.add("b")
+    pool.incarnation["b"] = 2
+    pool.poll()
     assert pool.map.owners == owners
     assert not pool.map.moving
 
