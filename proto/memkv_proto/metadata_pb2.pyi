@@ -480,19 +480,25 @@ class GetTicketRequest(_message.Message):
 
     POOL_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     """"namespace/name" """
     tenant: _builtins.str
     """Name of the tenant; empty: the caller's own."""
+    peer: _builtins.bool
+    """For a worker of the pool, which moves slots: a ticket with the right PEER and nothing else.
+    PERMISSION_DENIED to everyone but the pool's nodes.
+    """
     def __init__(
         self,
         *,
         pool: _builtins.str = ...,
         tenant: _builtins.str = ...,
+        peer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer", "pool", b"pool", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

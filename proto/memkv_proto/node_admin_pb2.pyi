@@ -248,12 +248,14 @@ class TicketKey(_message.Message):
     PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     NOT_AFTER_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
-    """Named by tickets that were signed with it."""
+    """Named by tickets that were signed with it: 8 hex digits made from the public key; empty: made
+    by the node.
+    """
     public_key: _builtins.bytes
     """Ed25519 public key, 32 bytes."""
     @_builtins.property
     def not_after(self) -> _timestamp_pb2.Timestamp:
-        """Tickets signed with it are refused after this time."""
+        """Tickets signed with it are refused from this time on; unset: not while the key is listed."""
 
     def __init__(
         self,

@@ -140,7 +140,7 @@ def test_a_map_that_comes_while_a_worker_starts_is_its_second_message() -> None:
     )
 
     def start_message() -> StartMessage:
-        child.set_map(map_message(b"a map"))
+        child.tell(map_message(b"a map"))
         return StartMessage("pool", "n1", 0, "drive", 0, 0, "127.0.0.1", 0, 1, 1, "state", True)
 
     ended: list[str] = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from memkv.cli import units
 from memkv.cli.command import Call, Command
 from memkv.cli.exits import Exit
+from memkv.cli.identity import METADATA_TLS, SALT_SECRET, TICKET_KEY, path_of
 from memkv.cli.logs import LOG_LEVEL, start_logging
 from memkv.cli.settings import POOL, Field, UsageError
 from memkv.limits import (
@@ -93,6 +94,7 @@ READY_FILE: Field[str] = Field(
 
 
 def run(call: Call) -> int:
+    from memkv.metadata.certificates import client_tls, node_name
     from memkv.metadata.main import MetadataConfig, run_metadata
     from memkv.metadata.roster import LossPolicy
     from memkv.metadata.server import ServerConfig
@@ -104,10 +106,11 @@ def run(call: Call) -> int:
     )
     start_logging(settings[LOG_LEVEL])
     host, port = units.split_endpoint(settings[LISTEN])
+    tls, pool = METADATA_TLS.read(settings), in_cluster or settings[POOL]
     run_metadata(
         MetadataConfig(
             ServerConfig(
-                in_cluster or settings[POOL], host, port, insecure=settings[INSECURE],
+                pool, host, port, tls, insecure=settings[INSECURE],
                 reflection=settings[REFLECTION],
             ),
             nodes=settings[NODES],
@@ -120,6 +123,10 @@ def run(call: Call) -> int:
             loss=LossPolicy(
                 settings[LOSS_GRACE], accept_mass_loss=settings[ACCEPT_MASS_LOSS]
             ),
+            admin_tls=client_tls(tls, server_name=node_name(pool)) if tls else None,
+            follow_tls=client_tls(tls) if tls else None,
+            ticket_key=path_of(settings, TICKET_KEY),
+            salt_secret=path_of(settings, SALT_SECRET),
             http_host=host,
             http_port=settings[HTTP_PORT],
             ready_file=Path(settings[READY_FILE]) if settings[READY_FILE] else None,
@@ -151,8 +158,8 @@ COMMAND = Command(
     "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
     (POOL, LISTEN, PUBLISH, NODES, STATE, FOLLOW, KUBERNETES, SLOTS, MOVING_PERCENT,
-     MOVE_TIMEOUT, LOSS_GRACE, ACCEPT_MASS_LOSS, REFLECTION, HTTP_PORT, INSECURE, READY_FILE,
-     LOG_LEVEL),
+     MOVE_TIMEOUT, LOSS_GRACE, ACCEPT_MASS_LOSS, REFLECTION, HTTP_PORT, *METADATA_TLS.all(),
+     TICKET_KEY, SALT_SECRET, INSECURE, READY_FILE, LOG_LEVEL),
     examples=(
         "memkv metadata --publish --nodes 127.0.0.1:9470 --state /var/lib/memkv/map",
         "memkv metadata --listen 127.0.0.1:7444 --follow 127.0.0.1:7443",

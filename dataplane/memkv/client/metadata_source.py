@@ -8,6 +8,7 @@ from memkv.client.kept import KeptFiles
 from memkv.client.options import ConnectOptions
 from memkv.client.source import TicketGrant
 from memkv.errors import RetryLater
+from memkv.limits import TICKET_RENEWAL_S_MIN
 from memkv.metadata.watch import MapWatcher, WatchConfig, fetch_ticket
 from memkv.metadata.watch import TicketGrant as Grant
 from memkv.shardmap.cache import OwnerHint, Route
@@ -15,7 +16,6 @@ from memkv.shardmap.map import ShardMap
 from memkv.tenant import tenant_tag
 
 NS_PER_S = 1_000_000_000
-TICKET_RENEWAL_S_MIN = 60
 
 
 class MetadataSource:

@@ -3,13 +3,12 @@
 import ipaddress
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
 from memkv import limits
 from memkv.errors import CallerError, ConfigError
+from memkv.metadata.certificates import ClientTls, TlsFiles
 
 ChannelOptions = Sequence[tuple[str, str | int]]
 
@@ -72,29 +71,6 @@ CLIENT_OPTIONS: ChannelOptions = (
 assert CLIENT_KEEPALIVE_MS >= SERVER_PING_INTERVAL_MS_MIN
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files of one side of mutual TLS."""
-
-    certificate: Path
-    key: Path
-    authority: Path
-
-    def read(self) -> tuple[bytes, bytes, bytes]:
-        """Return (certificate, key, authority). ConfigError naming the missing file."""
-        try:
-            return (
-                self.certificate.read_bytes(),
-                self.key.read_bytes(),
-                self.authority.read_bytes(),
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read the TLS file {error.filename}: {error.strerror}; check the path and "
-                "its permissions"
-            ) from error
-
-
 def split_endpoint(endpoint: str) -> tuple[str, int]:
     """Return (host, port) of "host:port" or "[v6]:port". CallerError for anything else."""
     host, colon, port = endpoint.rpartition(":")
@@ -129,22 +105,22 @@ def check_exposure(what: str, host: str, tls: TlsFiles | None, *, insecure: bool
         )
 
 
-def open_channel(endpoint: str, tls: TlsFiles | None) -> grpc.Channel:
-    """Return a new channel; it connects when it is used. The caller closes it."""
+def open_channel(endpoint: str, tls: ClientTls | None) -> grpc.Channel:
+    """Return a new channel; it connects when it is used. The caller closes it. ConfigError for TLS
+    files that are missing or unfit."""
     if tls is None:
         return grpc.insecure_channel(endpoint, options=CLIENT_OPTIONS)
-    return grpc.secure_channel(endpoint, channel_credentials(tls), options=CLIENT_OPTIONS)
+    return grpc.secure_channel(endpoint, tls.credentials(), options=channel_options(tls))
 
 
-def channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
-    """Return credentials of a client that proves itself."""
-    certificate, key, authority = tls.read()
-    return grpc.ssl_channel_credentials(authority, key, certificate)
+def channel_options(tls: ClientTls | None) -> list[tuple[str, str | int]]:
+    """Return the options of a client's channel."""
+    options = list(CLIENT_OPTIONS)
+    if tls is not None and tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return options
 
 
-def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    """Return credentials of a server that wants its clients to prove themselves."""
-    certificate, key, authority = tls.read()
-    return grpc.ssl_server_credentials(
-        [(key, certificate)], root_certificates=authority, require_client_auth=True
-    )
+def call_metadata(tls: ClientTls | None) -> tuple[tuple[str, str], ...]:
+    """Return the headers of a call on such a channel. ConfigError when the token is unreadable."""
+    return tls.call_metadata() if tls is not None else ()

@@ -21,10 +21,10 @@ from prometheus_client import CollectorRegistry
 from memkv import limits
 from memkv.clock import Clock, SystemClock
 from memkv.errors import ConfigError, ProtocolError, RetryLater
+from memkv.metadata.callers import Anyone, Authenticator
+from memkv.metadata.certificates import ClientTls
 from memkv.metadata.endpoint import (
-    CLIENT_OPTIONS,
-    TlsFiles,
-    channel_credentials,
+    channel_options,
     check_exposure,
 )
 from memkv.metadata.facts import reports_of
@@ -34,7 +34,7 @@ from memkv.metadata.metrics import MetadataCollector, MetadataFigures
 from memkv.metadata.publisher import Outcome, Publisher, PublisherConfig, PublisherState, Reason
 from memkv.metadata.roster import LossPolicy
 from memkv.metadata.server import MetadataServer, ServerConfig
-from memkv.metadata.tickets import AnonymousIssuer
+from memkv.metadata.tickets import issuer_of
 from memkv.metadata.watch import MapWatcher, WatchConfig
 from memkv.shardmap import ShardMap
 from memkv_proto import node_admin_pb2, node_admin_pb2_grpc
@@ -68,7 +68,15 @@ class MetadataConfig:
     first_map_wait_ms: int = 10_000
     poll_interval_ms: int = limits.FACTS_POLL_INTERVAL_MS
     loss: LossPolicy = field(default_factory=LossPolicy)
-    admin_tls: TlsFiles | None = None
+    admin_tls: ClientTls | None = None
+    """Towards the nodes."""
+    follow_tls: ClientTls | None = None
+    """Towards the metadata services that are followed."""
+    authenticator: Authenticator = field(default_factory=Anyone)
+    ticket_key: Path | None = None
+    """Private key that signs tickets; None: they are unsigned, for loopback."""
+    salt_secret: Path | None = None
+    """Secret of the tenants' salts, the same at every replica; None: salts hide nothing."""
     http_host: str = "127.0.0.1"
     http_port: int | None = None
     """Plain HTTP for /metrics, /healthz and /readyz; 0: any free port; None: none."""
@@ -103,9 +111,10 @@ class MetadataProcess:
         self._clock = clock or SystemClock()
         self.server = MetadataServer(
             config.server,
-            AnonymousIssuer(self._clock),
+            issuer_of(config.ticket_key, config.salt_secret, self._clock),
             self._clock,
             dropper=self if config.publishes else None,
+            authenticator=config.authenticator,
         )
         self._publisher: Publisher | None = None
         self._state_file: StateFile | None = None
@@ -186,11 +195,11 @@ class MetadataProcess:
         """Ask one node for its facts again and again."""
         publisher, tls = self._publisher, self._config.admin_tls
         assert publisher is not None
-        options = list(CLIENT_OPTIONS)
+        options = channel_options(tls)
         channel = (
             grpc.aio.insecure_channel(node, options=options)
             if tls is None
-            else grpc.aio.secure_channel(node, channel_credentials(tls), options=options)
+            else grpc.aio.secure_channel(node, tls.credentials(), options=options)
         )
         healthy = True
         async with channel:
@@ -298,7 +307,7 @@ class MetadataProcess:
                 config.follow,
                 config.server.pool,
                 f"replica-{config.server.host}:{config.server.port}",
-                config.admin_tls,
+                config.follow_tls,
                 config.server.insecure,
             ),
             self._clock,

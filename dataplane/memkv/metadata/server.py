@@ -7,9 +7,9 @@ source of maps does not make the server unready: an old map is better than none.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 from urllib.parse import unquote
 
 import grpc
@@ -21,14 +21,16 @@ from grpc_reflection.v1alpha import reflection
 from memkv import limits
 from memkv.clock import Clock
 from memkv.errors import CallerError, ConfigError, RetryLater
-from memkv.metadata.endpoint import (
-    SERVER_OPTIONS,
-    TlsFiles,
-    check_exposure,
-    is_loopback,
-    join_endpoint,
-    server_credentials,
+from memkv.metadata.callers import (
+    Anyone,
+    Authenticator,
+    Caller,
+    Forbidden,
+    Presented,
+    Unauthenticated,
 )
+from memkv.metadata.certificates import TlsFiles, names_of, server_credentials
+from memkv.metadata.endpoint import SERVER_OPTIONS, check_exposure, is_loopback, join_endpoint
 from memkv.metadata.tickets import TicketIssuer
 from memkv.shardmap import MapVersion, ShardMap, map_to_proto
 from memkv.shardmap.codec import version_from_proto, version_to_proto
@@ -65,6 +67,8 @@ class ServerConfig:
     port: int = 7443
     """0: any free one."""
     tls: TlsFiles | None = None
+    asks_certificate: bool = True
+    """With TLS: clients need a certificate of the CA. False where they bring tokens."""
     insecure: bool = False
     reflection: bool = False
     bookmark_interval_ms: int = limits.BOOKMARK_INTERVAL_MS
@@ -142,8 +146,10 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
         clock: Clock,
         source: random.Random,
         dropper: TenantDropper | None,
+        authenticator: Authenticator,
     ) -> None:
         self._config = config
+        self._authenticator = authenticator
         self._dropper = dropper
         self._feed = feed
         self._issuer = issuer
@@ -154,6 +160,7 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
     async def GetShardMap(  # noqa: N802  the name is gRPC's
         self, request: pb.GetShardMapRequest, context: "Context"
     ) -> pb.GetShardMapResponse:
+        await self._caller(context)
         await self._check_pool(request.pool, context)
         latest = self._feed.latest
         if latest is None:
@@ -169,6 +176,7 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
     async def WatchShardMap(  # noqa: N802  the name is gRPC's
         self, request: pb.WatchShardMapRequest, context: "Context"
     ) -> AsyncIterator[pb.WatchShardMapResponse]:
+        await self._caller(context)
         await self._check_pool(request.pool, context)
         await self._check_protocol(request, context)
         if self.counters.watchers >= self._config.watchers_max:
@@ -188,9 +196,10 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
     async def GetTicket(  # noqa: N802  the name is gRPC's
         self, request: pb.GetTicketRequest, context: "Context"
     ) -> pb.GetTicketResponse:
+        caller = await self._caller(context)
         await self._check_pool(request.pool, context)
         try:
-            ticket = self._issuer.issue(request.pool, request.tenant, str(context.peer()))
+            ticket = self._issuer.issue(request.pool, request.tenant, caller, peer=request.peer)
         except CallerError as error:
             await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except TicketRefused as error:
@@ -206,6 +215,7 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
     async def DropTenant(  # noqa: N802  the name is gRPC's
         self, request: pb.DropTenantRequest, context: "Context"
     ) -> pb.DropTenantResponse:
+        await self._caller(context)
         await self._check_pool(request.pool, context)
         if not is_on_this_machine(str(context.peer()), self._config.host):
             await self._refuse(
@@ -268,6 +278,17 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
             )
         )
 
+    async def _caller(self, context: "Context") -> Caller:
+        """Return who calls, or end the call."""
+        try:
+            return await self._authenticator.caller(presented_by(context))
+        except Unauthenticated as error:
+            await self._refuse(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+        except Forbidden as error:
+            await self._refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+        except RetryLater as error:
+            await self._refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
+
     async def _check_pool(self, pool: str, context: "Context") -> None:
         if pool != self._config.pool:
             await self._refuse(
@@ -300,6 +321,18 @@ def _is_news(latest: ShardMap, known: MapVersion | None, digest: bytes) -> bool:
     return latest.version.newer_than(known) or latest.digest != digest
 
 
+def presented_by(context: "Context") -> Presented:
+    """Return what a call brought along to prove itself."""
+    bearer = ""
+    for key, value in context.invocation_metadata() or ():
+        kind, _, token = str(value).partition(" ") if key == "authorization" else ("", "", "")
+        if kind.lower() == "bearer":
+            bearer = token.strip()
+    # The stubs say bytes; what comes are lists of them.
+    verified = cast("Mapping[str, Iterable[bytes]]", context.auth_context())
+    return Presented(bearer, names_of(verified))
+
+
 def is_on_this_machine(peer: str, listening: str) -> bool:
     """Return whether a gRPC peer ("ipv4:HOST:PORT", "ipv6:[HOST]:PORT") is a process beside this
     one: it comes from loopback, or from the very address that it called."""
@@ -318,14 +351,16 @@ class MetadataServer:
         clock: Clock,
         source: random.Random | None = None,
         dropper: TenantDropper | None = None,
+        authenticator: Authenticator | None = None,
     ) -> None:
-        """`dropper`: None where nothing is published."""
+        """`dropper`: None where nothing is published; `authenticator`: None to believe everyone."""
         check_exposure("the metadata service", config.host, config.tls, insecure=config.insecure)
         self._config = config
         self.feed = MapFeed()
         self._servicer = MetadataServicer(
-            config, self.feed, issuer, clock, source or random.Random(), dropper
-        )
+            config, self.feed, issuer, clock, source or random.Random(), dropper,
+            authenticator or Anyone(),
+        )  # fmt: skip
         aio = health.aio  # type: ignore[attr-defined]  # its stubs lack the asyncio half
         self._health: HealthService = aio.HealthServicer()
         self._server = grpc.aio.server(options=list(SERVER_OPTIONS))
@@ -354,7 +389,9 @@ class MetadataServer:
             if self._config.tls is None:
                 self.port = self._server.add_insecure_port(address)
             else:
-                credentials = server_credentials(self._config.tls)
+                credentials = server_credentials(
+                    self._config.tls, asks_certificate=self._config.asks_certificate
+                )
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise ConfigError(

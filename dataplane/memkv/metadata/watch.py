@@ -16,9 +16,10 @@ import grpc
 from memkv import limits
 from memkv.clock import Clock
 from memkv.errors import CallerError, ConfigError, MemKVError, PeerGone, RetryLater
+from memkv.metadata.certificates import ClientTls
 from memkv.metadata.endpoint import (
     UNARY_TIMEOUT_S,
-    TlsFiles,
+    call_metadata,
     is_loopback,
     open_channel,
     split_endpoint,
@@ -52,7 +53,7 @@ class WatchConfig:
     """HOST:PORT of replicas; the next one is tried when one fails."""
     pool: str
     client_id: str
-    tls: TlsFiles | None = None
+    tls: ClientTls | None = None
     insecure: bool = False
     """A network without TLS is trusted: a new lineage is taken from it."""
     protocol_min: int = 1
@@ -240,7 +241,10 @@ class MapWatcher:
 
     def _consume(self, channel: grpc.Channel, trusted: bool) -> float | None:
         """Take events until the server says goodbye (returns its pause) or something is wrong."""
-        call: Stream = pb_grpc.MetadataServiceStub(channel).WatchShardMap(self._request())
+        headers = call_metadata(self._config.tls)
+        call: Stream = pb_grpc.MetadataServiceStub(channel).WatchShardMap(
+            self._request(), metadata=headers
+        )
         with self._lock:
             self._call = call
         if self._stopping.is_set():
@@ -331,14 +335,15 @@ class Stream(Protocol):
 
 
 def fetch_map(
-    endpoint: str, pool: str, *, tls: TlsFiles | None = None, timeout_s: float = UNARY_TIMEOUT_S
+    endpoint: str, pool: str, *, tls: ClientTls | None = None, timeout_s: float = UNARY_TIMEOUT_S
 ) -> ShardMap:
     """Return the newest map. PeerGone, RetryLater, MetadataRefused or MapInvalid."""
     request = pb.GetShardMapRequest(pool=pool)
     with open_channel(endpoint, tls) as channel:
         stub = pb_grpc.MetadataServiceStub(channel)
+        headers = call_metadata(tls)
         try:
-            response = stub.GetShardMap(request, timeout=timeout_s)
+            response = stub.GetShardMap(request, timeout=timeout_s, metadata=headers)
         except grpc.RpcError as error:
             raise _translated(endpoint, error) from error
     return map_from_proto(response.shard_map)
@@ -349,15 +354,18 @@ def fetch_ticket(
     pool: str,
     tenant: str,
     *,
-    tls: TlsFiles | None = None,
+    peer: bool = False,
+    tls: ClientTls | None = None,
     timeout_s: float = UNARY_TIMEOUT_S,
 ) -> TicketGrant:
-    """Return a ticket for a tenant. PeerGone, RetryLater or MetadataRefused."""
-    request = pb.GetTicketRequest(pool=pool, tenant=tenant)
+    """Return a ticket for a tenant, or with `peer` one for moves between nodes. PeerGone,
+    RetryLater, MetadataRefused, or ConfigError for a CA, certificate or token that is unfit."""
+    request = pb.GetTicketRequest(pool=pool, tenant=tenant, peer=peer)
     with open_channel(endpoint, tls) as channel:
         stub = pb_grpc.MetadataServiceStub(channel)
+        headers = call_metadata(tls)
         try:
-            response = stub.GetTicket(request, timeout=timeout_s)
+            response = stub.GetTicket(request, timeout=timeout_s, metadata=headers)
         except grpc.RpcError as error:
             raise _translated(endpoint, error) from error
     return TicketGrant(
@@ -369,7 +377,7 @@ def fetch_ticket(
 
 
 def drop_tenant(
-    endpoint: str, pool: str, tenant: str, *, tls: TlsFiles | None = None
+    endpoint: str, pool: str, tenant: str, *, tls: ClientTls | None = None
 ) -> MapVersion:
     """Forget all blocks of a tenant; return the map that says so once no lookup can hit one.
 
@@ -379,8 +387,9 @@ def drop_tenant(
     timeout_s = 2 * limits.DROP_TENANT_WAIT_MS / 1000 + UNARY_TIMEOUT_S
     with open_channel(endpoint, tls) as channel:
         stub = pb_grpc.MetadataServiceStub(channel)
+        headers = call_metadata(tls)
         try:
-            response = stub.DropTenant(request, timeout=timeout_s)
+            response = stub.DropTenant(request, timeout=timeout_s, metadata=headers)
         except grpc.RpcError as error:
             raise _translated(endpoint, error) from error
     return version_from_proto(response.version)

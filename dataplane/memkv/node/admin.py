@@ -1,23 +1,42 @@
 """memkv.v1.NodeAdmin: the control channel of a node, for its publisher or operator only."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from memkv.errors import ConfigError
-from memkv.metadata.endpoint import SERVER_OPTIONS, join_endpoint, server_credentials
+from memkv.metadata.certificates import names_of, server_credentials
+from memkv.metadata.endpoint import SERVER_OPTIONS, join_endpoint
 from memkv.metadata.files import write_durably
 from memkv.node.node_config import NodeConfig
+from memkv.wire.signed import TicketKey, checked_keys, key_name
 from memkv_proto import node_admin_pb2 as pb
 from memkv_proto import node_admin_pb2_grpc as pb_grpc
 
 CALLS_MAX = 16  # a publisher and an operator poll twice a second; the rest is refused
 _ADMIN_THREADS = 4
+
+
+def ticket_keys_of(spec: pb.NodeSpec) -> tuple[TicketKey, ...]:
+    """Return the keys of a spec. ConfigError for one that is no key, or has another's id."""
+    keys = [
+        TicketKey(
+            given.public_key, given.not_after.seconds if given.HasField("not_after") else None
+        )
+        for given in spec.ticket_keys
+    ]
+    for given, key in zip(spec.ticket_keys, keys, strict=True):
+        if given.key_id not in ("", key_name(key.key_id)):
+            raise ConfigError(
+                f"ticket key {given.key_id!r} has the id {key_name(key.key_id)}: ids are made from "
+                "the public key; leave it empty or correct it"
+            )
+    return checked_keys(keys)
 
 
 class SpecKeeper:
@@ -46,8 +65,10 @@ class SpecKeeper:
     def apply(self, spec: pb.NodeSpec) -> str:
         """Keep a spec. Returns what waits for a restart of the workers, "" for nothing.
 
-        ValueError when it is older than the one in force, or another one of the same generation.
+        ValueError when it is older than the one in force, or another one of the same generation;
+        ConfigError for ticket keys that are none.
         """
+        ticket_keys_of(spec)
         with self._lock:
             before = self._spec
             if spec.generation < before.generation or spec.generation == 0:
@@ -64,7 +85,7 @@ class SpecKeeper:
             self._spec.CopyFrom(spec)
             waits = [
                 name
-                for name in ("drives", "quotas", "ticket_keys")
+                for name in ("drives", "quotas")
                 if list(getattr(before, name)) != list(getattr(spec, name))
             ]
         return f"{', '.join(waits)}: in effect when the workers start again" if waits else ""
@@ -78,8 +99,11 @@ class AdminServicer(pb_grpc.NodeAdminServicer):
         facts: Callable[[], pb.GetFactsResponse],
         specs: SpecKeeper,
         applied: Callable[[], None],
+        caller_name: str = "",
     ) -> None:
-        """`applied` is called after a spec came into force."""
+        """`applied` is called after a spec came into force. `caller_name`: in the certificate of
+        the only one who may call; empty: anyone may (no TLS)."""
+        self._caller_name = caller_name
         self._facts = facts
         self._specs = specs
         self._applied = applied
@@ -87,13 +111,17 @@ class AdminServicer(pb_grpc.NodeAdminServicer):
     def GetFacts(  # noqa: N802  the name is gRPC's
         self, request: pb.GetFactsRequest, context: grpc.ServicerContext
     ) -> pb.GetFactsResponse:
+        self._check_caller(context)
         return self._facts()
 
     def Apply(  # noqa: N802  the name is gRPC's
         self, request: pb.ApplyRequest, context: grpc.ServicerContext
     ) -> pb.ApplyResponse:
+        self._check_caller(context)
         try:
             pending = self._specs.apply(request.spec)
+        except ConfigError as error:
+            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except ValueError as error:
             _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except OSError as error:
@@ -101,6 +129,17 @@ class AdminServicer(pb_grpc.NodeAdminServicer):
             _refuse(context, grpc.StatusCode.UNAVAILABLE, message)
         self._applied()
         return pb.ApplyResponse(spec_generation=request.spec.generation, pending=pending)
+
+    def _check_caller(self, context: grpc.ServicerContext) -> None:
+        """Refuse nodes and clients: their certificates are of the same CA."""
+        # The stubs say bytes; what comes are lists of them.
+        verified = cast("Mapping[str, Iterable[bytes]]", context.auth_context())
+        if self._caller_name and self._caller_name not in names_of(verified):
+            message = (
+                f"only the pool's publisher or operator may call: a certificate of the CA with the "
+                f"name {self._caller_name} is needed"
+            )
+            _refuse(context, grpc.StatusCode.PERMISSION_DENIED, message)
 
 
 def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
@@ -123,7 +162,9 @@ class AdminServer:
             if config.tls is None:
                 self.port = self._server.add_insecure_port(address)
             else:
-                self.port = self._server.add_secure_port(address, server_credentials(config.tls))
+                self.port = self._server.add_secure_port(
+                    address, server_credentials(config.tls, asks_certificate=True)
+                )
         except RuntimeError as error:
             raise ConfigError(
                 f"the admin port cannot listen on {address}: another process has the port, or the "

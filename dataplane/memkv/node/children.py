@@ -18,7 +18,16 @@ from memkv import limits
 from memkv.clock import Clock
 from memkv.errors import ProtocolError
 from memkv.node.facts import Phase, WorkerView
-from memkv.node.messages import Failed, MapMessage, Message, MessageChannel, Report, Start, Stop
+from memkv.node.messages import (
+    Failed,
+    Identity,
+    MapMessage,
+    Message,
+    MessageChannel,
+    Report,
+    Start,
+    Stop,
+)
 
 log = logging.getLogger("memkv.node")
 
@@ -55,7 +64,7 @@ class WorkerChild:
         self._view = WorkerView(position, Phase.STARTING, message="starting")
         self._channel: MessageChannel | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._map: MapMessage | None = None
+        self._kept: dict[type[MapMessage | Identity], MapMessage | Identity] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name=f"memkv-worker-{position}", daemon=True
@@ -71,10 +80,10 @@ class WorkerChild:
         """Start the worker, in the background."""
         self._thread.start()
 
-    def set_map(self, message: MapMessage) -> None:
-        """Give the worker, and every process that follows it, this map."""
+    def tell(self, message: MapMessage | Identity) -> None:
+        """Give the worker, and every process that follows it, this map or identity."""
         with self._lock:
-            self._map = message
+            self._kept[type(message)] = message
             channel = self._channel
         if channel is not None:
             channel.send(message)
@@ -124,9 +133,9 @@ class WorkerChild:
         channel.send(self._start())  # before anyone else can send: a worker wants this first
         with self._lock:
             self._channel, self._process = channel, process
-            first_map = self._map
-        if first_map is not None:
-            channel.send(first_map)
+            kept = list(self._kept.values())
+        for message in kept:
+            channel.send(message)
         if self._stopping.is_set():
             channel.send(Stop())
         try:

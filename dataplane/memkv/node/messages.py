@@ -42,7 +42,8 @@ class Start:
     """Serve no key before the first map comes."""
     quotas: Mapping[str, int] = field(default_factory=dict)
     """Tenant -> bytes of flash it is guaranteed."""
-    insecure: bool = False
+    trusting: bool = False
+    """Unsigned tickets pass while no ticket key is known."""
     local_dir: str = ""
     """Directory of the Unix socket; empty: none."""
 
@@ -52,6 +53,18 @@ class MapMessage:
     """A newer map for a worker: `memkv.shardmap.encode_map`, in base64."""
 
     data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a worker judges tickets by from now on. Holds a ticket, so it is never logged."""
+
+    keys: tuple[tuple[str, int | None], ...] = ()
+    """(public key in hex, end of its use in seconds since 1970) of accepted tickets."""
+    has_metadata: bool = False
+    """Whether clients can renew their tickets; else expired ones have a time of grace."""
+    peer_ticket: str = field(default="", repr=False)
+    """For sessions with other workers, in hex; empty: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +110,11 @@ class Failed:
     message: str
 
 
-Message = Start | MapMessage | Stop | Report | Failed
+Message = Start | MapMessage | Identity | Stop | Report | Failed
 _KINDS: dict[str, type[Message]] = {
     "start": Start,
     "map": MapMessage,
+    "identity": Identity,
     "stop": Stop,
     "report": Report,
     "failed": Failed,
@@ -129,6 +143,10 @@ def decode_message(data: bytes) -> Message:
         if kind is Report:
             document["finished"] = tuple((int(a), int(b)) for a, b in document["finished"])
             document["samples"] = tuple(_sample(item) for item in document["samples"])
+        if kind is Identity:
+            document["keys"] = tuple(
+                (str(key), None if end is None else int(end)) for key, end in document["keys"]
+            )
         return kind(**document)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProtocolError(f"not a message of this version: {error}") from error

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from memkv import limits
 from memkv.errors import ConfigError
-from memkv.metadata.endpoint import TlsFiles, check_exposure
+from memkv.metadata.certificates import ClientTls, TlsFiles, client_tls
+from memkv.metadata.endpoint import check_exposure, is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,10 @@ class NodeConfig:
     """Payload threads of each worker; 0: the default."""
     tls: TlsFiles | None = None
     """For the admin port and towards the metadata service."""
+    token_file: Path | None = None
+    """Bearer token that proves the node to the metadata service; None: its certificate does."""
+    ticket_keys: Path | None = None
+    """Public keys, in PEM, of tickets to accept, beside those of the NodeSpec."""
     local_dir: Path | None = None
     """Where workers put Unix sockets for clients on this machine; None: no local transport."""
     insecure: bool = False
@@ -74,6 +79,18 @@ class NodeConfig:
         if self.http_port is not None:
             insecure = self.insecure or self.tls is not None  # figures only, and kubelet needs them
             check_exposure("/metrics", self.http_host, None, insecure=insecure)
+
+    @property
+    def metadata_tls(self) -> ClientTls | None:
+        """How the node is a client of the metadata service."""
+        if self.tls is None:
+            return None
+        return client_tls(self.tls, token_file=self.token_file)
+
+    @property
+    def is_trusting(self) -> bool:
+        """Whether unsigned tickets pass while no ticket key is known."""
+        return self.insecure or is_loopback(self.host)
 
     @property
     def client_host(self) -> str:

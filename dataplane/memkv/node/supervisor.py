@@ -19,13 +19,15 @@ from prometheus_client import CollectorRegistry
 
 from memkv.clock import Clock, SystemClock
 from memkv.errors import ConfigError
+from memkv.metadata.certificates import admin_name
 from memkv.metadata.files import load_map, save_map, write_durably
 from memkv.metadata.http import Page, PlainHttpServer, Route, metrics_page, probe_page
-from memkv.metadata.watch import MapWatcher, WatchConfig
-from memkv.node.admin import AdminServer, AdminServicer, SpecKeeper
+from memkv.metadata.watch import MapWatcher, TicketGrant, WatchConfig, fetch_ticket
+from memkv.node.admin import AdminServer, AdminServicer, SpecKeeper, ticket_keys_of
 from memkv.node.children import WORKER_COMMAND, WorkerChild
 from memkv.node.facts import NodeView, facts_of
-from memkv.node.messages import Start, map_message
+from memkv.node.identity import IdentityKeeper, Sources
+from memkv.node.messages import Identity, Start, map_message
 from memkv.node.metrics import NodeCollector
 from memkv.node.node_config import NodeConfig
 from memkv.shardmap import ShardMap, encode_map
@@ -57,6 +59,7 @@ class Supervisor:
         self._version = _software_version()
         self._files = threading.Lock()
         self._lock = -1
+        self._peer_fetches = 0
         self._admin: AdminServer | None = None
         self._http: PlainHttpServer | None = None
         self._watcher = self._make_watcher()
@@ -70,6 +73,16 @@ class Supervisor:
             )
             for position in range(len(config.drives))
         ]
+        self._identity = IdentityKeeper(
+            Sources(
+                lambda: ticket_keys_of(self._specs.spec),
+                self._has_metadata,
+                self._fetch_peer_ticket if config.metadata else None,
+                config.ticket_keys,
+            ),
+            self._clock,
+            self._on_identity,
+        )
 
     @property
     def admin_endpoint(self) -> str:
@@ -84,12 +97,14 @@ class Supervisor:
     def start(self) -> None:
         """Listen and start the workers. ConfigError when directory or port are taken."""
         self._take_directory()
-        servicer = AdminServicer(self._facts, self._specs, self._spec_applied)
+        caller_name = admin_name(self._config.pool) if self._config.tls is not None else ""
+        servicer = AdminServicer(self._facts, self._specs, self._spec_applied, caller_name)
         self._admin = AdminServer(self._config, servicer)
         if self._config.http_port is not None:
             self._http = PlainHttpServer(
                 self._config.http_host, self._config.http_port, self._routes()
             )
+        self._identity.start()
         if self._watcher is not None:
             self._watcher.start()
         for child in self._children:
@@ -117,6 +132,7 @@ class Supervisor:
             thread.start()
         for thread in threads:
             thread.join()
+        self._identity.stop()
         if self._watcher is not None:
             self._watcher.stop()
         if self._admin is not None:
@@ -150,7 +166,7 @@ class Supervisor:
                 config.metadata,
                 config.pool,
                 f"node-{config.name}",
-                config.tls,
+                config.metadata_tls,
                 config.insecure,
             ),
             self._clock,
@@ -161,7 +177,7 @@ class Supervisor:
     def _on_map(self, shard_map: ShardMap) -> None:
         message = map_message(encode_map(shard_map))
         for child in self._children:
-            child.set_map(message)
+            child.tell(message)
         try:
             save_map(self._config.state_dir / MAP_FILE, shard_map)
         except OSError as error:
@@ -171,6 +187,27 @@ class Supervisor:
                 error.strerror,
                 self._config.state_dir,
             )
+
+    # --- identity ----------------------------------------------------------------------------
+
+    def _has_metadata(self) -> bool:
+        # A node without one has nobody whose absence could be the reason.
+        return self._watcher is None or self._watcher.statistics().connected
+
+    def _fetch_peer_ticket(self) -> TicketGrant:
+        config = self._config
+        endpoint = config.metadata[self._peer_fetches % len(config.metadata)]
+        self._peer_fetches += 1
+        return fetch_ticket(endpoint, config.pool, "", peer=True, tls=config.metadata_tls)
+
+    def _on_identity(self, identity: Identity) -> None:
+        log.info(
+            "node %s: %d ticket keys, metadata service %s, %s ticket for peers", self._config.name,
+            len(identity.keys), "there" if identity.has_metadata else "away",
+            "a" if identity.peer_ticket else "no",
+        )  # fmt: skip
+        for child in self._children:
+            child.tell(identity)
 
     # --- workers -----------------------------------------------------------------------------
 
@@ -195,7 +232,7 @@ class Supervisor:
             state_dir=str(config.state_dir),
             needs_map=bool(config.metadata),
             quotas={quota.tenant: quota.flash_bytes for quota in spec.quotas},
-            insecure=config.insecure,
+            trusting=config.is_trusting,
             local_dir=str(config.local_dir.absolute()) if config.local_dir else "",
         )
 
@@ -206,6 +243,7 @@ class Supervisor:
 
     def _spec_applied(self) -> None:
         log.info("node %s: spec generation %d", self._config.name, self._specs.spec.generation)
+        self._identity.poke()
 
     def _routes(self) -> dict[str, Route]:
         registry = CollectorRegistry()

@@ -18,10 +18,11 @@ from memkv import limits
 from memkv.clock import Clock, SystemClock
 from memkv.errors import ConfigError, MemKVError, ProtocolError
 from memkv.io.file_device import FileDevice
-from memkv.metadata.endpoint import is_loopback
 from memkv.node.config import WorkerConfig
+from memkv.node.identity import WorkerIdentity
 from memkv.node.messages import (
     Failed,
+    Identity,
     MapMessage,
     MessageChannel,
     Report,
@@ -32,7 +33,7 @@ from memkv.node.messages import (
 from memkv.node.moves.keeper import MoveKeeper, first_memory
 from memkv.node.moves.memory import MoveMemory, load_memory, save_memory
 from memkv.node.moves.peer import PeerSession
-from memkv.node.moves.tickets import AnonymousPeerTickets
+from memkv.node.moves.tickets import AnonymousPeerTickets, PeerTickets
 from memkv.node.moves.view import nobodys_map
 from memkv.node.samples import move_samples, server_samples, store_samples
 from memkv.node.server import WorkerServer
@@ -41,7 +42,6 @@ from memkv.shardmap import MapInvalid, MapVersion, ShardMap, decode_map
 from memkv.shardmap import Worker as ShardWorker
 from memkv.store.api import Store, open_store
 from memkv.store.config import StoreConfig, TenantQuota
-from memkv.wire.ticket import AnonymousVerifier
 
 log = logging.getLogger("memkv.node")
 
@@ -80,6 +80,7 @@ class Worker:
         self._clock = clock
         self._stopping = threading.Event()
         self._serving = threading.Event()
+        self._identity = WorkerIdentity(trusting=start.trusting)
         state_file = Path(start.state_dir) / f"worker-{start.position}.slots"
         memory = load_memory(state_file)
         drive = Path(start.drive)
@@ -108,7 +109,7 @@ class Worker:
                 local_dir=start.local_dir,
             ),
             clock,
-            AnonymousVerifier(loopback=is_loopback(start.host) or start.insecure),
+            self._identity.verifier,
         )
         self._keeper = MoveKeeper(
             self._uuid,
@@ -123,7 +124,9 @@ class Worker:
         self._reporter = threading.Thread(target=self._report, name="memkv-report", daemon=True)
 
     def _connect(self, peer: ShardWorker, version: MapVersion) -> PeerSession:
-        tickets = AnonymousPeerTickets(self._start.pool, self._clock)
+        tickets: PeerTickets = self._identity.peer_tickets
+        if not self._identity.verifier.is_signed:
+            tickets = AnonymousPeerTickets(self._start.pool, self._clock)
         return PeerSession(self._start.pool, self._uuid, peer, version, tickets, self._clock)
 
     def _first_memory(self, state_file: Path) -> MoveMemory:
@@ -158,15 +161,22 @@ class Worker:
         self._keeper.start()
         if self._start.needs_map:
             self._server.set_map(nobodys_map(self._start.slots))
-        self._server.start()
-        self._serving.set()
-        while True:
-            message = self._channel.receive()
-            if message is None or isinstance(message, Stop):
+        while (message := self._channel.receive()) is not None:
+            if isinstance(message, Stop):
                 return
-            if not isinstance(message, MapMessage):
+            if isinstance(message, MapMessage):
+                self._take_map(message)
+            elif isinstance(message, Identity):
+                self._identity.take(message)
+                self._serve()
+            else:
                 raise ProtocolError(f"a supervisor sent {type(message).__name__}")
-            self._take_map(message)
+
+    def _serve(self) -> None:
+        """Listen, once it is known whose tickets are good."""
+        if not self._serving.is_set():
+            self._server.start()
+            self._serving.set()
 
     def close(self) -> None:
         """Stop serving and close the store cleanly, so that the next start is quick."""

@@ -23,6 +23,8 @@ TICKET_VERSION = 1
 SIGNATURE_BYTES = 64
 UNSIGNED_KEY_ID = 0
 TICKET_LIFETIME_S = 12 * 3600  # long enough to outlive an outage of the metadata service
+TICKET_GRACE_S = 12 * 3600  # beyond it, at a node that has no metadata service to renew at either
+TICKET_CLOCK_SKEW_S = 300  # a ticket from further ahead is of a clock that is wrong; Kerberos: 300
 
 _FIXED = struct.Struct("<BBHHHIIQQ")
 
@@ -39,6 +41,7 @@ class Rights(IntFlag):
     """Listing slots and pulling blocks of every tenant: for nodes that move them."""
 
 
+PEER_TENANT = "memkv-peer"  # moves are of all tenants; a session needs some tenant's name
 CLIENT_RIGHTS = Rights.GET | Rights.PUT | Rights.DELETE | Rights.PIN
 
 
@@ -114,11 +117,13 @@ def parse_ticket(data: bytes) -> Ticket:
 
 
 def verify_ticket(
-    data: bytes, pool: str, now_s: int, signature_is_valid: Callable[[Ticket], bool]
-) -> Ticket:
+    data: bytes, pool: str, now_s: int, signature_is_valid: Callable[[Ticket], bool], *,
+    grace_s: int = 0, refuse_future: bool = False,
+) -> Ticket:  # fmt: skip
     """Parse and judge a ticket; every verifier goes through here.
 
-    `signature_is_valid` decides about key id and signature alone. Raises TicketRefused.
+    `signature_is_valid` decides about key id and signature alone; `grace_s` is added to the
+    ticket's life; `refuse_future` refuses one that was issued after now. Raises TicketRefused.
     """
     ticket = parse_ticket(data)
     if ticket.pool != pool:
@@ -128,7 +133,12 @@ def verify_ticket(
         )
     if int(ticket.rights) & ~int(CLIENT_RIGHTS | Rights.PEER):
         raise TicketRefused("the ticket has rights this build does not know: upgrade the node")
-    if now_s >= ticket.expires_s:
+    if refuse_future and ticket.issued_s > now_s + TICKET_CLOCK_SKEW_S:
+        raise TicketRefused(
+            f"the ticket is from {ticket.issued_s - now_s} s ahead of this node's clock: check the "
+            "clocks of this node and of the metadata service"
+        )
+    if now_s >= ticket.expires_s + grace_s:
         raise TicketRefused(
             f"the ticket expired {now_s - ticket.expires_s} s ago: renew it at the metadata "
             "service, or check the clocks of both machines"

@@ -3,9 +3,8 @@
 from typing import Protocol
 
 from memkv.clock import Clock
-from memkv.wire.ticket import Rights, anonymous_ticket
-
-PEER_TENANT = "memkv-peer"  # moves are of all tenants; a session needs some tenant's name
+from memkv.errors import RetryLater
+from memkv.wire.ticket import PEER_TENANT, Rights, anonymous_ticket
 
 
 class PeerTickets(Protocol):
@@ -25,3 +24,22 @@ class AnonymousPeerTickets:
     def ticket(self) -> bytes:
         now_s = self._clock.wall_s()
         return anonymous_ticket(self._pool, PEER_TENANT, now_s, rights=Rights.PEER).encode()
+
+
+class GivenPeerTickets:
+    """Signed tickets as the supervisor gets them from the metadata service. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._ticket = b""
+
+    def take(self, ticket: bytes) -> None:
+        """Use this one from now on; empty: there is none."""
+        self._ticket = ticket
+
+    def ticket(self) -> bytes:
+        if not self._ticket:
+            raise RetryLater(
+                "this node has no ticket for its peers yet: it gets one from the metadata service; "
+                "the supervisor's log says why not"
+            )
+        return self._ticket

@@ -1,0 +1,75 @@
+"""Flags of `memkv node` and `memkv metadata` that say who they are and whom they believe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memkv.cli import units
+from memkv.cli.settings import Field, Settings, UsageError
+
+if TYPE_CHECKING:
+    from memkv.metadata.certificates import TlsFiles
+
+NODE, METADATA = "node", "metadata"
+
+
+def _file(name: str, section: str, text: str) -> Field[str]:
+    return Field(name, units.parse_name, "", text, section, "FILE")
+
+
+class TlsFields:
+    """The three files of mutual TLS, for one command."""
+
+    def __init__(self, section: str) -> None:
+        self.certificate = _file(
+            "tls_cert", section, "certificate of this process, in PEM; replaced files are taken"
+            " over at once",
+        )  # fmt: skip
+        self.key = _file("tls_key", section, "private key of the certificate, in PEM")
+        self.authority = _file(
+            "tls_ca", section, "CA whose certificates are believed, in PEM; one may follow another"
+        )
+
+    def all(self) -> tuple[Field[str], ...]:
+        """Return the fields."""
+        return self.certificate, self.key, self.authority
+
+    def read(self, settings: Settings) -> TlsFiles | None:
+        """Return the files, None when no one was named. UsageError for some of them."""
+        from memkv.metadata.certificates import TlsFiles
+
+        named = [settings[field] for field in self.all()]
+        if not any(named):
+            return None
+        if missing := [field.flag for field in self.all() if not settings[field]]:
+            raise UsageError(
+                f"{', '.join(missing)} missing: --tls-cert, --tls-key and --tls-ca go together"
+            )
+        certificate, key, authority = (Path(name) for name in named)
+        return TlsFiles(certificate, key, authority)
+
+
+NODE_TLS = TlsFields(NODE)
+METADATA_TLS = TlsFields(METADATA)
+TICKET_KEYS = _file(
+    "ticket_keys", NODE, "public keys of accepted tickets, in PEM, one after another; replaced"
+    " files are taken over. Without keys unsigned tickets pass on loopback and with --insecure",
+)  # fmt: skip
+NODE_TOKEN = _file(
+    "token_file", NODE, "token that proves the node to the metadata service; default: its"
+    " certificate does",
+)  # fmt: skip
+TICKET_KEY = _file(
+    "ticket_key", METADATA, "private Ed25519 key that signs tickets, in PEM; a replaced file is"
+    " taken over. Default: tickets are unsigned",
+)  # fmt: skip
+SALT_SECRET = _file(
+    "salt_secret", METADATA, "32 or more random bytes that hide the keys of tenants from others;"
+    " the same for every replica, for ever",
+)  # fmt: skip
+
+
+def path_of(settings: Settings, field: Field[str]) -> Path | None:
+    """Return the path that a field names, None when it names none."""
+    return Path(settings[field]) if settings[field] else None
