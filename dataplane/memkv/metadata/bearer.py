@@ -1,0 +1,191 @@
+"""Callers by bearer token: a cache between them and whoever can tell what a token is worth.
+
+What is cached for how long (NEGATIVE_S, POSITIVE_S) bounds how long a token that was taken back
+still passes. While the reviewer is away, a token that passed before passes until its own end:
+clients of a pool must not stop because the API server did. A token that could not pass anyway (no
+token of a ServiceAccount, of another audience, ended) is refused without asking.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from memkv.clock import Clock
+from memkv.errors import ConfigError, RetryLater
+from memkv.metadata.callers import Caller, Forbidden, Presented, Unauthenticated
+from memkv.metadata.certificates import TOKEN_BYTES_MAX
+from memkv.metadata.tenants import TenantMap
+from memkv.wire.ticket import Rights
+
+AUDIENCE = "memkv-metadata"
+POSITIVE_S = 60  # kubernetes' own default for a webhook that authorizes is 300
+NEGATIVE_S = 10  # a right that was just granted is seen soon, a client that hammers costs little
+CACHED_MAX = 20_000  # callers of the largest pools; 100 bytes each
+REVIEWS_MAX = 32  # at once: a flood of tokens is not passed on to the API server
+
+_PREFIX = "system:serviceaccount:"
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a token says of itself; true only once a reviewer said that the token is good."""
+
+    audiences: tuple[str, ...]
+    expires_s: int
+
+
+def claims_of(token: str) -> Claims:
+    """Read a JSON Web Token without judging it. Unauthenticated for anything else."""
+    parts = token.split(".")
+    try:
+        if len(parts) != 3 or len(token) > TOKEN_BYTES_MAX:
+            raise ValueError("three parts are expected")
+        body = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        audiences, expires_s = body["aud"], int(body["exp"])
+        if isinstance(audiences, str):
+            audiences = [audiences]
+        return Claims(tuple(str(name) for name in audiences), expires_s)
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
+        raise Unauthenticated(
+            "the token is none of a ServiceAccount: mount a projected one with audience "
+            f"{AUDIENCE} and say where by token_file"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    """Whom a token proves."""
+
+    namespace: str
+    name: str
+
+    @property
+    def user(self) -> str:
+        """As Kubernetes writes it."""
+        return f"{_PREFIX}{self.namespace}:{self.name}"
+
+    @classmethod
+    def of_user(cls, user: str) -> "ServiceAccount":
+        """Parse what Kubernetes writes. Forbidden for other kinds of user."""
+        namespace, colon, name = user.removeprefix(_PREFIX).partition(":")
+        if not user.startswith(_PREFIX) or not colon or not namespace or not name or ":" in name:
+            raise Forbidden(f"{user!r} is no ServiceAccount: only those use a pool")
+        return cls(namespace, name)
+
+
+class Reviewer(Protocol):
+    """Whoever knows what a token is worth. Two questions, so that each has its own refusal."""
+
+    async def account(self, token: str) -> ServiceAccount:
+        """Return whose token it is. Unauthenticated, Forbidden, or RetryLater when it is away."""
+
+    async def check_may_connect(self, account: ServiceAccount) -> None:
+        """Raise Forbidden when the account may not use the pool, RetryLater when it is away."""
+
+
+@dataclass(slots=True)
+class _Verdict:
+    caller: Caller | None
+    error: Unauthenticated | Forbidden | RetryLater | None
+    fresh_until_ns: int
+    expires_s: int
+
+
+class TokenCallers:
+    """Authenticator by token. For one event loop."""
+
+    def __init__(
+        self,
+        reviewer: Reviewer,
+        tenants: Callable[[], TenantMap],
+        clock: Clock,
+        node_accounts: frozenset[ServiceAccount] = frozenset(),
+    ) -> None:
+        """`node_accounts`: of the pool's nodes, which move slots and are no clients."""
+        self._reviewer = reviewer
+        self._tenants = tenants
+        self._clock = clock
+        self._node_accounts = node_accounts
+        self._known: dict[bytes, _Verdict] = {}
+        self._reviews: dict[bytes, asyncio.Task[_Verdict]] = {}
+
+    async def caller(self, presented: Presented) -> Caller:
+        if not presented.bearer:
+            raise Unauthenticated(
+                "no token came with the call: the client needs token_file (a projected "
+                f"ServiceAccount token with audience {AUDIENCE}); the ConfigMap <pool>-connection "
+                "names the usual place"
+            )
+        claims = claims_of(presented.bearer)
+        if AUDIENCE not in claims.audiences:
+            raise Unauthenticated(
+                f"the token is for {', '.join(claims.audiences) or 'nobody'}: mount one with "
+                f"audience {AUDIENCE}"
+            )
+        if self._clock.wall_s() >= claims.expires_s:
+            raise Unauthenticated(
+                "the token has ended: kubelet renews projected ones, so read the file anew; or a "
+                "clock is wrong"
+            )
+        digest = hashlib.sha256(presented.bearer.encode()).digest()
+        known = self._known.get(digest)
+        if known is None or self._clock.monotonic_ns() >= known.fresh_until_ns:
+            known = await self._review(digest, presented.bearer, claims)
+        if known.error is not None:
+            raise type(known.error)(str(known.error))  # a raised one collects every traceback
+        assert known.caller is not None
+        return known.caller
+
+    async def _review(self, digest: bytes, token: str, claims: Claims) -> _Verdict:
+        """Ask once for all calls that wait with the same token."""
+        task = self._reviews.get(digest)
+        if task is None:
+            if len(self._reviews) >= REVIEWS_MAX:
+                raise RetryLater(
+                    f"{REVIEWS_MAX} tokens are being reviewed already: Try again in a moment"
+                )
+            task = asyncio.create_task(self._ask(digest, token, claims))
+            self._reviews[digest] = task
+            task.add_done_callback(lambda _: self._reviews.pop(digest, None))
+        # A call that is given up must not end the review of the others.
+        return await asyncio.shield(task)
+
+    async def _ask(self, digest: bytes, token: str, claims: Claims) -> _Verdict:
+        before = self._known.get(digest)
+        try:
+            account = await self._reviewer.account(token)
+            if account not in self._node_accounts:
+                await self._reviewer.check_may_connect(account)
+        except (Unauthenticated, Forbidden) as error:
+            return self._keep(digest, _Verdict(None, error, self._until(NEGATIVE_S), 0))
+        except (RetryLater, ConfigError) as error:
+            if before is not None and before.caller is not None:
+                # Soon again, but not with every call.
+                before.fresh_until_ns = self._until(NEGATIVE_S)
+                return before
+            away = RetryLater(f"nobody can tell now whether the token is good: {error}. Try again")
+            return _Verdict(None, away, 0, 0)
+        left_s = max(0, claims.expires_s - self._clock.wall_s())
+        fresh_until_ns = self._until(min(POSITIVE_S, left_s))
+        verdict = _Verdict(self._caller_of(account), None, fresh_until_ns, claims.expires_s)
+        return self._keep(digest, verdict)
+
+    def _caller_of(self, account: ServiceAccount) -> Caller:
+        if account in self._node_accounts:
+            return Caller(account.user, rights=Rights.PEER)
+        return Caller(account.user, self._tenants().tenant_of(account.namespace, account.name))
+
+    def _keep(self, digest: bytes, verdict: _Verdict) -> _Verdict:
+        self._known.pop(digest, None)
+        while len(self._known) >= CACHED_MAX:
+            del self._known[next(iter(self._known))]  # the one that was reviewed longest ago
+        self._known[digest] = verdict
+        return verdict
+
+    def _until(self, seconds: int) -> int:
+        return self._clock.monotonic_ns() + seconds * 1_000_000_000
