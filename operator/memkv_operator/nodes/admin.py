@@ -7,7 +7,8 @@ import grpc
 import grpc.aio
 
 from memkv.errors import PeerGone, ProtocolError
-from memkv.metadata.endpoint import CLIENT_OPTIONS, TlsFiles, channel_credentials
+from memkv.metadata.certificates import ClientTls
+from memkv.metadata.endpoint import channel_options
 from memkv_proto import node_admin_pb2 as pb
 from memkv_proto import node_admin_pb2_grpc as pb_grpc
 
@@ -34,13 +35,14 @@ Dial = Callable[[str], NodeAdmin]
 class GrpcNodeAdmin:
     """A NodeAdmin over the network."""
 
-    def __init__(self, endpoint: str, tls: TlsFiles | None) -> None:
-        """Connects with the first call."""
-        options = list(CLIENT_OPTIONS)
+    def __init__(self, endpoint: str, tls: ClientTls | None) -> None:
+        """Connects with the first call. `tls`: its certificate needs the pool's
+        `memkv.metadata.certificates.admin_name`, its server name is the pool's `node_name`."""
+        options = channel_options(tls)
         self._channel = (
             grpc.aio.insecure_channel(endpoint, options=options)
             if tls is None
-            else grpc.aio.secure_channel(endpoint, channel_credentials(tls), options=options)
+            else grpc.aio.secure_channel(endpoint, tls.credentials(), options=options)
         )
         self._stub = pb_grpc.NodeAdminStub(self._channel)
 
