@@ -1,6 +1,6 @@
 """`make setup` with uv and without it, in a throw-away project that needs nothing from outside.
 
-The whole of it, MemKV itself and tests in the copy, is `deploy/dev/setup_check.sh`.
+With uv only what it is asked for is looked at: most machines have none.
 """
 
 import os
