@@ -13,8 +13,10 @@ from memkv.client.options import BlockHint, Durability, PutOptions
 from memkv.client.sync import Client
 from memkv.demo.tally import Tally
 from memkv.limits import KIB
+from memkv.status import Status
 
 BLOCK_BYTES = 512 * KIB
+UNANSWERED = frozenset({Status.TIMEOUT, Status.UNAVAILABLE, Status.BUSY, Status.CLOSED})
 BLOCKS_PER_CALL = 64  # 32 MiB: enough for every lane to stay busy, little enough to allocate
 NAMESPACE = "conversation"
 
@@ -30,6 +32,8 @@ class Checked:
 
     served: tuple[bool, ...]
     wrong_bytes: int
+    unanswered: tuple[bool, ...]
+    """Blocks about which the node said nothing: they may be there or not."""
 
 
 class Arena:
@@ -112,7 +116,8 @@ class Replay:
             served.append(result == size and not wrong)
         self.tally.blocks_verified += sum(1 for result in results if result >= 0)
         self.tally.wrong_bytes += wrong_bytes
-        return Checked(tuple(served), wrong_bytes)
+        unanswered = tuple(result in UNANSWERED for result in results)
+        return Checked(tuple(served), wrong_bytes, unanswered)
 
     def _wrong_bytes(self, key: str, place: int, length: int) -> int:
         """Count the bytes that are not the key's; a wrong length counts as that many bytes."""
