@@ -8,10 +8,12 @@ LANE := deploy/dev/lane.sh
 export MEMKV_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/memkv
 # Files of tests run side by side; they wait more than they compute.
 TOGETHER := -n 4 --dist loadfile
+# Tests that need a Kubernetes run in their own lanes.
+OWN_LANES := --ignore=tests/apiserver --ignore=tests/cluster
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test test-sanitize test-crash bench bench-peers setup lock clean \
-    lint types layers unit proto format
+.PHONY: help demo test test-sanitize test-crash test-apiserver kubernetes bench bench-peers \
+    setup lock clean lint types layers unit proto format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,13 +37,20 @@ layers: setup ## import contracts (.importlinter)
 	@$(LANE) layers $(BIN)/lint-imports
 
 unit: setup ## pytest; PYTEST_ARGS chooses
-	@$(LANE) unit $(BIN)/python -m pytest $(TOGETHER) $(PYTEST_ARGS)
+	@$(LANE) unit $(BIN)/python -m pytest $(TOGETHER) $(OWN_LANES) $(PYTEST_ARGS)
 
 test-sanitize: setup ## native tests under AddressSanitizer, UBSan and ThreadSanitizer
 	@deploy/dev/sanitize.sh
 
 test-crash: setup ## long crash simulation; MEMKV_CRASH_SEEDS=FIRST:COUNT chooses the seeds
 	@$(LANE) crash deploy/dev/crash.sh
+
+kubernetes: ## build a real Kubernetes from source, once (18 minutes; needs Go)
+	@deploy/dev/cluster/build.sh
+
+test-apiserver: setup ## tests against a real API server; KUBEBUILDER_ASSETS names another one
+	@[ -n "$(KUBEBUILDER_ASSETS)$(MEMKV_TEST_EXISTING_CLUSTER)" ] || deploy/dev/cluster/build.sh
+	@$(LANE) apiserver deploy/dev/cluster/lane_apiserver.sh
 
 bench: setup ## measure a pool on this machine; BENCH_ARGS go to `memkv bench`
 	@$(BIN)/memkv bench $(BENCH_ARGS)
