@@ -47,9 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="image of the pods of pools that name none; default: $MEMKV_IMAGE",
     )  # fmt: skip
     run.add_argument("--http-host", default="0.0.0.0", metavar="ADDRESS")
-    run.add_argument(
-        "--http-port", type=int, default=9471, help="/metrics, /healthz and /readyz"
-    )
+    run.add_argument("--http-port", type=int, default=9471, help="/metrics, /healthz and /readyz")
     run.add_argument(
         "--lease-namespace", default=environment.get("POD_NAMESPACE", "default"),
         help="namespace of the Lease; default: $POD_NAMESPACE",

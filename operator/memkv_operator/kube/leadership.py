@@ -112,9 +112,7 @@ class Leadership:
         if step is Step.CREATE:
             written = await self._objects.create(LEASES, config.namespace, manifest)
         else:
-            written = await self._objects.replace(
-                LEASES, config.namespace, config.name, manifest
-            )
+            written = await self._objects.replace(LEASES, config.namespace, config.name, manifest)
         self._election = self._election.wrote(read_lease(written), sent_ms)
         self._acquired = acquired
 

@@ -53,9 +53,7 @@ class Objects:
         path = resource.path(namespace, name)
         return await self._api.request("PATCH", path, query, manifest, APPLY)
 
-    async def create(
-        self, resource: Resource, namespace: str, manifest: JsonObject
-    ) -> JsonObject:
+    async def create(self, resource: Resource, namespace: str, manifest: JsonObject) -> JsonObject:
         """Make an object. Conflict when there is one of this name."""
         return await self._api.request("POST", resource.path(namespace), _BY_US, manifest)
 

@@ -102,9 +102,7 @@ class NodePoller:
         self.seen[node] = seen
         self._on_seen(node, seen)
 
-    async def _tell(
-        self, node: str, admin: NodeAdmin, target: Target, generation: int
-    ) -> None:
+    async def _tell(self, node: str, admin: NodeAdmin, target: Target, generation: int) -> None:
         """Tell the node what to be. A refusal is no sign of death: the next poll tries again."""
         state = pb.NODE_STATE_DRAINING if target.draining else pb.NODE_STATE_ACTIVE
         try:

@@ -89,9 +89,7 @@ def _stalled(findings: Sequence[Finding]) -> Condition:
     return condition("Stalled", False, "Progressing", "")
 
 
-def _nodes_ready(
-    members: Sequence[Member], shard_map: ShardMap | None, blocked: bool
-) -> Condition:
+def _nodes_ready(members: Sequence[Member], shard_map: ShardMap | None, blocked: bool) -> Condition:
     desired = [member for member in members if member.desired]
     if not desired or blocked:
         return condition("NodesReady", False, "NoNodes", "the pool has no nodes")

@@ -34,9 +34,7 @@ READINESS_PERIOD_S = 2
 def daemon_set(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
     """Return the DaemonSet of a group."""
     labels = {**pool_labels(pool.meta.name, COMPONENT_NODE), LABEL_NODE_GROUP: group.name}
-    chosen = {
-        key: labels[key] for key in (LABEL_COMPONENT, LABEL_POOL, LABEL_NODE_GROUP)
-    }
+    chosen = {key: labels[key] for key in (LABEL_COMPONENT, LABEL_POOL, LABEL_NODE_GROUP)}
     template = _template(pool, group, labels, own_image)
     return {
         "apiVersion": DAEMON_SETS.api_version,
@@ -67,9 +65,7 @@ def template_hash(manifest: Manifest) -> str:
     return str(annotations[TEMPLATE_HASH])
 
 
-def _template(
-    pool: Pool, group: NodeGroup, labels: Mapping[str, str], own_image: str
-) -> Manifest:
+def _template(pool: Pool, group: NodeGroup, labels: Mapping[str, str], own_image: str) -> Manifest:
     extra = pool.spec.pod_template
     annotations: dict[str, JsonValue] = dict(extra.annotations)
     if group.network.mode == "Multus":

@@ -32,9 +32,7 @@ class EventPoster:
             level = logging.WARNING if event.warning else logging.INFO
             log.log(level, "pool %s: %s: %s", pool.key, event.reason, event.message)
             try:
-                await self._objects.create(
-                    EVENTS, pool.meta.namespace, self._manifest(pool, event)
-                )
+                await self._objects.create(EVENTS, pool.meta.namespace, self._manifest(pool, event))
             except MemKVError as error:
                 log.warning("an event was not posted: %s", error)
 

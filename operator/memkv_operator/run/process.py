@@ -5,12 +5,12 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from memkv.clock import Clock, SystemClock
 from memkv.errors import MemKVError
 from memkv.metadata.http import PlainHttpServer, Route, metrics_page, probe_page
-from memkv.metadata.kubernetes.api_server import ApiServer, connect_api_server
+from memkv.metadata.kubernetes.api_server import ApiServer, Observer, connect_api_server
 from memkv.metadata.kubernetes.errors import NotFound
 from memkv_operator.api.names import MEMKV_NODES, POOLS, SHARD_MAPS
 from memkv_operator.kube.leadership import Leadership
@@ -20,7 +20,7 @@ from memkv_operator.run.metrics import OperatorMetrics, PoolCollector
 from memkv_operator.run.reconciler import Reconciler
 from memkv_operator.run.settings import Settings
 from memkv_operator.run.view import ClusterView
-from memkv_operator.run.watching import Watches
+from memkv_operator.run.watching import KopfWatch, MakeEventWatch, Watches
 from memkv_operator.run.work_queue import WorkQueue
 
 log = logging.getLogger("memkv.operator")
@@ -28,6 +28,7 @@ log = logging.getLogger("memkv.operator")
 BEAT_S = 1.0
 SILENT_S = 60.0  # an event loop that is stuck for so long will not come back
 SYNC_STEP_S = 0.05
+Connect = Callable[[Observer], Awaitable[ApiServer]]
 WORKERS = 4  # pools looked at side by side; each mostly waits for the API server
 
 
@@ -39,11 +40,15 @@ class Operator:
         settings: Settings,
         clock: Clock | None = None,
         dial: Dial = lambda endpoint: GrpcNodeAdmin(endpoint, None),
+        connect: Connect = connect_api_server,
+        make_event_watch: MakeEventWatch = KopfWatch,
     ) -> None:
-        """`dial`: how nodes are reached."""
+        """`dial`: how nodes are reached; `connect`: how the API server is."""
         self._settings = settings
         self._clock = clock or SystemClock()
         self._dial = dial
+        self._connect = connect
+        self._make_event_watch = make_event_watch
         self.metrics = OperatorMetrics(self._clock)
         self.view = ClusterView(self._concerns)
         self.metrics.registry.register(PoolCollector(self.view))
@@ -55,17 +60,20 @@ class Operator:
 
     async def run(self) -> None:
         """Run until cancelled. MemKVError when it cannot go on: leadership lost, kopf ended."""
-        http = PlainHttpServer(
-            self._settings.http_host, self._settings.http_port, self._routes()
-        )
+        http = PlainHttpServer(self._settings.http_host, self._settings.http_port, self._routes())
         self.http_port = http.port
-        api = await connect_api_server(self.metrics.requested)
+        api = await self._connect(self.metrics.requested)
         try:
             await self._wait_for_kinds(api)
             await self._run_with(api)
         finally:
             await api.close()
             await asyncio.to_thread(http.stop)
+
+    def look_at(self, key: str) -> None:
+        """Have a pool looked at now, if this process leads."""
+        if self.leads and self._queue is not None:
+            self._queue.add(key)
 
     async def _run_with(self, api: ApiServer) -> None:
         self._queue = WorkQueue(self._clock)
@@ -76,6 +84,7 @@ class Operator:
             self._clock,
             self.metrics.heard_of,
             self._settings.list_again_s,
+            self._make_event_watch,
         )
         tasks = [
             asyncio.create_task(watches.run()),
@@ -130,9 +139,7 @@ class Operator:
         tasks = [asyncio.create_task(self._serve(queue, reconciler)) for _ in range(WORKERS)]
         tasks.append(asyncio.create_task(self._resync(queue)))
         try:
-            await asyncio.wait(
-                {*tasks, reconciler.broken}, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({*tasks, reconciler.broken}, return_when=asyncio.FIRST_COMPLETED)
             for task in (*tasks, reconciler.broken):
                 if task.done():
                     task.result()

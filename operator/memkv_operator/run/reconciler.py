@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from memkv.clock import Clock
-from memkv.errors import ConfigError
+from memkv.errors import ConfigError, MemKVError
 from memkv.metadata.kubernetes.errors import Conflict
 from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
 from memkv_operator.api.conditions import condition, merged, read_conditions
@@ -25,6 +25,7 @@ from memkv_operator.run.view import ClusterView
 
 log = logging.getLogger("memkv.operator")
 
+FAILURES_MAX = 3  # of one look; then the API server is unwell, and more calls do not help it
 SOON_S = 0.1  # changes that come together are one look
 
 
@@ -107,13 +108,23 @@ class Reconciler:
         return plan(observed, self._settings.own_image, rfc3339(self._clock.wall_s()))
 
     async def _carry_out(self, pool: Pool, decided: Plan) -> None:
+        """Do all actions; one that fails does not keep the others back. Raises the first error."""
+        first: MemKVError | None = None
+        failures = 0
         for action in decided.actions:
             try:
                 await self._hands.do(pool, action)
             except Conflict:
                 # Read again, by the watch; the rest of the plan still holds.
                 self._enqueue(pool.key, SOON_S)
+            except MemKVError as error:
+                first = first or error
+                failures += 1
+                if failures >= FAILURES_MAX:
+                    break
         await self._events.post(pool, decided.events)
+        if first is not None:
+            raise first
 
     async def _publisher_of(self, pool: Pool) -> PoolPublisher:
         known = self._publishers.get(pool.key)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import kopf
 
@@ -42,16 +42,32 @@ OWN = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
 KOPF_START_S = 30.0
 
 Heard = Callable[[Resource], None]
+OnEvent = Callable[[Resource, str | None, JsonObject], None]
+"""Kind of object, type of event (None: it was there before), the object. From any thread."""
+
+
+class EventWatch(Protocol):
+    """Watches the kinds of BY_KOPF."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it goes on."""
+
+    async def start(self) -> None:
+        """Start, and wait until it watches. PeerGone when it does not in time."""
+
+    async def stop(self) -> None:
+        """End the watches."""
+
+
+MakeEventWatch = Callable[[Sequence[str], OnEvent], EventWatch]
+"""Makes one for these namespaces; none: all."""
 
 
 class KopfWatch:
-    """kopf in its own thread."""
+    """kopf in its own thread, as EventWatch."""
 
-    def __init__(
-        self,
-        namespaces: Sequence[str],
-        on_event: Callable[[Resource, str | None, JsonObject], None],
-    ) -> None:
+    def __init__(self, namespaces: Sequence[str], on_event: OnEvent) -> None:
         """`on_event` is called in kopf's thread."""
         self._namespaces = list(namespaces)
         self._on_event = on_event
@@ -61,17 +77,17 @@ class KopfWatch:
 
     @property
     def alive(self) -> bool:
-        """Whether kopf runs."""
+        """As EventWatch."""
         return self._thread.is_alive()
 
     async def start(self) -> None:
-        """Start, and wait until it watches. PeerGone when it does not in time."""
+        """As EventWatch."""
         self._thread.start()
         if not await asyncio.to_thread(self._ready.wait, KOPF_START_S):
             raise PeerGone("kopf did not begin to watch; look at its log for the reason")
 
     async def stop(self) -> None:
-        """End the watches."""
+        """As EventWatch."""
         self._stop.set()
         await asyncio.to_thread(self._thread.join, KOPF_START_S)
 
@@ -159,6 +175,7 @@ class Watches:
         clock: Clock,
         heard: Heard,
         list_again_s: float,
+        make_event_watch: MakeEventWatch = KopfWatch,
     ) -> None:
         """`heard` is told of each sign of life of a watch."""
         self._objects = Objects(api)
@@ -167,7 +184,7 @@ class Watches:
         self._namespaces = tuple(namespaces) or ("",)
         self._list_again_s = list_again_s
         self._loop = asyncio.get_running_loop()
-        self._kopf = KopfWatch(namespaces, self._from_kopf)
+        self._kopf = make_event_watch(namespaces, self._from_kopf)
         self.synced = False
         """Whether the view is complete."""
         self._reflectors = [

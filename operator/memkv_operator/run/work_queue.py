@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from memkv.clock import Clock
 
 BACKOFF_S_MIN = 0.25
-BACKOFF_S_MAX = 60.0
+BACKOFF_S_MAX = 30.0
 FAILURES_MAX = 16  # more do not wait longer
 
 

@@ -1,1 +1,1 @@
-"""Doubles and readers for tests of the operator and its chart."""
+"""Doubles for tests of the operator."""

@@ -1,0 +1,183 @@
+"""A whole cluster in one process: an API server in memory, simulated kubelets, real operators.
+
+kopf alone is missing: it needs a real API server, which tests/apiserver has.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from memkv.clock import SystemClock
+from memkv.metadata.kubernetes.api_server import MERGE, ApiServer, Observer
+from memkv.metadata.kubernetes.json_values import JsonObject
+from memkv.metadata.kubernetes.reflector import Reflector
+from memkv.metadata.kubernetes.shardmap_object import map_of
+from memkv.shardmap import ShardMap
+from memkv.testing.api_server import FakeApiServer
+from memkv.testing.simulated_kubelets import SimulatedKubelets
+from memkv_operator.api.names import Resource
+from memkv_operator.kube.lease import LeaseConfig
+from memkv_operator.run.process import Operator
+from memkv_operator.run.settings import Settings
+from memkv_operator.run.watching import BY_KOPF, OnEvent
+
+NAMESPACE = "inference"
+POOL = "pool-a"
+PATH = f"/apis/memkv.io/v1alpha1/namespaces/{NAMESPACE}"
+IN_TIME_S = 240.0  # seconds on an idle machine
+
+SPEC: dict[str, Any] = {
+    "nodeGroups": [
+        {
+            "name": "flash",
+            "nodeSelector": {"memkv.io/node": "true"},
+            "memory": {"size": "1Gi"},
+            "storage": {"file": {"hostPath": "/var/lib/memkv", "size": "20Gi"}},
+        }
+    ],
+    "network": {
+        "mode": "PodNetwork", "payloadEncryption": "None", "rdma": {"mode": "Disabled"},
+    },
+    "sharding": {"slots": 1024, "maxMovingSlotsPercent": 100},
+    "metadata": {"replicas": 1, "tls": {"mode": "Disabled"}, "auth": {"mode": "None"}},
+    "disruption": {"nodeLostGraceSeconds": 1},
+}  # fmt: skip
+
+
+async def pause(seconds: float) -> None:
+    """Let others work for a moment, between two looks at what they did."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.Event().wait(), seconds)
+
+
+class ReflectedWatch:
+    """An EventWatch without kopf."""
+
+    def __init__(self, api: ApiServer, on_event: OnEvent) -> None:
+        self._reflectors = [
+            Reflector(api, kind.path(), {}, _Listener(kind, on_event), SystemClock())
+            for kind in BY_KOPF
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+        self.alive = True
+
+    async def start(self) -> None:
+        self._tasks = [asyncio.create_task(one.run()) for one in self._reflectors]
+        for one in self._reflectors:
+            await one.synced.wait()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@dataclass
+class _Listener:
+    kind: Resource
+    on_event: OnEvent
+
+    def replaced(self, objects: Sequence[JsonObject]) -> None:
+        for item in objects:
+            self.on_event(self.kind, None, item)
+
+    def changed(self, item: JsonObject) -> None:
+        self.on_event(self.kind, "MODIFIED", item)
+
+    def deleted(self, item: JsonObject) -> None:
+        self.on_event(self.kind, "DELETED", item)
+
+
+class Cluster:
+    """An API server, kubelets, and operators."""
+
+    def __init__(self) -> None:
+        self.api = FakeApiServer()
+        self.kubelets = SimulatedKubelets(self.api, NAMESPACE)
+
+    @asynccontextmanager
+    async def operator(self, name: str = "a", lease_ms: int = 3000) -> AsyncIterator[Operator]:
+        """Run one operator process beside the kubelets."""
+        lease = LeaseConfig(
+            NAMESPACE, "memkv-operator", name, lease_ms, lease_ms * 2 // 3, lease_ms // 10
+        )
+        settings = Settings(
+            lease, "memkv:1", http_host="127.0.0.1", http_port=0, resync_s=1.0, step_s=0.02
+        )
+
+        async def connect(observer: Observer) -> ApiServer:
+            return self.api
+
+        operator = Operator(
+            settings,
+            dial=self.kubelets.nodes.dial,
+            connect=connect,
+            make_event_watch=lambda namespaces, on_event: ReflectedWatch(self.api, on_event),
+        )
+        running = asyncio.create_task(operator.run())
+        try:
+            yield operator
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    async def until(self, holds: Callable[[], bool | Awaitable[bool]]) -> None:
+        """Let kubelets work until something holds."""
+        async with asyncio.timeout(IN_TIME_S):
+            while True:
+                await self.kubelets.tick()
+                if self.has_map:
+                    self.kubelets.nodes.take_over(self.map)
+                found = holds()
+                if found if isinstance(found, bool) else await found:
+                    return
+                await pause(0.02)
+
+    async def make_pool(self, **changes: Any) -> None:
+        manifest: dict[str, Any] = {
+            "kind": "MemKVPool", "metadata": {"name": POOL}, "spec": {**SPEC, **changes},
+        }  # fmt: skip
+        await self.api.request("POST", f"{PATH}/memkvpools", None, manifest)
+
+    async def change_pool(self, patch: JsonObject) -> None:
+        """Change the pool as a person would."""
+        path = f"{PATH}/memkvpools/{POOL}"
+        await self.api.request("PATCH", path, None, patch, MERGE)
+
+    def reconciles(self, operator: Operator) -> int:
+        """Return how often an operator looked at a pool and ended well."""
+        found = operator.metrics.registry.get_sample_value(
+            "memkv_operator_reconcile_total", {"result": "ok"}
+        )
+        return int(found or 0)
+
+    @property
+    def pool(self) -> dict[str, Any]:
+        return self.api.objects[f"{PATH}/memkvpools/{POOL}"]
+
+    def condition(self, type_: str) -> dict[str, Any]:
+        conditions = self.pool.get("status", {}).get("conditions", [])
+        return next((c for c in conditions if c["type"] == type_), {"status": "", "reason": ""})
+
+    def is_ready(self) -> bool:
+        return bool(self.condition("Ready")["status"] == "True")
+
+    @property
+    def has_map(self) -> bool:
+        return f"{PATH}/memkvshardmaps/{POOL}" in self.api.objects
+
+    @property
+    def map(self) -> ShardMap:
+        return map_of(self.api.objects[f"{PATH}/memkvshardmaps/{POOL}"])
+
+
+def run_on_a_cluster(test: Callable[[Cluster], Awaitable[None]]) -> None:
+    """Run a test in an event loop, on a cluster of its own."""
+
+    async def main() -> None:
+        await test(Cluster())
+
+    asyncio.run(main())
