@@ -186,14 +186,39 @@ class IoRing:
 # --- lanes.pxi -------------------------------------------------------------------------------
 class StreamTimeout(Exception): ...
 class StreamClosed(Exception): ...
+class TlsFailed(StreamClosed): ...
+
+@final
+class TlsContext:
+    """One role in TLS 1.3. Streams keep what they need of it."""
+
+    @staticmethod
+    def client(authorities: bytes, name: str) -> TlsContext:
+        """Believe these certificates (PEM), for servers whose certificate has `name`. ValueError
+        says what is unfit."""
+    @staticmethod
+    def server(certificate: bytes, key: bytes) -> TlsContext:
+        """Show a certificate, others of its chain after it, in PEM. ValueError."""
 
 @final
 class Stream:
     """One connected byte stream (plain socket; TLS by the same interface). Owns the fd."""
 
-    def __init__(self, fd: int, *, takes_fds: bool = False) -> None:
-        """`takes_fds`: a Unix socket whose peer may pass file descriptors; a few are kept."""
+    def __init__(
+        self, fd: int, *, takes_fds: bool = False, tls: TlsContext | None = None
+    ) -> None:
+        """`takes_fds`: a Unix socket whose peer may pass file descriptors; a few are kept.
+        `tls`: encrypted; the handshake is made on the way, or by `handshake`."""
     fd: int
+    is_ahead: bool
+    """Whether bytes may be there that no poll of the fd tells of."""
+    def handshake(self, deadline_ns: int) -> None:
+        """Make the TLS handshake, if there is one to make. No GIL. Raises TlsFailed with the
+        reason, StreamTimeout or StreamClosed."""
+    def rekey_after(self, size_bytes: int) -> None:
+        """Change the sending keys after so many bytes, for tests of that."""
+    def receive_ready(self, target: Buffer) -> int | None:
+        """As `receive_some` without waiting; None when nothing is there yet."""
     def take_fds(self) -> list[int]:
         """Return the descriptors passed so far, at most 4; they are the caller's to close."""
     def stop_receiving(self) -> None:
@@ -229,8 +254,9 @@ class SingleGet:
     @property
     def map_term(self) -> int: ...
 
-def receive_get(stream: Stream, target: Buffer, deadline_ns: int) -> SingleGet | int:
-    """As `Stream.receive_some`, but bytes that are one sound SingleGet come back as that."""
+def receive_get(stream: Stream, target: Buffer, deadline_ns: int) -> SingleGet | int | None:
+    """As `Stream.receive_some`, but bytes that are one sound SingleGet come back as that. With
+    deadline 0 it does not wait, and None means that nothing is there yet."""
 
 def send_hit(
     stream: Stream, request_id: int, root: bytes, sums: bytes, payload: Buffer, source: int,

@@ -46,9 +46,15 @@ def receive_get(Stream stream not None, target, uint64_t deadline_ns):
         raise ValueError("the target is empty")
     cdef mkv_stream *c_stream = stream._enter()
     with nogil:
-        done = mkv_stream_receive_some(c_stream, part.iov_base, part.iov_len, deadline_ns)
+        if deadline_ns:
+            done = mkv_stream_receive_some(c_stream, part.iov_base, part.iov_len, deadline_ns)
+        else:
+            done = mkv_stream_receive_ready(c_stream, part.iov_base, part.iov_len)
         is_single = done > 0 and mkv_single_get_parse(
             <const uint8_t *>part.iov_base, <size_t>done, &header, &item)
+    if done == -errno.EAGAIN:
+        stream._leave(0)
+        return None
     stream._leave(done)
     if not is_single:
         return done

@@ -25,6 +25,24 @@ cdef extern from "stream.h" nogil:
     int mkv_stream_send(mkv_stream *stream, iovec *parts, unsigned count, uint64_t deadline_ns)
 
 
+cdef extern from "stream_tls.h" nogil:
+    struct mkv_tls:
+        pass
+    enum:
+        MKV_TLS_WHY_BYTES
+        MKV_STREAM_NOT_TLS
+    mkv_tls *mkv_tls_client(const void *authorities, size_t len, const char *name, char *why)
+    mkv_tls *mkv_tls_server(const void *certificate, size_t certificate_len, const void *key,
+                            size_t key_len, char *why)
+    void mkv_tls_free(mkv_tls *tls)
+    mkv_stream *mkv_stream_tls(int fd, const mkv_tls *tls)
+    int mkv_stream_handshake(mkv_stream *stream, uint64_t deadline_ns)
+    ssize_t mkv_stream_receive_ready(mkv_stream *stream, void *target, size_t len)
+    int mkv_stream_is_ahead(const mkv_stream *stream)
+    const char *mkv_stream_why(const mkv_stream *stream)
+    void mkv_stream_rekey_after(mkv_stream *stream, uint64_t bytes)
+
+
 class StreamTimeout(Exception):
     """The deadline passed in the middle of a stream's work; its position is now unknown."""
 
@@ -33,7 +51,13 @@ class StreamClosed(Exception):
     """The peer closed or reset the connection, or this side shut the stream down."""
 
 
-cdef object _stream_fault(long fault):
+class TlsFailed(StreamClosed):
+    """The peer speaks no TLS, or what it showed is not believed here."""
+
+
+cdef object _stream_fault(mkv_stream *stream, long fault):
+    if fault == MKV_STREAM_NOT_TLS:
+        return TlsFailed((<bytes>mkv_stream_why(stream)).decode("utf-8", "replace"))
     if fault == MKV_STREAM_TIMEOUT:
         return StreamTimeout("the deadline passed before the peer sent or took everything")
     if fault == MKV_STREAM_CLOSED:
@@ -43,13 +67,46 @@ cdef object _stream_fault(long fault):
     return StreamClosed(f"the connection failed: {os.strerror(-fault)}")
 
 
+cdef class TlsContext:
+    cdef mkv_tls *_tls
+
+    def __init__(self):
+        raise TypeError("TlsContext.client(...) and TlsContext.server(...) make one")
+
+    def __dealloc__(self):
+        mkv_tls_free(self._tls)
+
+    @staticmethod
+    def client(bytes authorities not None, str name not None):
+        cdef char why[MKV_TLS_WHY_BYTES]
+        cdef TlsContext made = TlsContext.__new__(TlsContext)
+        made._tls = mkv_tls_client(PyBytes_AS_STRING(authorities), PyBytes_GET_SIZE(authorities),
+                                   name.encode(), why)
+        if made._tls == NULL:
+            raise ValueError((<bytes>why).decode("utf-8", "replace"))
+        return made
+
+    @staticmethod
+    def server(bytes certificate not None, bytes key not None):
+        cdef char why[MKV_TLS_WHY_BYTES]
+        cdef TlsContext made = TlsContext.__new__(TlsContext)
+        made._tls = mkv_tls_server(PyBytes_AS_STRING(certificate), PyBytes_GET_SIZE(certificate),
+                                   PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), why)
+        if made._tls == NULL:
+            raise ValueError((<bytes>why).decode("utf-8", "replace"))
+        return made
+
+
 cdef class Stream:
     cdef mkv_stream *_stream
     cdef int _users      # calls inside C without the GIL; the last one out closes the fd
     cdef bint _closing
 
-    def __cinit__(self, int fd, *, bint takes_fds=False):
-        self._stream = mkv_stream_local(fd) if takes_fds else mkv_stream_plain(fd)
+    def __cinit__(self, int fd, *, bint takes_fds=False, TlsContext tls=None):
+        if tls is not None:
+            self._stream = mkv_stream_tls(fd, tls._tls)
+        else:
+            self._stream = mkv_stream_local(fd) if takes_fds else mkv_stream_plain(fd)
         if self._stream == NULL:
             raise OSError(c_errno, f"fd {fd} cannot become a stream: {os.strerror(c_errno)}")
 
@@ -64,11 +121,12 @@ cdef class Stream:
         return self._stream
 
     cdef int _leave(self, long fault) except -1:
+        cdef object error = _stream_fault(self._stream, fault) if fault < 0 else None
         self._users -= 1
         if self._closing and self._users == 0:
             self._release()
-        if fault < 0:
-            raise _stream_fault(fault)
+        if error is not None:
+            raise error
         return 0
 
     cdef void _release(self):
@@ -89,6 +147,33 @@ cdef class Stream:
     @property
     def fd(self) -> int:
         return self._stream.fd if self._stream != NULL else -1
+
+    @property
+    def is_ahead(self) -> bool:
+        return self._stream != NULL and mkv_stream_is_ahead(self._stream)
+
+    def handshake(self, uint64_t deadline_ns):
+        cdef int fault
+        cdef mkv_stream *stream = self._enter()
+        with nogil:
+            fault = mkv_stream_handshake(stream, deadline_ns)
+        self._leave(fault)
+
+    def rekey_after(self, uint64_t size_bytes):
+        mkv_stream_rekey_after(self._enter(), size_bytes)
+        self._leave(0)
+
+    def receive_ready(self, target):
+        cdef iovec part
+        cdef ssize_t done
+        cdef object view = _view(target, True, &part)
+        if part.iov_len == 0:
+            raise ValueError("the target is empty")
+        cdef mkv_stream *stream = self._enter()
+        with nogil:
+            done = mkv_stream_receive_ready(stream, part.iov_base, part.iov_len)
+        self._leave(0 if done == -errno.EAGAIN else done)
+        return None if done == -errno.EAGAIN else done
 
     def receive(self, target, uint64_t deadline_ns):
         cdef iovec part

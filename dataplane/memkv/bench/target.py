@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from memkv.client.credentials import Credentials
 from memkv.client.options import ConnectOptions
 from memkv.client.sync import Client
 from memkv.errors import RetryLater
@@ -58,11 +59,15 @@ def own_pool(
         yield Target(client, pids, pool, directory, local_dir)
 
 
-def attach(endpoint: str, pool: str, tenant: str, local_dir: str = "") -> Client:
+def attach(
+    endpoint: str, pool: str, tenant: str, local_dir: str = "",
+    credentials: Credentials | None = None,
+) -> Client:  # fmt: skip
     """Connect and wait until every node is reached. RetryLater when that takes too long."""
     client = Client(
         ConnectOptions(
-            endpoint, pool=pool, tenant=tenant, deadline_ms=DEADLINE_MS, local_dir=local_dir
+            endpoint, pool=pool, tenant=tenant, deadline_ms=DEADLINE_MS, local_dir=local_dir,
+            credentials=credentials,
         )
     )
     if not client.wait_ready(ATTACH_TIMEOUT_MS):

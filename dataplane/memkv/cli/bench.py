@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from memkv.cli import units
 from memkv.cli.command import Call, Command
+from memkv.cli.connection import credentials
 from memkv.cli.exits import Exit
 from memkv.cli.settings import ENDPOINT, POOL, TENANT, Field, UsageError
 from memkv.cli.tables import Column, pairs_table, table
@@ -108,7 +109,10 @@ def run_one(call: Call, directory: Path) -> int:
             opened = own_pool(directory, sizing, transport=arguments.transport)
             target = stack.enter_context(opened)
         else:
-            client = attach(settings[ENDPOINT], settings[POOL], settings[TENANT])
+            client = attach(
+                settings[ENDPOINT], settings[POOL], settings[TENANT],
+                credentials=credentials(settings),
+            )  # fmt: skip
             target = Target(stack.enter_context(client), (), None, directory)
         report(0.2, f"measuring {arguments.op}")
         if arguments.op == "exists":

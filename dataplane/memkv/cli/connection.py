@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from memkv.cli.exits import Exit
-from memkv.cli.settings import DEADLINE, ENDPOINT, POOL, TENANT, Settings
+from memkv.cli.settings import CREDENTIALS, DEADLINE, ENDPOINT, POOL, TENANT, Settings
 from memkv.errors import RetryLater
 from memkv.status import Status
 
 if TYPE_CHECKING:
+    from memkv.client.credentials import Credentials
     from memkv.client.sync import Client
 
 EXPLANATIONS: dict[Status, str] = {
@@ -59,13 +60,21 @@ def exit_of(results: Iterable[int]) -> Exit:
     return Exit.UNREACHABLE if UNREACHABLE & negative else Exit.FAILED
 
 
+def credentials(settings: Settings) -> Credentials | None:
+    """Return what proves the pool and the client; None without TLS. CallerError."""
+    from memkv.client.credentials import credentials_of
+
+    values = {field.name: settings[field] for field in CREDENTIALS}
+    return credentials_of(values, "the flags")
+
+
 def open_client(settings: Settings) -> Client:
     """Attach to the pool of the settings. Raises RetryLater with the reason when that fails."""
     import memkv
 
     client = memkv.connect(
         settings[ENDPOINT], pool=settings[POOL], tenant=settings[TENANT],
-        deadline_ms=settings[DEADLINE],
+        deadline_ms=settings[DEADLINE], credentials=credentials(settings),
     )  # fmt: skip
     if client.attachment.shard_map is None:
         problems = client.attachment.problems()

@@ -9,6 +9,7 @@ from memkv.cli import units
 from memkv.cli.settings import Field, Settings, UsageError
 
 if TYPE_CHECKING:
+    from memkv.metadata.access import AccessConfig
     from memkv.metadata.certificates import TlsFiles
 
 NODE, METADATA = "node", "metadata"
@@ -60,6 +61,21 @@ NODE_TOKEN = _file(
     "token_file", NODE, "token that proves the node to the metadata service; default: its"
     " certificate does",
 )  # fmt: skip
+
+def parse_payload(text: str) -> str:
+    """Return TLS, None or nothing, checked."""
+    from memkv.client.credentials import parse_encryption
+
+    if text:
+        parse_encryption(text)
+    return text
+
+
+PAYLOAD: Field[str] = Field(
+    "payload_encryption", parse_payload, "", "whether the data ports speak TLS: TLS or None, the"
+    " same for every node and client of the pool; default: TLS where there are certificates", NODE,
+    "WHAT",
+)  # fmt: skip
 TICKET_KEY = _file(
     "ticket_key", METADATA, "private Ed25519 key that signs tickets, in PEM; a replaced file is"
     " taken over. Default: tickets are unsigned",
@@ -68,6 +84,59 @@ SALT_SECRET = _file(
     "salt_secret", METADATA, "32 or more random bytes that hide the keys of tenants from others;"
     " the same for every replica, for ever",
 )  # fmt: skip
+
+
+
+
+def parse_mode(text: str) -> str:
+    """Return what proves callers, checked."""
+    from memkv.metadata.access import Mode
+
+    known = [mode.value for mode in Mode]
+    if text not in known:
+        raise ValueError(f"{text!r} is none of {', '.join(known)}")
+    return text
+
+
+def parse_accounts(text: str) -> tuple[str, ...]:
+    """Return NAMESPACE/NAME,... checked."""
+    accounts = tuple(part.strip() for part in text.split(",") if part.strip())
+    for account in accounts:
+        namespace, slash, name = account.partition("/")
+        if not slash or not namespace or not name or "/" in name:
+            raise ValueError(f"{account!r} is not NAMESPACE/NAME of a ServiceAccount")
+    return accounts
+
+
+AUTH: Field[str] = Field(
+    "auth", parse_mode, "none", "what proves callers: none, certificate (a URI"
+    " spiffe://DOMAIN/ns/NAMESPACE/sa/NAME in it) or serviceaccount (a token, reviewed by the API"
+    " server)", METADATA, "MODE",
+)  # fmt: skip
+TENANTS = _file(
+    "tenants", METADATA, "JSON with the pool's `tenants`, which name their ServiceAccounts; a"
+    " replaced file is taken over. Default: each namespace is a tenant",
+)  # fmt: skip
+NODE_ACCOUNTS: Field[tuple[str, ...]] = Field(
+    "node_accounts", parse_accounts, (), "ServiceAccounts of the pool's nodes, which may move slots"
+    " (with --auth serviceaccount)", METADATA, "NAMESPACE/NAME,...",
+)  # fmt: skip
+ACCESS = (AUTH, TENANTS, NODE_ACCOUNTS)
+
+
+def access_of(settings: Settings) -> AccessConfig:
+    """Return whom the metadata service lets in."""
+    from memkv.metadata.access import AccessConfig, Mode
+    from memkv.metadata.bearer import ServiceAccount
+
+    pairs = [account.partition("/") for account in settings[NODE_ACCOUNTS]]
+    accounts = frozenset(ServiceAccount(namespace, name) for namespace, _, name in pairs)
+    return AccessConfig(Mode(settings[AUTH]), path_of(settings, TENANTS), accounts)
+
+
+def payload_of(settings: Settings) -> bool | None:
+    """Return whether data ports speak TLS; None: nothing was said."""
+    return settings[PAYLOAD].lower() == "tls" if settings[PAYLOAD] else None
 
 
 def path_of(settings: Settings, field: Field[str]) -> Path | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from memkv.cli import units
 from memkv.cli.command import Call, Command
 from memkv.cli.exits import Exit
-from memkv.cli.identity import METADATA_TLS, SALT_SECRET, TICKET_KEY, path_of
+from memkv.cli.identity import ACCESS, METADATA_TLS, SALT_SECRET, TICKET_KEY, access_of, path_of
 from memkv.cli.logs import LOG_LEVEL, start_logging
 from memkv.cli.settings import POOL, Field, UsageError
 from memkv.limits import (
@@ -106,11 +106,12 @@ def run(call: Call) -> int:
     )
     start_logging(settings[LOG_LEVEL])
     host, port = units.split_endpoint(settings[LISTEN])
+    access = access_of(settings)
     tls, pool = METADATA_TLS.read(settings), in_cluster or settings[POOL]
     run_metadata(
         MetadataConfig(
             ServerConfig(
-                pool, host, port, tls, insecure=settings[INSECURE],
+                pool, host, port, tls, access.asks_certificate, insecure=settings[INSECURE],
                 reflection=settings[REFLECTION],
             ),
             nodes=settings[NODES],
@@ -125,6 +126,7 @@ def run(call: Call) -> int:
             ),
             admin_tls=client_tls(tls, server_name=node_name(pool)) if tls else None,
             follow_tls=client_tls(tls) if tls else None,
+            access=access,
             ticket_key=path_of(settings, TICKET_KEY),
             salt_secret=path_of(settings, SALT_SECRET),
             http_host=host,
@@ -159,7 +161,7 @@ COMMAND = Command(
     run,
     (POOL, LISTEN, PUBLISH, NODES, STATE, FOLLOW, KUBERNETES, SLOTS, MOVING_PERCENT,
      MOVE_TIMEOUT, LOSS_GRACE, ACCEPT_MASS_LOSS, REFLECTION, HTTP_PORT, *METADATA_TLS.all(),
-     TICKET_KEY, SALT_SECRET, INSECURE, READY_FILE, LOG_LEVEL),
+     TICKET_KEY, SALT_SECRET, *ACCESS, INSECURE, READY_FILE, LOG_LEVEL),
     examples=(
         "memkv metadata --publish --nodes 127.0.0.1:9470 --state /var/lib/memkv/map",
         "memkv metadata --listen 127.0.0.1:7444 --follow 127.0.0.1:7443",

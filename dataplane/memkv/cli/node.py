@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from memkv.cli import units
 from memkv.cli.command import Call, Command
 from memkv.cli.exits import Exit
-from memkv.cli.identity import NODE_TLS, NODE_TOKEN, TICKET_KEYS, path_of
+from memkv.cli.identity import NODE_TLS, NODE_TOKEN, PAYLOAD, TICKET_KEYS, path_of, payload_of
 from memkv.cli.logs import LOG_LEVEL, start_logging
 from memkv.cli.metadata import parse_endpoints
 from memkv.cli.settings import POOL, Field, UsageError
@@ -117,6 +117,7 @@ def run(call: Call) -> int:
         insecure=settings[INSECURE],
         tls=NODE_TLS.read(settings),
         token_file=path_of(settings, NODE_TOKEN),
+        payload_encryption=payload_of(settings),
         ticket_keys=path_of(settings, TICKET_KEYS),
     )
     start_logging(settings[LOG_LEVEL])
@@ -143,7 +144,7 @@ COMMAND = Command(
     "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
     (NAME, POOL, DIR, DRIVES, CAPACITY, MEMORY, METADATA, HOST, ADVERTISE, DATA_PORT, ADMIN_PORT,
-     HTTP_PORT, SLOTS, FAILURE_DOMAIN, LOCAL_DIR, *NODE_TLS.all(), NODE_TOKEN, TICKET_KEYS,
+     HTTP_PORT, SLOTS, FAILURE_DOMAIN, LOCAL_DIR, *NODE_TLS.all(), NODE_TOKEN, PAYLOAD, TICKET_KEYS,
      INSECURE, LOG_LEVEL),
     examples=(
         "memkv node --dir /var/lib/memkv --capacity 20GiB",

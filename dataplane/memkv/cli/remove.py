@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from memkv.cli import keys
 from memkv.cli.command import Call, Command
-from memkv.cli.connection import exit_of, explain, open_client, status_document
+from memkv.cli.connection import credentials, exit_of, explain, open_client, status_document
 from memkv.cli.exits import Exit
 from memkv.cli.settings import CONNECTION, ENDPOINT, POOL, TENANT, UsageError
 
@@ -35,7 +35,10 @@ def remove_all(call: Call) -> int:
 
     settings = call.settings
     tenant = settings[TENANT]
-    version = drop_tenant(settings[ENDPOINT], settings[POOL], tenant)
+    proof = credentials(settings)
+    version = drop_tenant(
+        settings[ENDPOINT], settings[POOL], tenant, tls=proof.tls() if proof is not None else None
+    )
 
     def draw(console: Console) -> None:
         console.print(f"dropped tenant {tenant}: no later lookup will hit what it had put")

@@ -86,7 +86,28 @@ DEADLINE = Field(
     "deadline", units.parse_duration_ms, DEADLINE_MS_DEFAULT,
     "time one call may take, such as 500ms or 2s", metavar="TIME", in_connection_file=True,
 )  # fmt: skip
-CONNECTION = (ENDPOINT, POOL, TENANT, DEADLINE)
+CA = Field(
+    "ca", units.parse_name, "", "CA of the pool, in PEM: a file, or in connection.json the text;"
+    " without one there is no TLS", metavar="FILE", in_connection_file=True,
+)  # fmt: skip
+TOKEN_FILE = Field(
+    "token_file", units.parse_name, "", "ServiceAccount token with audience memkv-metadata, which"
+    " proves the client", metavar="FILE", in_connection_file=True,
+)  # fmt: skip
+TLS_CERT = Field(
+    "tls_cert", units.parse_name, "", "certificate that proves the client, in PEM", metavar="FILE",
+    in_connection_file=True,
+)  # fmt: skip
+TLS_KEY = Field(
+    "tls_key", units.parse_name, "", "private key of the certificate, in PEM", metavar="FILE",
+    in_connection_file=True,
+)  # fmt: skip
+PAYLOAD_ENCRYPTION = Field(
+    "payload_encryption", units.parse_name, "TLS", "whether the pool's data ports speak TLS (with a"
+    " CA): TLS or None", metavar="WHAT", in_connection_file=True,
+)  # fmt: skip
+CREDENTIALS = (CA, TOKEN_FILE, TLS_CERT, TLS_KEY, PAYLOAD_ENCRYPTION)
+CONNECTION = (ENDPOINT, POOL, TENANT, DEADLINE, *CREDENTIALS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from memkv._hotpath import TlsContext
+from memkv.client.encrypted import Connected, EncryptedSocket
 from memkv.clock import Clock, remaining_ms
 from memkv.errors import PeerGone, ProtocolError
 from memkv.local.sockets import connect
@@ -20,6 +22,8 @@ from memkv.status import Status
 from memkv.wire.frame import Frame, FrameReader, encode_frame
 from memkv.wire.messages import HelloRequest, HelloResponse, LaneHello, error_text, status_of
 from memkv.wire.opcodes import Flag, Opcode
+
+TLS_ALERT = b"\x15\x03"  # begins what a server of TLS says to a client that speaks none
 
 
 class Refused(ProtocolError):
@@ -32,14 +36,16 @@ class Refused(ProtocolError):
 
 @dataclass(slots=True)
 class Handshake:
-    """Who connects where, and until when. With `path` lanes go to the worker's Unix socket."""
+    """Who connects where, and until when. With `path` lanes go to the worker's Unix socket; with
+    `tls` connections to its port are encrypted."""
 
     host: str
     port: int
     deadline_ns: int
     clock: Clock
     path: Path | None = None
-    _connection: socket.socket | None = None
+    tls: TlsContext | None = None
+    _connection: Connected | None = None
 
     def abort(self) -> None:
         """End a handshake under way, from any thread; it raises PeerGone soon."""
@@ -48,7 +54,7 @@ class Handshake:
             with contextlib.suppress(OSError):  # it ended by itself in the meantime
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def open_control(self, request: HelloRequest) -> tuple[socket.socket, HelloResponse]:
+    def open_control(self, request: HelloRequest) -> tuple[Connected, HelloResponse]:
         """Connect and say HELLO. Raises PeerGone or Refused; the caller owns the socket."""
         connection = self._connect()
         try:
@@ -58,7 +64,7 @@ class Handshake:
             connection.close()
             raise
 
-    def open_lane(self, session_uuid: bytes, token: bytes, *, express: bool) -> socket.socket:
+    def open_lane(self, session_uuid: bytes, token: bytes, *, express: bool) -> Connected:
         """Connect and bind a payload lane. Raises PeerGone or Refused."""
         connection = self._connect()
         try:
@@ -69,7 +75,22 @@ class Handshake:
             connection.close()
             raise
 
-    def _connect(self) -> socket.socket:
+    def _connect(self) -> Connected:
+        connection = self._connect_plainly()
+        if self.tls is None or self.path is not None:
+            return connection
+        encrypted = self._connection = EncryptedSocket(connection, self.tls, self.clock)
+        try:
+            encrypted.handshake()
+        except OSError as error:
+            encrypted.close()
+            raise PeerGone(f"worker {self._where} did not answer ({error})") from error
+        except BaseException:
+            encrypted.close()
+            raise
+        return encrypted
+
+    def _connect_plainly(self) -> socket.socket:
         try:
             if self.path is not None:
                 connection = connect(self.path, self._timeout_s())
@@ -83,11 +104,11 @@ class Handshake:
         self._connection = connection
         return connection
 
-    def _exchange(self, connection: socket.socket, flags: Flag, body: bytes) -> Frame:
+    def _exchange(self, connection: Connected, flags: Flag, body: bytes) -> Frame:
         return self.exchange(connection, encode_frame(Opcode.HELLO, flags, 0, body))
 
     def exchange(
-        self, connection: socket.socket, frame: bytes,
+        self, connection: Connected, frame: bytes,
         passed: Sequence[tuple[int, int, bytes | array.array[int]]] = (),
     ) -> Frame:
         """Send one request, with what is `passed` beside it, and return its answer.
@@ -103,6 +124,11 @@ class Handshake:
             while True:
                 connection.settimeout(self._timeout_s())
                 data = connection.recv(reader.bytes_wanted())
+                if data.startswith(TLS_ALERT):
+                    raise PeerGone(
+                        f"worker {self._where} speaks TLS and this client does not: give it the CA "
+                        "of the pool (connection.json has it), or leave payload_encryption out"
+                    )
                 if not data:
                     reader.finish()
                     raise PeerGone(f"worker {self._where} closed instead of answering")

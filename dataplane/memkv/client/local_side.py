@@ -22,6 +22,7 @@ from pathlib import Path
 from memkv._hotpath import Engine, LaneGroup
 from memkv.client.backoff import Backoff
 from memkv.client.buffers import Region, RegionTable
+from memkv.client.encrypted import Connected
 from memkv.client.handshake import Handshake, Refused
 from memkv.client.options import LOCAL_OFF, ConnectOptions
 from memkv.errors import MemKVError, PeerGone
@@ -90,7 +91,7 @@ class LocalSide:
         return self._path is None or self._closed or self._settled >= version
 
     # --- for the session ----------------------------------------------------------------------
-    def find_socket(self, control: socket.socket, response: HelloResponse) -> Path | None:
+    def find_socket(self, control: Connected, response: HelloResponse) -> Path | None:
         """Return the worker's socket, if it lies on this machine.
 
         What a worker says of itself counts only when it is reached at an address of this machine.
@@ -220,7 +221,7 @@ class LocalSide:
             except ValueError as error:
                 raise PeerGone("the client was closed") from error
 
-    def _lane(self, tokens: _Tokens) -> socket.socket:
+    def _lane(self, tokens: _Tokens) -> Connected:
         return self._handshake(self._path).open_lane(
             self._session_uuid, tokens.take(), express=False
         )
@@ -246,10 +247,9 @@ class LocalSide:
         self._drop_registrar()
 
 
-def _is_this_machine(control: socket.socket) -> bool:
+def _is_this_machine(control: Connected) -> bool:
     try:
-        own: str = control.getsockname()[0]
-        peer: str = control.getpeername()[0]
+        own, peer = str(control.getsockname()[0]), str(control.getpeername()[0])
     except OSError:  # it was cut already
         return False
     return own == peer
@@ -271,7 +271,7 @@ class _Tokens:
 class _Registrar:
     """The connection that file descriptors go through."""
 
-    def __init__(self, connection: socket.socket, handshake: Callable[[], Handshake]) -> None:
+    def __init__(self, connection: Connected, handshake: Callable[[], Handshake]) -> None:
         self._connection = connection
         self._handshake = handshake
 

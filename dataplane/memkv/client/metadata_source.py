@@ -29,8 +29,10 @@ class MetadataSource:
             if options.cache_dir is not None
             else None
         )
+        self._tls = options.credentials.tls() if options.credentials is not None else None
         self._watcher = MapWatcher(
-            WatchConfig([options.endpoint], options.pool, client_id), options.clock, self._on_map,
+            WatchConfig([options.endpoint], options.pool, client_id, self._tls),
+            options.clock, self._on_map,
             fallback=self._kept.load_map if self._kept is not None else None,
         )
 
@@ -66,7 +68,8 @@ class MetadataSource:
         options, kept = self._options, self._kept
         try:
             grant = fetch_ticket(
-                options.endpoint, options.pool, options.tenant, timeout_s=timeout_ms / 1000
+                options.endpoint, options.pool, options.tenant, tls=self._tls,
+                timeout_s=timeout_ms / 1000,
             )
         except RetryLater:  # nobody there; who was refused stays refused
             found = kept.load_ticket(options.clock.wall_s()) if kept is not None else None

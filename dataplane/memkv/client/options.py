@@ -7,11 +7,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from memkv.client.credentials import CREDENTIAL_NAMES, Credentials, credentials_of
 from memkv.clock import Clock, SystemClock
 from memkv.errors import CallerError
 from memkv.limits import DEADLINE_MS_DEFAULT, MAP_BOOTSTRAP_TIMEOUT_MS
+
+if TYPE_CHECKING:
+    from memkv._hotpath import TlsContext
 
 HINT_ID_BYTES = 8
 TTL_S_MAX = 10 * 365 * 24 * 3600  # ten years: the expiry of a record is 32 bits of seconds
@@ -86,6 +90,10 @@ DEFAULT_PUT = PutOptions()
 COPY_PUT = CopyOptions()
 
 
+def no_context() -> None:
+    """Return what encrypts connections of a client without credentials: nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectOptions:
     """Everything `connect()` needs, resolved.
@@ -101,7 +109,7 @@ class ConnectOptions:
     pool: str = DEFAULT_POOL
     tenant: str = "default"
     deadline_ms: int = DEADLINE_MS_DEFAULT
-    credentials: Callable[[], str] | None = None
+    credentials: Credentials | None = None
     bulk_lanes: int = 2
     express_lanes: int = 1
     local_lanes: int = 4
@@ -110,7 +118,18 @@ class ConnectOptions:
     bootstrap_timeout_ms: int = MAP_BOOTSTRAP_TIMEOUT_MS
     clock: Clock = field(default_factory=SystemClock)
 
+    node_context: Callable[[], TlsContext | None] = field(init=False)
+    """Gives what connections to nodes are encrypted with; None: they are not. ConfigError."""
+
     def __post_init__(self) -> None:
+        proof = self.credentials
+        contexts: Callable[[], TlsContext | None] = no_context
+        if proof is not None and proof.payload_encryption:
+            from memkv.metadata.certificates import node_name
+            from memkv.tcp.tls import ClientContexts
+
+            contexts = ClientContexts(proof.authorities, node_name(self.pool))
+        object.__setattr__(self, "node_context", contexts)
         if self.deadline_ms < 1:
             raise CallerError(f"deadline_ms must be positive, not {self.deadline_ms}")
         if self.bulk_lanes < 1 or self.express_lanes < 1 or self.local_lanes < 1:
@@ -119,15 +138,21 @@ class ConnectOptions:
     @classmethod
     def resolve(
         cls, endpoint: str | None, pool: str, tenant: str, deadline_ms: int,
-        credentials: Callable[[], str] | None,
+        credentials: Credentials | None,
     ) -> ConnectOptions:
         """Fill in what the caller left out: the environment first, then a pod's connection file.
 
         Raises CallerError for an endpoint that is not HOST:PORT and for a broken connection file.
         """
         found = endpoint or os.environ.get("MEMKV_ENDPOINT")
+        if credentials is None:
+            credentials = credentials_of(
+                {name: os.environ.get(f"MEMKV_{name.upper()}", "") for name in CREDENTIAL_NAMES},
+                "MEMKV_* variables",
+            )
         if found is None and CONNECTION_FILE.exists():
-            found, pool = _read_connection_file(CONNECTION_FILE, pool)
+            found, pool, given = _read_connection_file(CONNECTION_FILE, pool)
+            credentials = credentials or given
         found = found or DEFAULT_ENDPOINT
         host, _, port = found.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -139,8 +164,9 @@ class ConnectOptions:
         )
 
 
-def _read_connection_file(path: Path, pool: str) -> tuple[str, str]:
-    """Return (endpoint, pool) of the file that the operator mounts into inference pods.
+def _read_connection_file(path: Path, pool: str) -> tuple[str, str, Credentials | None]:
+    """Return (endpoint, pool, credentials) of the file that the operator mounts into inference
+    pods.
 
     A pool that the caller names wins over the file's.
     """
@@ -148,11 +174,12 @@ def _read_connection_file(path: Path, pool: str) -> tuple[str, str]:
         content = json.loads(path.read_text(encoding="utf-8"))
         endpoint = content["endpoint"]
         named = content.get("pool", pool) if pool == DEFAULT_POOL else pool
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        texts = {name: str(content.get(name) or "") for name in CREDENTIAL_NAMES}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CallerError(
             f"{path} does not name a pool ({error!r}); it is the ConfigMap <pool>-connection: "
             "mount it whole, or pass the endpoint"
         ) from error
     if not isinstance(endpoint, str) or not isinstance(named, str):
         raise CallerError(f"{path}: endpoint and pool must be text")
-    return endpoint, named
+    return endpoint, named, credentials_of(texts, str(path))

@@ -7,7 +7,6 @@ when a person looks.
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
@@ -18,6 +17,7 @@ from memkv.wire.frame import Frame, FrameReader, encode_frame
 from memkv.wire.opcodes import Opcode
 
 if TYPE_CHECKING:
+    from memkv.client.encrypted import Connected
     from memkv.client.sync import Client
     from memkv.shardmap.map import Worker
 
@@ -73,7 +73,7 @@ class FactsReader:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._open: dict[tuple[bytes, str, int], socket.socket] = {}
+        self._open: dict[tuple[bytes, str, int], Connected] = {}
 
     def read(self) -> list[WorkerFacts]:
         """Ask every worker of the map, one after the other; ordered by the nodes' names."""
@@ -98,14 +98,16 @@ class FactsReader:
             return WorkerFacts(worker, slots, problem=str(error))
         return facts_of(worker, slots, answer)
 
-    def _connect(self, worker: Worker) -> socket.socket:
+    def _connect(self, worker: Worker) -> Connected:
         from memkv.client.handshake import Handshake
         from memkv.wire.messages import HelloRequest
 
         core, clock = self._client.attachment.core, SystemClock()
         ticket = core.ticket.ticket if core.ticket else b""
         deadline_ns = clock.monotonic_ns() + int(TIMEOUT_S * 1e9)
-        handshake = Handshake(worker.host, worker.port, deadline_ns, clock)
+        handshake = Handshake(
+            worker.host, worker.port, deadline_ns, clock, tls=core.options.node_context()
+        )
         connection, _ = handshake.open_control(
             HelloRequest(core.client_uuid, core.options.pool, ticket)
         )
@@ -124,7 +126,7 @@ class FactsReader:
         self.close()
 
 
-def ask(connection: socket.socket) -> Mapping[str, object]:
+def ask(connection: Connected) -> Mapping[str, object]:
     """Send STAT and return its JSON object. Raises PeerGone or ProtocolError."""
     reader = FrameReader(responses=True)
     connection.sendall(encode_frame(Opcode.STAT, 0, 1, deadline_ms=int(TIMEOUT_S * 1000)))

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from memkv import limits
 from memkv.clock import Clock, SystemClock
 from memkv.errors import ConfigError, ProtocolError, RetryLater
-from memkv.metadata.callers import Anyone, Authenticator
+from memkv.metadata.access import AccessConfig, open_access
 from memkv.metadata.certificates import ClientTls
 from memkv.metadata.endpoint import (
     channel_options,
@@ -72,7 +72,7 @@ class MetadataConfig:
     """Towards the nodes."""
     follow_tls: ClientTls | None = None
     """Towards the metadata services that are followed."""
-    authenticator: Authenticator = field(default_factory=Anyone)
+    access: AccessConfig = field(default_factory=AccessConfig)
     ticket_key: Path | None = None
     """Private key that signs tickets; None: they are unsigned, for loopback."""
     salt_secret: Path | None = None
@@ -90,6 +90,7 @@ class MetadataConfig:
 
     def check(self) -> None:
         """Raise ConfigError for what cannot work, before anything listens."""
+        self.access.check(has_tls=self.server.tls is not None)
         if not self.publishes and (self.nodes or self.state_file):
             raise ConfigError(
                 "a replica follows and publishes nothing: drop --publish, or what it follows"
@@ -114,7 +115,6 @@ class MetadataProcess:
             issuer_of(config.ticket_key, config.salt_secret, self._clock),
             self._clock,
             dropper=self if config.publishes else None,
-            authenticator=config.authenticator,
         )
         self._publisher: Publisher | None = None
         self._state_file: StateFile | None = None
@@ -122,12 +122,17 @@ class MetadataProcess:
         self._http: PlainHttpServer | None = None
         self._unstored: PublisherState | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._opened = contextlib.AsyncExitStack()
         self._polls = self._poll_failures = 0
         self._outcome = Outcome(None, ())
         self._logged: tuple[Reason, ...] = ()
 
     async def start(self) -> None:
         """Listen, and begin to publish or to follow."""
+        config = self._config
+        self.server.authenticate_by(
+            await open_access(config.access, config.server.pool, self._clock, self._opened)
+        )
         if self._config.follow:
             await self.server.start()
             self._follow(asyncio.get_running_loop())
@@ -162,6 +167,7 @@ class MetadataProcess:
         if self._watcher is not None:
             await asyncio.to_thread(self._watcher.stop)
         await self.server.stop(grace_s=1)
+        await self._opened.aclose()
         if self._http is not None:
             await asyncio.to_thread(self._http.stop)
         if self._state_file is not None:

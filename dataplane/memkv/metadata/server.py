@@ -149,7 +149,7 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
         authenticator: Authenticator,
     ) -> None:
         self._config = config
-        self._authenticator = authenticator
+        self.authenticator = authenticator
         self._dropper = dropper
         self._feed = feed
         self._issuer = issuer
@@ -281,7 +281,7 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
     async def _caller(self, context: "Context") -> Caller:
         """Return who calls, or end the call."""
         try:
-            return await self._authenticator.caller(presented_by(context))
+            return await self.authenticator.caller(presented_by(context))
         except Unauthenticated as error:
             await self._refuse(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
         except Forbidden as error:
@@ -376,6 +376,10 @@ class MetadataServer:
     def ready(self) -> bool:
         """Whether there is a map to serve."""
         return self._ready
+
+    def authenticate_by(self, authenticator: Authenticator) -> None:
+        """Find out by this one who calls, before `start`."""
+        self._servicer.authenticator = authenticator
 
     async def start(self) -> None:
         """Listen. ConfigError when the port is taken."""

@@ -78,18 +78,20 @@ def granted(tenant: str, caller: Caller, *, peer: bool) -> tuple[str, Rights]:
         if not caller.rights & Rights.PEER:
             raise TicketRefused(
                 f"{caller.subject} is no node of this pool: only nodes get tickets for moves; see "
-                "--node-subjects"
+                "--node-accounts"
             )
         return PEER_TENANT, Rights.PEER
+    if not (rights := caller.rights & ~Rights.PEER):
+        raise TicketRefused(f"{caller.subject} is a node of this pool and no client of it")
     name = tenant or caller.tenant or TENANT_DEFAULT
+    if name == TENANT_DEFAULT and caller.tenant and not caller.any_tenant:
+        name = caller.tenant  # clients that were told no tenant ask for this one
     check_tenant_name(name)
     if not caller.any_tenant and name != caller.tenant:
         raise TicketRefused(
             f"{caller.subject} belongs to tenant {caller.tenant!r} and may not use {name!r}: leave "
             "the tenant out, or have the pool's tenants name this subject"
         )
-    if not (rights := caller.rights & ~Rights.PEER):
-        raise TicketRefused(f"{caller.subject} is a node of this pool and no client of it")
     return name, rights
 
 

@@ -23,11 +23,12 @@ from memkv.wire.ticket import Ticket
 class Connection:
     """A control connection, a lane, or one that has not said yet what it is."""
 
-    def __init__(self, stream: Stream, *, local: bool = False) -> None:
-        """`local`: to the Unix socket."""
+    def __init__(self, stream: Stream, *, local: bool = False, encrypted: bool = False) -> None:
+        """`local`: to the Unix socket; `encrypted`: the stream speaks TLS."""
         self.stream = stream
         self.fd = stream.fd
         self.is_local = local
+        self.is_encrypted = encrypted
         self.protocol = ServerConnection(local=local)
         self.reader = FrameReader(responses=False, admit=self.protocol.received)
         self.session: NodeSession | None = None

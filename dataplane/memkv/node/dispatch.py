@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from memkv import limits
-from memkv._hotpath import SingleGet, StreamClosed, StreamTimeout, receive_get
+from memkv._hotpath import SingleGet, Stream, StreamClosed, StreamTimeout, TlsFailed, receive_get
 from memkv.local.service import LocalService
 from memkv.node.connection import Connection
 from memkv.node.control import ControlService
@@ -48,6 +48,7 @@ class Verdict(Enum):
     """What becomes of the connection."""
 
     KEEP = "wait for its next event"
+    AGAIN = "more of it is here already than its next event would tell"
     TO_LANES = "it is a bulk lane now"
     HAND_OVER = "its pending requests are for the lane threads"
     CLOSE = "close it"
@@ -79,11 +80,11 @@ class Dispatcher:
 
     def read(self, connection: Connection, thread: ServingThread) -> Verdict:
         """Read what has arrived and serve the requests that are complete."""
-        return self._guarded(connection, thread, self._read_and_linger)
+        return self._guarded(connection, thread, self._read)
 
     def resume(self, connection: Connection, thread: ServingThread) -> Verdict:
         """Serve the requests that wait in `connection.pending`."""
-        return self._guarded(connection, thread, self._serve_pending)
+        return self._guarded(connection, thread, self._resume)
 
     def _guarded(
         self,
@@ -94,6 +95,10 @@ class Dispatcher:
         """Whatever a peer does ends here, as a verdict on its connection."""
         try:
             return step(connection, thread)
+        except TlsFailed as error:
+            self._counters.add("tls_errors")
+            log.info("closing a connection: TLS failed (%s)", error)
+            return Verdict.CLOSE
         except StreamClosed:
             return Verdict.CLOSE
         except StreamTimeout:
@@ -110,14 +115,28 @@ class Dispatcher:
             fault = WireError(f"a bug in the node ({name}); please report the node's log")
             return self._say_goodbye(connection, thread, fault, Status.INTERNAL)
 
-    def _read_and_linger(self, connection: Connection, thread: ServingThread) -> Verdict:
+    def _read(self, connection: Connection, thread: ServingThread) -> Verdict:
+        """Serve what has arrived. Under TLS that may be half a record: no thread waits for the
+        rest. Or it is more than was asked for, and the socket has nothing left to tell of."""
+        encrypted = connection.is_encrypted
+        received = self._receive(connection, thread, 0 if encrypted else _READ_NS)
+        if received is None:
+            return Verdict.KEEP
+        return _ahead(connection, self._serve_and_linger(connection, thread, received))
+
+    def _resume(self, connection: Connection, thread: ServingThread) -> Verdict:
+        return _ahead(connection, self._serve_pending(connection, thread))
+
+    def _serve_and_linger(
+        self, connection: Connection, thread: ServingThread, received: SingleGet | int
+    ) -> Verdict:
         """Serve, then wait a moment for a lane's next request.
 
         A client that waits for each block asks for the next one at once, and going back through
         the poller costs it a quarter of the round trip. Lanes that do not come back in time are
         not waited for again soon, and only one thread of the control poller waits at a time.
         """
-        verdict = self._take_in(connection, thread, self._receive(connection, thread, _READ_NS))
+        verdict = self._take_in(connection, thread, received)
         if connection.lane is None or verdict is not Verdict.KEEP:
             return verdict
         if connection.linger_skips:
@@ -141,6 +160,7 @@ class Dispatcher:
             except StreamTimeout:  # nothing was read, so the stream is as it was
                 connection.linger_skips = _LINGER_SKIPS
                 break
+            assert received is not None
             verdict = self._take_in(connection, thread, received)
             if verdict is not Verdict.KEEP:
                 return verdict
@@ -149,16 +169,17 @@ class Dispatcher:
     @staticmethod
     def _receive(
         connection: Connection, thread: ServingThread, wait_ns: int
-    ) -> SingleGet | int:
-        """Return the next request if it is of the commonest kind, else how much was received."""
-        deadline_ns = thread.clock.monotonic_ns() + wait_ns
+    ) -> SingleGet | int | None:
+        """Return the next request if it is of the commonest kind, else how much was received; None
+        when nothing is there and `wait_ns` is 0."""
+        deadline_ns = thread.clock.monotonic_ns() + wait_ns if wait_ns else 0
         lane, stream, reader = connection.lane, connection.stream, connection.reader
         if lane is None or connection.protocol.state is ConnectionState.CLOSING:
-            return stream.receive_some(thread.scratch, deadline_ns)
+            return _receive_some(stream, thread.scratch, deadline_ns)
         target = thread.scratch[: reader.bytes_wanted()]
         if lane.express and reader.is_between_frames:
             return receive_get(stream, target, deadline_ns)
-        return stream.receive_some(target, deadline_ns)
+        return _receive_some(stream, target, deadline_ns)
 
     def _take_in(
         self, connection: Connection, thread: ServingThread, received: SingleGet | int
@@ -290,6 +311,19 @@ class Dispatcher:
         except (StreamClosed, StreamTimeout):
             return Verdict.CLOSE
         return _half_close(connection)
+
+
+def _receive_some(stream: Stream, target: memoryview, deadline_ns: int) -> int | None:
+    if deadline_ns == 0:
+        return stream.receive_ready(target)
+    return stream.receive_some(target, deadline_ns)
+
+
+def _ahead(connection: Connection, verdict: Verdict) -> Verdict:
+    """Look again at once at a connection that has more than its socket tells of."""
+    if verdict is Verdict.KEEP and connection.stream.is_ahead:
+        return Verdict.AGAIN
+    return verdict
 
 
 def _half_close(connection: Connection) -> Verdict:

@@ -46,6 +46,11 @@ class Start:
     """Unsigned tickets pass while no ticket key is known."""
     local_dir: str = ""
     """Directory of the Unix socket; empty: none."""
+    tls_certificate: str = ""
+    """File that encrypts data connections; empty: they are plain."""
+    tls_key: str = ""
+    tls_authority: str = ""
+    """File by which other workers are believed."""
 
 
 @dataclass(frozen=True, slots=True)

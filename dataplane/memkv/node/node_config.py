@@ -55,6 +55,8 @@ class NodeConfig:
     """Bearer token that proves the node to the metadata service; None: its certificate does."""
     ticket_keys: Path | None = None
     """Public keys, in PEM, of tickets to accept, beside those of the NodeSpec."""
+    payload_encryption: bool | None = None
+    """Whether the data ports speak TLS; None: if there are certificates."""
     local_dir: Path | None = None
     """Where workers put Unix sockets for clients on this machine; None: no local transport."""
     insecure: bool = False
@@ -74,7 +76,12 @@ class NodeConfig:
             )
         if self.data_port and self.data_port + len(self.drives) > 0x10000:
             raise ConfigError(f"data ports from {self.data_port} on do not fit {len(self.drives)}")
-        check_exposure("the data port", self.host, None, insecure=self.insecure)
+        if self.payload_encryption and self.tls is None:
+            raise ConfigError(
+                "payload encryption without certificates: give --tls-cert, --tls-key and --tls-ca"
+            )
+        # With certificates tickets are signed, and plain payload was asked for.
+        check_exposure("the data port", self.host, self.tls, insecure=self.insecure)
         check_exposure("the admin port", self.admin_host, self.tls, insecure=self.insecure)
         if self.http_port is not None:
             insecure = self.insecure or self.tls is not None  # figures only, and kubelet needs them
@@ -86,6 +93,11 @@ class NodeConfig:
         if self.tls is None:
             return None
         return client_tls(self.tls, token_file=self.token_file)
+
+    @property
+    def payload_tls(self) -> TlsFiles | None:
+        """What data connections are encrypted with; None: they are plain."""
+        return self.tls if self.payload_encryption is not False else None
 
     @property
     def is_trusting(self) -> bool:

@@ -17,6 +17,7 @@ _EVENTS: Mapping[str, str] = {
     "refused_connections": "Connections closed at once: too many",
     "protocol_errors": "Connections closed because the peer broke the protocol",
     "timed_out": "Connections closed because the peer did not go on",
+    "tls_errors": "Connections closed because their TLS failed: no TLS, or not believed",
     "stalled": "Connections closed because the peer did not take or send bytes",
     "internal_errors": "Requests that met a bug",
     "map_behind": "Requests sent by a newer shard map than the worker has",

@@ -40,6 +40,7 @@ from memkv.tcp.lane import NS_PER_MS, PayloadLimits, ServingThread
 from memkv.tcp.pull import PullService
 from memkv.tcp.put import PutService
 from memkv.tcp.store_api import BlockStore
+from memkv.tcp.tls import ServerContexts
 from memkv.wire.hints import Hint
 from memkv.wire.ticket import TicketVerifier
 
@@ -59,9 +60,12 @@ class WorkerServer:
         verifier: TicketVerifier,
         *,
         shard_map: ShardMap | None = None,
+        tls: ServerContexts | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """Nothing listens before `start`. Without a map every key is served."""
+        """Nothing listens before `start`. Without a map every key is served; without `tls` the data
+        port is plain. The Unix socket always is."""
+        self._tls = tls
         self._config = config
         self._store = store
         self._clock = clock
@@ -260,6 +264,8 @@ class WorkerServer:
             verdict = Verdict.CLOSE
         if verdict is Verdict.CLOSE or self._stopping:
             self._forget(connection)
+        elif verdict is Verdict.AGAIN:
+            self._look_again(connection)
         elif verdict is Verdict.HAND_OVER:
             self._hand_over(connection)
         elif verdict is Verdict.TO_LANES:
@@ -268,6 +274,14 @@ class WorkerServer:
             self._poller_of(connection).add(connection.fd)
         else:
             self._poller_of(connection).arm(connection.fd)
+
+    def _look_again(self, connection: Connection) -> None:
+        """Behind what waits already: a peer that sends without a pause holds no thread."""
+        fd = connection.fd
+        if connection.on_lane_poller:
+            self._poller_of(connection).submit(lambda index: self._on_lane_event(fd, index))
+        else:
+            self._poller_of(connection).submit(lambda index: self._on_control_event(fd, index))
 
     def _poller_of(self, connection: Connection) -> Poller:
         poller = self._lanes if connection.on_lane_poller else self._control
@@ -306,7 +320,11 @@ class WorkerServer:
             with contextlib.suppress(OSError):  # the peer may have reset it already
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection = Connection(Stream(accepted.detach(), takes_fds=local), local=local)
+        tls = self._tls() if self._tls is not None and not local else None
+        connection = Connection(
+            Stream(accepted.detach(), takes_fds=local, tls=tls), local=local,
+            encrypted=tls is not None,
+        )  # fmt: skip
         if not self._unsettled.review(connection):
             self._counters.add("refused_connections")
             connection.stream.close()

@@ -57,6 +57,7 @@ class ConnectionCounts:
     timed_out: int = 0
     """Closed inside a handshake or a frame that did not go on."""
     stalled: int = 0
+    tls_errors: int = 0
     """Closed because the peer did not take or send bytes in time."""
     internal_errors: int = 0
     map_behind: int = 0

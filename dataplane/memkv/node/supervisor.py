@@ -218,6 +218,7 @@ class Supervisor:
         for given in spec.drives:
             if given.worker == position:
                 path, capacity_bytes = Path(given.path), given.capacity_bytes
+        tls = config.payload_tls
         return Start(
             pool=config.pool,
             node=config.name,
@@ -234,6 +235,9 @@ class Supervisor:
             quotas={quota.tenant: quota.flash_bytes for quota in spec.quotas},
             trusting=config.is_trusting,
             local_dir=str(config.local_dir.absolute()) if config.local_dir else "",
+            tls_certificate=str(tls.certificate.absolute()) if tls else "",
+            tls_key=str(tls.key.absolute()) if tls else "",
+            tls_authority=str(tls.authority.absolute()) if tls else "",
         )
 
     # --- answers -----------------------------------------------------------------------------

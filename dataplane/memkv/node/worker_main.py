@@ -18,6 +18,7 @@ from memkv import limits
 from memkv.clock import Clock, SystemClock
 from memkv.errors import ConfigError, MemKVError, ProtocolError
 from memkv.io.file_device import FileDevice
+from memkv.metadata.certificates import node_name, read_pem
 from memkv.node.config import WorkerConfig
 from memkv.node.identity import WorkerIdentity
 from memkv.node.messages import (
@@ -42,6 +43,7 @@ from memkv.shardmap import MapInvalid, MapVersion, ShardMap, decode_map
 from memkv.shardmap import Worker as ShardWorker
 from memkv.store.api import Store, open_store
 from memkv.store.config import StoreConfig, TenantQuota
+from memkv.tcp.tls import ClientContexts, ServerContexts
 
 log = logging.getLogger("memkv.node")
 
@@ -70,6 +72,21 @@ def open_drive(path: Path, capacity_bytes: int) -> FileDevice:
     return FileDevice.create(str(path), size_bytes)
 
 
+def server_contexts(start: Start, clock: Clock) -> ServerContexts | None:
+    """Return what the data port encrypts with; None: it is plain. ConfigError."""
+    if not start.tls_certificate:
+        return None
+    return ServerContexts(Path(start.tls_certificate), Path(start.tls_key), clock)
+
+
+def peer_contexts(start: Start) -> ClientContexts | None:
+    """Return what sessions with other workers are encrypted with."""
+    if not start.tls_authority:
+        return None
+    authority = Path(start.tls_authority)
+    return ClientContexts(lambda: read_pem(authority), node_name(start.pool))
+
+
 class Worker:
     """A store being served. Made from the supervisor's first message."""
 
@@ -81,6 +98,7 @@ class Worker:
         self._stopping = threading.Event()
         self._serving = threading.Event()
         self._identity = WorkerIdentity(trusting=start.trusting)
+        server_tls = server_contexts(start, clock)
         state_file = Path(start.state_dir) / f"worker-{start.position}.slots"
         memory = load_memory(state_file)
         drive = Path(start.drive)
@@ -95,6 +113,7 @@ class Worker:
             if isinstance(error, ConfigError):
                 raise ConfigError(f"{drive}: {error}") from error
             raise
+        self._peer_tls = peer_contexts(start)
         superblock = self.store.superblock
         self._uuid = superblock.worker_uuid
         self._server = WorkerServer(
@@ -110,6 +129,7 @@ class Worker:
             ),
             clock,
             self._identity.verifier,
+            tls=server_tls,
         )
         self._keeper = MoveKeeper(
             self._uuid,
@@ -127,7 +147,8 @@ class Worker:
         tickets: PeerTickets = self._identity.peer_tickets
         if not self._identity.verifier.is_signed:
             tickets = AnonymousPeerTickets(self._start.pool, self._clock)
-        return PeerSession(self._start.pool, self._uuid, peer, version, tickets, self._clock)
+        return PeerSession(self._start.pool, self._uuid, peer, version, tickets, self._clock,
+                           self._peer_tls)  # fmt: skip
 
     def _first_memory(self, state_file: Path) -> MoveMemory:
         formatted = self.store.recovery.formatted

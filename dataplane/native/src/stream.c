@@ -232,15 +232,15 @@ static ssize_t receive_polling(struct mkv_stream *stream, void *target, size_t l
     return done;
 }
 
-ssize_t mkv_stream_receive_some(struct mkv_stream *stream, void *target, size_t len,
-                                uint64_t deadline_ns)
+ssize_t mkv_stream_step(struct mkv_stream *stream, mkv_receive_step *step, void *target, size_t len,
+                        uint64_t deadline_ns)
 {
     short events;
     for (;;) {
         int error = check(stream, deadline_ns);
         if (error)
             return error;
-        ssize_t done = receive_polling(stream, target, len, &events);
+        ssize_t done = step(stream, target, len, &events);
         if (done > 0)
             return done;
         if (done != -EAGAIN)
@@ -249,6 +249,21 @@ ssize_t mkv_stream_receive_some(struct mkv_stream *stream, void *target, size_t 
         if (error < 0)
             return fault_of(stream, error);
     }
+}
+
+ssize_t mkv_stream_receive_some(struct mkv_stream *stream, void *target, size_t len,
+                                uint64_t deadline_ns)
+{
+    return mkv_stream_step(stream, receive_polling, target, len, deadline_ns);
+}
+
+ssize_t mkv_stream_receive_ready(struct mkv_stream *stream, void *target, size_t len)
+{
+    short events;
+    if (is_shut(stream))
+        return MKV_STREAM_SHUT;
+    ssize_t done = stream->steps->receive(stream, target, len, &events);
+    return done < 0 && done != -EAGAIN ? fault_of(stream, done) : done;
 }
 
 int mkv_stream_receive(struct mkv_stream *stream, void *target, size_t len, uint64_t deadline_ns)

@@ -83,6 +83,12 @@ int mkv_stream_receive(struct mkv_stream *stream, void *target, size_t len, uint
 int mkv_stream_receive_and_sum(struct mkv_stream *stream, void *target, size_t len, uint64_t *sums,
                                uint64_t deadline_ns);
 
+/* Take a step that receives until it moved something, as receive_some does. */
+typedef ssize_t mkv_receive_step(struct mkv_stream *stream, void *target, size_t len,
+                                 short *events);
+ssize_t mkv_stream_step(struct mkv_stream *stream, mkv_receive_step *step, void *target, size_t len,
+                        uint64_t deadline_ns);
+
 /* Receive 1..len bytes. Returns how many, 0 when the peer has closed, or a negative error. */
 ssize_t mkv_stream_receive_some(struct mkv_stream *stream, void *target, size_t len,
                                 uint64_t deadline_ns);

@@ -53,7 +53,7 @@ def test_signed_ticket_names_the_callers_tenant_and_is_accepted(tmp_path: Path) 
 REFUSED = {
     "another's tenant": (CLIENT, "team-b", False, TicketRefused, "may not use 'team-b'"),
     "a client that says it is a node": (CLIENT, "", True, TicketRefused, "is no node"),
-    "a node that wants blocks": (NODE, "", False, TicketRefused, "belongs to tenant|no client"),
+    "a node that wants blocks": (NODE, "", False, TicketRefused, "no client"),
     "a tenant that has no name": (ANYONE, "No Name!", False, CallerError, "tenant name"),
 }
 
@@ -65,6 +65,12 @@ def test_refused(case: str, tmp_path: Path) -> None:
     for issuer in issuers:
         with pytest.raises(error, match=words):
             issuer.issue(POOL, tenant, caller, peer=peer)
+
+
+def test_client_that_was_told_no_tenant_gets_its_own(tmp_path: Path) -> None:
+    issuer = make_issuer(tmp_path)[0]
+    assert issuer.issue(POOL, "default", CLIENT, peer=False).tenant == "team-a"
+    assert issuer.issue(POOL, "team-a", CLIENT, peer=False).tenant == "team-a"
 
 
 def test_node_gets_a_ticket_for_moves_and_nothing_else(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def get_frame(
     )  # fmt: skip
 
 
-def received(pair: tuple[socket.socket, Stream], data: bytes) -> SingleGet | int:
+def received(pair: tuple[socket.socket, Stream], data: bytes) -> SingleGet | int | None:
     """Return what the short way makes of bytes, which lie in its buffer in any case."""
     near, stream = pair
     near.sendall(data)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from memkv import limits
-from memkv._hotpath import Stream, StreamClosed, StreamTimeout
+from memkv._hotpath import Stream, StreamClosed, StreamTimeout, TlsFailed
 from memkv.clock import Clock, deadline_after_ms
-from memkv.errors import PeerGone, RetryLater
+from memkv.errors import ConfigError, PeerGone, RetryLater
 from memkv.node.moves.tickets import PeerTickets
 from memkv.shardmap import MapVersion, Worker
 from memkv.status import Status
+from memkv.tcp.tls import ClientContexts, explain
 from memkv.wire.client_session import ClientSession, SessionRefused
 from memkv.wire.errors import UnexpectedResponse, WireError
 from memkv.wire.frame import HEADER_BYTES, Frame, check_body, encode_frame, parse_header
@@ -91,9 +92,10 @@ class PeerSession:
 
     def __init__(
         self, pool: str, me: bytes, peer: Worker, version: MapVersion, tickets: PeerTickets,
-        clock: Clock,
+        clock: Clock, tls: ClientContexts | None = None,
     ) -> None:  # fmt: skip
         """Connect and open a session. RetryLater when that fails; its message says why."""
+        self._tls = tls
         self._name = f"worker {peer.uuid.hex()[:8]} at {peer.host}:{peer.port}"
         self._address = (peer.host, peer.port)
         self._version = version
@@ -194,7 +196,23 @@ class PeerSession:
         except OSError as error:
             raise PeerGone(f"{self._name}: {error.strerror or error}") from error
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Stream(connected.detach())
+        if self._tls is None:
+            return Stream(connected.detach())
+        try:
+            context = self._tls()
+        except ConfigError as error:
+            connected.close()
+            raise PeerGone(f"{self._name}: {error}") from error
+        stream = Stream(connected.detach(), tls=context)
+        try:
+            stream.handshake(self._deadline_ns())
+        except TlsFailed as error:
+            stream.close()
+            raise PeerGone(f"{self._name}: {explain(str(error))}") from error
+        except (StreamClosed, StreamTimeout) as error:
+            stream.close()
+            raise PeerGone(f"{self._name}: no TLS handshake: {error}") from error
+        return stream
 
     def _open_lane(self) -> Stream:
         lane = self._connect()
