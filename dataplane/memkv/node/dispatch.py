@@ -3,6 +3,7 @@
 Nothing here knows pollers: the caller arms, moves or closes the connection by the verdict.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -36,6 +37,7 @@ _LINGER_NS = 200_000  # a client in Python takes some 50 us between two gets, mo
 _LINGER_ROUNDS = 32  # then others get their turn; another thread serves them in the meantime
 _LINGER_SKIPS = 15  # requests of a lane that was not back in time, before it is waited for again
 _EXPRESS_ITEMS_MAX = limits.EXPRESS_INLINE_BYTES_MAX // limits.SMALL_PAYLOAD_BYTES_MAX
+TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x46"  # fatal, protocol_version
 _SINGLE_GET_BYTES = HEADER_BYTES + GET_ITEM_BYTES
 _KEY_OPCODES = (Opcode.EXISTS, Opcode.DELETE, Opcode.PIN)
 _LOCAL_OPCODES = (Opcode.REGISTER, Opcode.UNREGISTER, Opcode.LOCAL_GET, Opcode.LOCAL_PUT)
@@ -98,6 +100,8 @@ class Dispatcher:
         except TlsFailed as error:
             self._counters.add("tls_errors")
             log.info("closing a connection: TLS failed (%s)", error)
+            if connection.is_new:
+                _say_that_this_is_tls(connection)
             return Verdict.CLOSE
         except StreamClosed:
             return Verdict.CLOSE
@@ -324,6 +328,16 @@ def _ahead(connection: Connection, verdict: Verdict) -> Verdict:
     if verdict is Verdict.KEEP and connection.stream.is_ahead:
         return Verdict.AGAIN
     return verdict
+
+
+def _say_that_this_is_tls(connection: Connection) -> None:
+    """Send an alert: OpenSSL sends none to a peer that speaks something else, and a client without
+    TLS would not know why it is closed. Whoever speaks TLS has had one."""
+    with (
+        contextlib.suppress(OSError),  # the peer was faster
+        socket.socket(fileno=os.dup(connection.fd)) as duplicate,
+    ):
+        duplicate.send(TLS_ALERT, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 def _half_close(connection: Connection) -> Verdict:

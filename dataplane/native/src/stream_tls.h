@@ -35,7 +35,7 @@ ssize_t mkv_stream_receive_ready(struct mkv_stream *stream, void *target, size_t
 /* Whether more may be there than poll() tells: bytes that came with what was received before. */
 int mkv_stream_is_ahead(const struct mkv_stream *stream);
 
-/* What was wrong after MKV_STREAM_NOT_TLS; "" for a plain stream. Valid until the stream is freed. */
+/* What was wrong after MKV_STREAM_NOT_TLS; "" for a plain stream. Lives as long as the stream. */
 const char *mkv_stream_why(const struct mkv_stream *stream);
 
 /* For tests: change the sending keys after so many bytes. */

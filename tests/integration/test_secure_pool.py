@@ -1,0 +1,194 @@
+"""A pool of real processes under TLS: who gets in, who does not, and rotations under load."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from memkv.client.options import PutOptions
+from memkv.client.sync import Client
+from memkv.errors import RetryLater
+from memkv.metadata.certificates import ClientTls, client_tls, node_name
+from memkv.metadata.endpoint import open_channel
+from memkv.metadata.watch import MetadataRefused, fetch_map, fetch_ticket
+from memkv.status import Status
+from memkv.testing.certificates import Authority
+from memkv.testing.secure_pool import POOL, SecurePool
+from memkv.wire.ticket import PEER_TENANT, Rights, parse_ticket
+from memkv_proto import node_admin_pb2, node_admin_pb2_grpc
+
+READY_MS = 120_000
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecurePool]:
+    with SecurePool(tmp_path_factory.mktemp("secure")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(pool: SecurePool) -> Iterator[Client]:
+    with pool.client() as made:
+        assert made.wait_ready(READY_MS), made.attachment.problems()
+        yield made
+
+
+def problem_of(client: Client, words: str) -> str:
+    """Return what a client says of its trouble, once it says something with these words."""
+    pause = threading.Event()
+    for _ in range(READY_MS // 20):
+        found = "\n".join(client.attachment.problems())
+        if words in found:
+            return found
+        pause.wait(0.02)
+    raise AssertionError(f"{words!r} is not in what the client says:\n{found}")
+
+
+@pytest.mark.parametrize("size", [1, 4096, 64 * 1024 + 1, 900 * 1024])
+def test_blocks_round_trip_under_tls(client: Client, size: int) -> None:
+    data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    assert client.put(f"block {size}", data, PutOptions(durability="durable")) == Status.OK
+    assert client.get(f"block {size}") == data
+    assert client.get(f"block {size}") == data
+    assert client.batch_is_exist([f"block {size}", "no such"]) == [1, 0]
+    assert client.remove(f"block {size}") == Status.OK
+    assert client.get(f"block {size}") is None
+
+
+def test_the_ticket_is_signed_and_names_the_certificates_tenant(
+    pool: SecurePool, client: Client
+) -> None:
+    tls = pool.credentials().tls()
+    grant = fetch_ticket(pool.endpoint, POOL, "default", tls=tls)
+    ticket = parse_ticket(grant.ticket)
+    assert (ticket.tenant, ticket.subject) == ("team-a", "system:serviceaccount:team-a:engine")
+    assert ticket.signature
+    with pytest.raises(MetadataRefused, match="may not use 'team-b'"):
+        fetch_ticket(pool.endpoint, POOL, "team-b", tls=tls)
+    with pytest.raises(MetadataRefused, match="is no node"):
+        fetch_ticket(pool.endpoint, POOL, "", peer=True, tls=tls)
+
+
+def test_a_node_gets_a_ticket_for_moves(pool: SecurePool, client: Client) -> None:
+    tls = client_tls(pool.files["node-0"])
+    ticket = parse_ticket(fetch_ticket(pool.endpoint, POOL, "", peer=True, tls=tls).ticket)
+    assert (ticket.tenant, ticket.rights) == (PEER_TENANT, Rights.PEER)
+
+
+def test_the_admin_service_is_for_the_publisher_alone(pool: SecurePool, client: Client) -> None:
+    endpoint = f"127.0.0.1:{pool.admin_ports[0]}"
+    for role, admitted in (("metadata", True), ("client", False), ("node-1", False)):
+        tls = client_tls(pool.files[role], server_name=node_name(POOL))
+        with open_channel(endpoint, tls) as channel:
+            stub = node_admin_pb2_grpc.NodeAdminStub(channel)
+            request = node_admin_pb2.GetFactsRequest()
+            if admitted:
+                assert stub.GetFacts(request, timeout=60).pool == POOL
+                continue
+            with pytest.raises(grpc.RpcError, match="only the pool's publisher"):
+                stub.GetFacts(request, timeout=60)
+
+
+def test_strangers_get_no_connection_to_the_metadata_service(
+    pool: SecurePool, tmp_path: Path, client: Client
+) -> None:
+    stranger = Authority("a stranger").files(tmp_path, "stranger", "spiffe://x/ns/team-a/sa/e")
+    believed = pool.authority.pem
+    for tls in (
+        None,
+        ClientTls(believed),
+        ClientTls(Authority().pem),
+        ClientTls(believed, stranger.certificate, stranger.key),
+        ClientTls(believed, pool.files["client"].certificate, pool.files["client"].key,
+                  server_name="elsewhere.example"),
+    ):  # fmt: skip
+        with pytest.raises(RetryLater):
+            fetch_map(pool.endpoint, POOL, tls=tls, timeout_s=2)
+
+
+def test_wrong_ca_is_named(pool: SecurePool, client: Client) -> None:
+    with pool.client(Authority("another").pem.decode()) as lost:
+        assert "CERTIFICATE_VERIFY_FAILED" in problem_of(lost, "certificate").upper()
+        assert lost.get("block") is None
+
+
+def test_client_that_speaks_plainly_to_encrypted_nodes_is_told(
+    pool: SecurePool, client: Client
+) -> None:
+    with Client(pool.options(pool.credentials(payload_encryption=False))) as plain:
+        assert "speaks TLS and this client does not" in problem_of(plain, "speaks TLS")
+        assert plain.get("block") is None
+    assert client.put("after", b"the nodes are well") == Status.OK
+
+
+def test_client_that_encrypts_to_plain_nodes_is_told(tmp_path: Path) -> None:
+    with SecurePool(tmp_path, 1, ("--payload-encryption", "None")) as plain_pool:
+        with plain_pool.client() as encrypting:
+            assert "it speaks no TLS" in problem_of(encrypting, "speaks no TLS")
+        plain = plain_pool.options(plain_pool.credentials(payload_encryption=False))
+        with Client(plain) as fitting:
+            assert fitting.wait_ready(READY_MS), fitting.attachment.problems()
+            assert fitting.put("k", b"plain, with a signed ticket") == Status.OK
+            assert fitting.get("k") == b"plain, with a signed ticket"
+
+
+class Load:
+    """A thread that puts and gets until it is told to stop."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.rounds = 0
+        self.failures: list[object] = []
+
+    def __enter__(self) -> "Load":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            key, data = f"load {self.rounds % 8}", bytes([self.rounds % 8]) * 200_000
+            put = self._client.put(key, data)
+            if put != Status.OK:
+                self.failures.append(put)
+            elif self._client.get(key) != data:
+                self.failures.append("a miss")
+            self.rounds += 1
+
+
+def fresh_client_works(pool: SecurePool, ca: str, key: str) -> None:
+    with pool.client(ca) as fresh:
+        assert fresh.wait_ready(READY_MS), fresh.attachment.problems()
+        assert fresh.put(key, b"fresh") == Status.OK
+        assert fresh.get(key) == b"fresh"
+
+
+def test_everything_is_rotated_under_load_without_a_failed_request(tmp_path: Path) -> None:
+    with SecurePool(tmp_path) as pool, pool.client() as client:
+        assert client.wait_ready(READY_MS), client.attachment.problems()
+        old, new = pool.authority, Authority("the next one")
+        with Load(client) as load:
+            fresh_client_works(pool, "", "before")
+            pool.believe(old, new)
+            fresh_client_works(pool, "", "both believed")
+            pool.reissue(new)
+            fresh_client_works(pool, new.pem.decode(), "new certificates")
+            pool.believe(new)
+            fresh_client_works(pool, "", "old authority gone")
+            pool.keys.announce()
+            fresh_client_works(pool, "", "two ticket keys")
+            pool.keys.sign()
+            fresh_client_works(pool, "", "signed with the new key")
+            pool.keys.retire()
+            fresh_client_works(pool, "", "old key gone")
+        assert load.failures == []
+        assert load.rounds > 0
+        with pytest.raises(RetryLater):
+            fetch_map(pool.endpoint, POOL, tls=ClientTls(old.pem), timeout_s=2)
