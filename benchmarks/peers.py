@@ -5,7 +5,8 @@
 
 Each peer works as its users run it: Mooncake Store over TCP with registered buffers
 (put_from, get_into), Redis by redis-py with hiredis. All move the same bytes, one block a call,
-and the first bytes of each answer are looked at. MemKV checks all of them, the peers none.
+and the first bytes of each answer are looked at. MemKV checks all of them, the peers none. Gets
+begin when the puts before them are done in the background too: MemKV writes them to flash.
 """
 
 import argparse
@@ -23,8 +24,10 @@ from pathlib import Path
 from typing import Protocol
 
 from memkv import _hotpath, pattern
+from memkv.bench.memory import page_aligned
 from memkv.bench.statistics import gb_per_s, median, percentile
 from memkv.bench.target import Sizing, own_pool
+from memkv.client.options import PutOptions
 from memkv.limits import GIB, MIB
 from memkv.localpool.ports import free_ports
 from memkv.status import Status
@@ -45,6 +48,9 @@ class Peer(Protocol):
 
     def put(self, key: str, source: memoryview) -> None: ...
     def get(self, key: str, target: memoryview) -> None: ...
+    def settle(self) -> None:
+        """Wait for what puts left to do in the background: it must not run beside the gets."""
+
     def forget(self, keys: Sequence[str]) -> None:
         """Make room: puts must not run into a full store."""
 
@@ -79,8 +85,13 @@ def memkv_peer(directory: Path) -> Iterator[Peer]:
                 if result != len(target):
                     raise RuntimeError(f"MemKV get: {result}")
 
+            def settle(self) -> None:
+                # Written behind all others, so they are on flash when it is.
+                if client.put("peers/last", b"last", PutOptions(durability="durable")) != 0:
+                    raise RuntimeError("MemKV: a durable put failed")
+
             def forget(self, keys: Sequence[str]) -> None:
-                client.batch_remove(keys)
+                client.batch_remove([*keys, "peers/last"])
 
         yield MemKV()
 
@@ -114,6 +125,9 @@ def redis_peer(directory: Path) -> Iterator[Peer]:
                     raise RuntimeError("Redis get: a miss")
                 # Its library gives bytes of its own; an engine needs them in its buffer.
                 _hotpath.copy_memory(target, data)
+
+            def settle(self) -> None:
+                """It keeps nothing but memory here."""
 
             def forget(self, keys: Sequence[str]) -> None:
                 client.unlink(*keys)
@@ -161,6 +175,9 @@ def mooncake_peer(directory: Path) -> Iterator[Peer]:
                 result = store.get_into(key, address_of(target), len(target))
                 if result != len(target):
                     raise RuntimeError(f"Mooncake get_into: {result}")
+
+            def settle(self) -> None:
+                """It keeps nothing but memory here."""
 
             def forget(self, keys: Sequence[str]) -> None:
                 for key in keys:
@@ -268,8 +285,9 @@ class Blocks:
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
-        self.source = memoryview(bytearray(pattern.block(1, size_bytes)))
-        self.target = memoryview(bytearray(size_bytes))
+        self.source = page_aligned(size_bytes)
+        self.target = page_aligned(size_bytes)
+        pattern.fill(self.source, 1)
 
 
 def measure_turn(peer: Peer, blocks: Blocks, turn: int, seconds: float) -> Turn:
@@ -283,6 +301,7 @@ def measure_turn(peer: Peer, blocks: Blocks, turn: int, seconds: float) -> Turn:
         before = time.perf_counter()
         peer.put(key, blocks.source)
         put_s += time.perf_counter() - before
+    peer.settle()
     times: list[float] = []
     while sum(times) < seconds:
         number = len(times) * 7 % len(keys)  # not in the order of the puts

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Self
 
+from memkv.bench.memory import page_aligned
 from memkv.bench.stream_limit import CONNECT_TIMEOUT_S, tune
 
 REQUEST_BYTES = 64
@@ -19,7 +20,7 @@ class PingPong:
     """A server process and a client socket. Use as a context manager."""
 
     def __init__(self, size_bytes: int) -> None:
-        self._target = memoryview(bytearray(size_bytes))
+        self._target = page_aligned(size_bytes)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.settimeout(CONNECT_TIMEOUT_S)
             port: int = listener.getsockname()[1]
@@ -64,7 +65,7 @@ def receive_whole(connection: socket.socket, target: memoryview) -> bool:
 
 def serve(port: int, size_bytes: int) -> None:
     """The server process: a block for each request, until the client closes."""
-    block = bytes(size_bytes)
+    block = page_aligned(size_bytes)
     request = memoryview(bytearray(REQUEST_BYTES))
     with socket.create_connection(("127.0.0.1", port)) as connection:
         tune(connection)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from memkv import _hotpath, pattern
+from memkv.bench.memory import page_aligned
 from memkv.bench.statistics import gb_per_s, percentile
 
 STREAM_SEED = 1
@@ -39,7 +40,7 @@ class BareStream:
 
     def __init__(self, size_bytes: int) -> None:
         self._size_bytes = size_bytes
-        self._target = memoryview(bytearray(size_bytes))
+        self._target = page_aligned(size_bytes)
         self._sums = _hotpath.chunk_sums(pattern.block(STREAM_SEED, size_bytes))
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.settimeout(CONNECT_TIMEOUT_S)
@@ -95,7 +96,8 @@ class BareStream:
 
 def send_for_ever(port: int, size_bytes: int) -> None:
     """The sender process: one warm buffer, sendall, until the receiver closes."""
-    block = pattern.block(STREAM_SEED, size_bytes)
+    block = page_aligned(size_bytes)
+    pattern.fill(block, STREAM_SEED)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         tune(connection)
         parent = os.getppid()
