@@ -1,10 +1,11 @@
-"""A get of one small block takes a short way in the client; nobody must be able to tell.
+"""A get of one block takes a short way in the client; nobody must be able to tell.
 
 Every situation is asked for by both ways, and the results must be equal.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,18 +17,25 @@ from memkv.client import sync
 from memkv.client.short_way import get_one
 from memkv.client.sync import Client
 from memkv.errors import CallerError
-from memkv.limits import KIB
+from memkv.limits import KIB, MIB, SMALL_PAYLOAD_BYTES_MAX
 from memkv.pattern import block, seed_of
 from memkv.shardmap.map import MapVersion, Move, ShardMap
 from memkv.status import Status
 from memkv.testing.local_workers import SLOTS, LocalWorkers, local_workers
 from memkv.testing.proxy import FaultProxy
+from memkv.testing.shared_memory import SharedMemory
 
 SIZE = 4 * KIB
 
 
 def content(key: str, length: int = SIZE) -> bytes:
     return bytes(block(seed_of(key), length))
+
+
+def behind(proxy: FaultProxy, shard_map: ShardMap) -> ShardMap:
+    """Return the map with its one worker behind the proxy."""
+    (worker,) = shard_map.workers
+    return replace(shard_map, workers=(replace(worker, port=proxy.port),))
 
 
 @dataclass
@@ -63,13 +71,14 @@ def asker(pool: LocalWorkers) -> Asker:
     return Asker(pool.client(pool.map())[0])
 
 
-def test_hits_and_misses_take_it(asker: Asker) -> None:
-    for number in range(20):
+@pytest.mark.parametrize("size", [SIZE, SMALL_PAYLOAD_BYTES_MAX + 1, 2 * MIB])
+def test_hits_and_misses_take_it(asker: Asker, size: int) -> None:
+    for number in range(5):
         key = f"hit-{number}"
-        assert asker.get(key) == Status.MISS
+        assert asker.get(key, size) == Status.MISS
         assert asker.taken
-        assert asker.client.put(key, content(key)) == Status.OK
-        assert asker.get(key) == SIZE
+        assert asker.client.put(key, content(key, size)) == Status.OK
+        assert asker.get(key, size) == size
         assert asker.taken
 
 
@@ -90,6 +99,33 @@ def test_a_buffer_that_is_too_small_takes_the_long_way(asker: Asker) -> None:
     assert asker.get("long") == Status.BUFFER_TOO_SMALL
     assert not asker.taken
     assert asker.client.get("long") == content("long", 10 * KIB)
+
+
+def test_what_may_go_through_shared_memory_takes_the_long_way(asker: Asker) -> None:
+    size = 2 * SMALL_PAYLOAD_BYTES_MAX
+    assert asker.client.put("shared", content("shared", size)) == Status.OK
+    with SharedMemory(size) as memory:
+        asker.client.register_buffer(memory.address, size, fd=memory.fd)
+        assert asker.get("shared", size) == size
+        assert not asker.taken
+        assert asker.client.unregister_buffer(memory.address) == Status.OK
+    assert asker.get("shared", size) == size
+    assert asker.taken
+
+
+def test_a_worker_that_does_not_answer_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with local_workers(tmp_path, 1) as pool:
+        proxy = FaultProxy(("127.0.0.1", pool.workers[0].server.port))
+        client, _ = pool.client(behind(proxy, pool.map()), deadline_ms=1_000)
+        proxy.hold()
+        monkeypatch.delattr(sync, "get_operation")  # it would have a deadline of its own
+        target = bytearray(SIZE)
+        result = client.batch_get_into(["held"], [_hotpath.address_of(target)], [SIZE])
+        assert result == [Status.TIMEOUT]
+        client.close()
+        proxy.close()
 
 
 def test_a_moving_slot_asks_its_previous_owner(pool: LocalWorkers) -> None:
@@ -141,14 +177,7 @@ def test_an_empty_map_has_no_owner_to_ask(pool: LocalWorkers) -> None:
 def test_flipped_bits_are_asked_for_again(tmp_path: Path) -> None:
     with local_workers(tmp_path, 1) as pool:
         proxy = FaultProxy(("127.0.0.1", pool.workers[0].server.port))
-        shard_map = pool.map()
-        (worker,) = shard_map.workers
-        lied = ShardMap(
-            shard_map.version, shard_map.slots,
-            (type(worker)(worker.uuid, 1, worker.node_name, worker.host, proxy.port),),
-            shard_map.owners,
-        )
-        client, _ = pool.client(lied)
+        client, _ = pool.client(behind(proxy, pool.map()))
         assert client.put("flipped", content("flipped")) == Status.OK
 
         def flip(sent: int, piece: bytearray) -> bool:
@@ -161,6 +190,14 @@ def test_flipped_bits_are_asked_for_again(tmp_path: Path) -> None:
         assert asker.get("flipped") == Status.CORRUPT
         assert not asker.taken
         assert client.get("flipped") is None
+
+        flips = itertools.repeat(True, 1)
+        proxy.fault = lambda sent, piece: (
+            flip(sent, piece) if len(piece) > KIB and next(flips, False) else True
+        )
+        before = client.stats().corrupt
+        assert client.get("flipped") == content("flipped")
+        assert client.stats().corrupt == before + 1
         client.close()
         proxy.close()
 

@@ -1,4 +1,4 @@
-"""A GET of one block takes a short way on express lanes; nobody must be able to tell.
+"""A GET of one block in DRAM takes a short way; nobody must be able to tell.
 
 Every situation is asked for twice with the very same frame, the second time with the short way
 closed. The answers must be equal to the byte, and counted alike.
@@ -146,9 +146,13 @@ def changes(
     return {key: count for key, count in grown.items() if count}
 
 
-@pytest.mark.parametrize("length", [1, 4 * KIB, 64 * KIB])
-def test_a_hit(worker: RunningWorker, asker: Asker, length: int, store: Store) -> None:
-    lane = worker.client().lane(express=True)
+@pytest.mark.parametrize(
+    ("length", "express"), [(1, True), (4 * KIB, True), (64 * KIB, True), (1 * MIB, False)]
+)
+def test_a_hit(
+    worker: RunningWorker, asker: Asker, length: int, express: bool, store: Store
+) -> None:
+    lane = worker.client().lane(express=express)
     block = block_of(length)
     assert lane.put([block]) == [Status.OK]
     got = asker.get(lane, lane.get_frame(block.block_id, length))

@@ -1,4 +1,4 @@
-"""The short way of a get of one small block: one request to its owner, run by the calling thread.
+"""The short way of a get of one block: one request to its owner, run by the calling thread.
 
 Nearly all such gets are hits, or misses in a pool where nothing moves; for these the lists and
 generators of the long way (operations.py, waves.py) take longer than the round trip. Whatever is
@@ -14,6 +14,7 @@ from memkv.client.drive import settle
 from memkv.client.native import NativeRequest
 from memkv.client.routing import Key, key_error
 from memkv.clock import deadline_after_ms
+from memkv.limits import SMALL_PAYLOAD_BYTES_MAX
 from memkv.shardmap.map import UNASSIGNED
 from memkv.status import Status
 
@@ -25,7 +26,8 @@ def get_one(
 ) -> int | None:
     """Return the result of the get, as `Client.batch_get_into` would, or None: take the long way.
 
-    Raises CallerError for what cannot be a key.
+    What may go through shared memory takes the long way, small blocks excepted. Raises CallerError
+    for what cannot be a key.
     """
     routes, ticket = core.routes(), core.ticket
     if routes is None or ticket is None:
@@ -42,17 +44,26 @@ def get_one(
     lanes = session.lanes_or_status()
     if isinstance(lanes, Status):
         return None
+    is_small = size_bytes <= SMALL_PAYLOAD_BYTES_MAX
+    if not is_small and core.regions.shared_count and session.local.is_possible:
+        return None
+    group = lanes.express if is_small else lanes.bulk
     deadline_ns = deadline_after_ms(core.options.clock, deadline_ms)
     job = Job.get_one(
         block_id, address, size_bytes, ticket.tenant_tag, route.needed.get(slot, 0),
         route.version.term, deadline_ns,
     )
-    lanes.express.run(job)
+    group.run(job)
     if job.done and (status := job.first_status) >= _MISS:
         session.succeeded()
         return None if status == _MISS and route.previous_owners(slot) else status
     buffers = (((address, size_bytes),),)
-    call = Call(NativeRequest(lanes.express, job), [0], session, worker, buffers)
+    call = Call(NativeRequest(group, job), [0], session, worker, buffers)
     settle(call, deadline_ns)
     session.finished(call)
-    return int(Status.QUARANTINED) if call.quarantined else None
+    if call.quarantined:
+        return int(Status.QUARANTINED)
+    if job.first_status == Status.CORRUPT:
+        core.counters.corrupt += 1
+    # The long way would have a whole deadline of its own.
+    return int(Status.TIMEOUT) if job.status == Status.TIMEOUT else None

@@ -267,8 +267,8 @@ class Client:
         return run_to_end(operation, requests.deadline_ns)
 
     def _get_short(self, key: Key, address: int, size_bytes: int) -> int | None:
-        """Read one small block, or return None without a trace: then `_get` it."""
-        if address <= 0 or not 0 < size_bytes <= SMALL_PAYLOAD_BYTES_MAX:
+        """Read one block, or return None without a trace: then `_get` it."""
+        if address <= 0 or size_bytes <= 0:
             return None
         result = get_one(self._core, key, address, size_bytes, self._deadline_ms)
         if result is not None:

@@ -181,7 +181,7 @@ class Dispatcher:
         if lane is None or connection.protocol.state is ConnectionState.CLOSING:
             return _receive_some(stream, thread.scratch, deadline_ns)
         target = thread.scratch[: reader.bytes_wanted()]
-        if lane.express and reader.is_between_frames:
+        if reader.is_between_frames:
             return receive_get(stream, target, deadline_ns)
         return _receive_some(stream, target, deadline_ns)
 

@@ -53,7 +53,7 @@ class GetService:
         """Answer a GET. Raises StreamTimeout or StreamClosed, or a WireError for a bad body."""
         header = frame.header
         ids, max_lengths = decode_get_request(frame.body, header.item_count)
-        room = self._limits.small_bytes_max if lane.express else limits.BLOCK_BYTES_MAX
+        room = self._room(lane)
         max_lengths = [min(length, room) for length in max_lengths]
         answer = Answer(lane, frame, deadline_ns, thread)
         credit = sum(max_lengths)
@@ -67,7 +67,7 @@ class GetService:
             lane.owner.give_credit(credit)
 
     def hit(self, lane: Lane, request: SingleGet, thread: ServingThread) -> bool:
-        """Answer a GET of one small block in DRAM, where every microsecond of Python shows.
+        """Answer a GET of one block in DRAM, where every microsecond of Python shows.
 
         False: something is out of the ordinary, nothing was done or counted, and `get` answers.
         Raises as `get`.
@@ -75,7 +75,7 @@ class GetService:
         started_ns = thread.clock.monotonic_ns()
         deadline_ns = request_deadline_ns(started_ns, request.deadline_ms)
         owner, block_id = lane.owner, request.block_id
-        credit = min(request.max_length, self._limits.small_bytes_max)
+        credit = min(request.max_length, self._room(lane))
         if not owner.allows(_GET) or started_ns >= deadline_ns or not owner.take_credit(credit):
             return False
         try:
@@ -92,6 +92,10 @@ class GetService:
             owner.give_credit(credit)
         thread.tally.request(_GET, thread.clock.monotonic_ns() - started_ns)
         return True
+
+    def _room(self, lane: Lane) -> int:
+        """Return the longest payload that a lane may carry."""
+        return self._limits.small_bytes_max if lane.express else limits.BLOCK_BYTES_MAX
 
     @staticmethod
     def _send_hit(
@@ -142,7 +146,7 @@ class GetService:
         credit = sum(item.length for item in items)
         if not answer.may_start(credit):
             return
-        room = self._limits.small_bytes_max if lane.express else limits.BLOCK_BYTES_MAX
+        room = self._room(lane)
         whole = [limits.BLOCK_BYTES_MAX] * len(items)
         try:
             ids, whole, positions = self._split(
