@@ -1,9 +1,12 @@
 """A certificate authority for tests: certificates of any role, in files or in memory."""
 
+from __future__ import annotations
+
 import datetime
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -15,7 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from memkv.metadata.certificates import TlsFiles
+if TYPE_CHECKING:
+    from memkv.metadata.certificates import TlsFiles
 
 _BORN = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 _DIES = datetime.datetime(2120, 1, 1, tzinfo=datetime.UTC)
@@ -67,6 +71,9 @@ class Authority:
 
     def files(self, folder: Path, name: str, *names: str) -> TlsFiles:
         """Write a certificate, its key and this authority into a folder, as `name`.*."""
+        # Not at the top: tests of the native streams run without gRPC, under sanitizers.
+        from memkv.metadata.certificates import TlsFiles
+
         files = TlsFiles(folder / f"{name}.crt", folder / f"{name}.key", folder / f"{name}.ca")
         write_pair(files, self.issue(*names, common_name=name))
         files.authority.write_bytes(self.pem)
