@@ -15,6 +15,7 @@ import yaml
 
 from memkv.cli import main as cli
 from memkv.cli import parsing, settings
+from memkv_operator.main import build_parser
 from memkv_operator.testing.crds import Object, child, objects
 from memkv_operator.testing.helm import (
     CHART,
@@ -233,3 +234,18 @@ def test_commands_of_the_static_mode_parse(helm: str, name: str) -> None:
     command = cli.load(parsing.name_of(words[1:], cli.HELP))
     arguments = parsing.build_parser(cli.HELP, words[1], command).parse_args(words[1:])
     settings.resolve(command.fields, [settings.flag_source(vars(arguments))])
+
+
+def test_command_of_the_operator_parses(helm: str) -> None:
+    manifests = documents(template(helm, *values("namespaced")))
+    words = arguments_of(manifests, "operator")
+    assert words[0] == "memkv-operator"
+    arguments = build_parser().parse_args(words[1:])
+    assert arguments.namespace == ["team-a", "team-b"]
+    (election,) = [
+        manifest
+        for manifest in manifests
+        if child(manifest, "metadata")["name"] == "memkv-operator-election"
+        and manifest["kind"] == "Role"
+    ]
+    assert objects(election, "rules")[1]["resourceNames"] == [arguments.lease_name]

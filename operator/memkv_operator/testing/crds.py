@@ -6,7 +6,7 @@ copy.
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -101,17 +101,18 @@ def rules_of(crd: Object) -> list[Rule]:
     ]
 
 
-def without(crd: Object, rule: Rule, group: str) -> Object:
-    """Return the CRD in another API group and without one rule, so that it can stand beside the
-    whole one."""
+def without(crd: Object, rules: Iterable[Rule], group: str) -> Object:
+    """Return the CRD in another API group and without some of its rules, so that it can stand
+    beside the whole one."""
     changed = copy.deepcopy(crd)
     child(changed, "metadata")["name"] = f"{plural_of(crd)}.{group}"
     child(changed, "spec")["group"] = group
     names = child(changed, "spec", "names")
     names.pop("shortNames", None)
     names.pop("categories", None)
-    carrier = dict(walk(schema_of(changed)))[rule.path]
-    del objects(carrier, CEL)[rule.position]
+    carriers = dict(walk(schema_of(changed)))
+    for rule in sorted(rules, key=lambda rule: -rule.position):
+        del objects(carriers[rule.path], CEL)[rule.position]
     return changed
 
 
