@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from memkv.clock import SystemClock, deadline_after_ms
 from memkv.errors import ConfigError
@@ -21,7 +22,10 @@ from memkv.node.node_config import DriveConfig, NodeConfig
 from memkv.node.supervisor import Supervisor
 from memkv.status import Status
 from memkv.testing.wire_client import Block, WireClient
+from memkv.wire.client_session import SessionRefused
 from memkv.wire.items import Durability
+from memkv.wire.signed import TicketSigner, key_name
+from memkv.wire.ticket import CLIENT_RIGHTS, TICKET_LIFETIME_S, Ticket
 from memkv_proto import node_admin_pb2 as pb
 from memkv_proto import node_admin_pb2_grpc as pb_grpc
 
@@ -221,3 +225,50 @@ def test_admin_port_in_use_is_refused_with_the_fix(start: Start, tmp_path: Path)
     port = int(start().admin_endpoint.rpartition(":")[2])
     with pytest.raises(ConfigError, match="another process has the port"):
         start(admin_port=port, state_dir=tmp_path / "other")
+
+
+def refusal_of_an_unsigned_ticket(address: tuple[str, int]) -> str:
+    """Return why it is refused, "" when it is not."""
+    try:
+        WireClient(address, POOL, now_s=SystemClock().wall_s()).close()
+    except SessionRefused as error:
+        return str(error)
+    return ""
+
+
+def test_keys_of_the_spec_are_in_force_at_once_and_open_sessions_stay(start: Start) -> None:
+    supervisor = start()
+    view = wait_for(supervisor, lambda view: view.phase is Phase.READY)
+    assert view.report is not None
+    address, now_s = ("127.0.0.1", view.report.port), SystemClock().wall_s()
+    signer = TicketSigner(Ed25519PrivateKey.generate())
+    key = signer.key
+    with (
+        WireClient(address, POOL, now_s=now_s) as before,
+        open_channel(supervisor.admin_endpoint, None) as channel,
+    ):
+        stub = pb_grpc.NodeAdminStub(channel)
+        for keys in (
+            [pb.TicketKey(public_key=b"short")],
+            [pb.TicketKey(public_key=key.public_key, key_id="00000000")],
+        ):
+            with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
+                stub.Apply(
+                    pb.ApplyRequest(spec=pb.NodeSpec(generation=1, ticket_keys=keys)),
+                    timeout=WAIT_S,
+                )
+        keys = [pb.TicketKey(public_key=key.public_key, key_id=key_name(key.key_id))]
+        spec = pb.NodeSpec(generation=1, ticket_keys=keys)
+        answer = stub.Apply(pb.ApplyRequest(spec=spec), timeout=WAIT_S)
+        assert answer.pending == ""
+        pause, clock = threading.Event(), SystemClock()
+        deadline_ns = deadline_after_ms(clock, int(WAIT_S * 1000))
+        while "not accepted here" not in refusal_of_an_unsigned_ticket(address):
+            assert clock.monotonic_ns() < deadline_ns  # it passes until the worker heard of the key
+            pause.wait(0.02)
+        assert before.exists(b"b" * 32) == [0]
+        ticket = signer.sign(
+            Ticket(POOL, "default", "test", CLIENT_RIGHTS, now_s, now_s + TICKET_LIFETIME_S)
+        )
+        with WireClient(address, POOL, now_s=now_s, ticket=ticket.encode()) as after:
+            assert after.exists(b"b" * 32) == [0]

@@ -192,3 +192,36 @@ def test_everything_is_rotated_under_load_without_a_failed_request(tmp_path: Pat
         assert load.rounds > 0
         with pytest.raises(RetryLater):
             fetch_map(pool.endpoint, POOL, tls=ClientTls(old.pem), timeout_s=2)
+
+
+def settled(client: Client, workers: int) -> bool:
+    """Whether the map has so many workers, and every move has ended."""
+    shard_map = client.attachment.shard_map
+    return shard_map is not None and len(shard_map.workers) == workers and not shard_map.moving
+
+
+def wait_settled(client: Client, workers: int) -> None:
+    pause = threading.Event()
+    for _ in range(READY_MS // 20):
+        if settled(client, workers):
+            return
+        pause.wait(0.02)
+    raise AssertionError(f"the pool did not settle: {client.attachment.shard_map}")
+
+
+def test_blocks_move_to_a_node_that_joins_by_its_certificate_and_ticket(tmp_path: Path) -> None:
+    keys = [f"moving {n}" for n in range(60)]
+    pool = SecurePool(tmp_path, 2, absent=frozenset({1}))
+    with pool, pool.client() as client:
+        wait_settled(client, 1)
+        assert client.wait_ready(READY_MS), client.attachment.problems()
+        for key in keys:
+            assert client.put(key, key.encode() * 1000, PutOptions(durability="durable")) == 0
+        pool.start_node(1)
+        # A move ends when the new owner has pulled everything from the one before.
+        wait_settled(client, 2)
+        assert client.wait_ready(READY_MS), client.attachment.problems()
+        shard_map = client.attachment.shard_map
+        assert shard_map is not None
+        assert all(shard_map.slots_of(index) for index in range(2))
+        assert [client.get(key) for key in keys] == [key.encode() * 1000 for key in keys]

@@ -71,6 +71,8 @@ class SecurePool:
     folder: Path
     node_count: int = 2
     node_flags: tuple[str, ...] = ()
+    absent: frozenset[int] = frozenset()
+    """Nodes that the publisher knows of and that are started later."""
     authority: Authority = field(default_factory=Authority)
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
@@ -92,7 +94,8 @@ class SecurePool:
 
     def __enter__(self) -> "SecurePool":
         for n in range(self.node_count):
-            self.start_node(n)
+            if n not in self.absent:
+                self.start_node(n)
         nodes = ",".join(f"127.0.0.1:{port}" for port in self.admin_ports)
         self._start(
             "metadata", "--pool", POOL, "--listen", self.endpoint, "--publish", "--nodes", nodes,

@@ -382,10 +382,12 @@ class WireClient:
         *,
         rights: Rights = CLIENT_RIGHTS,
         now_s: int = 1,
+        ticket: bytes = b"",
     ) -> None:
+        """`ticket`: shown instead of an unsigned one."""
         self.address = address
         self.tenant = Tenant.named(tenant)
-        ticket = anonymous_ticket(pool, tenant, now_s, rights=rights).encode()
+        ticket = ticket or anonymous_ticket(pool, tenant, now_s, rights=rights).encode()
         transports = Transport.TCP | Transport.LOCAL
         self.session = ClientSession(
             HelloRequest(os.urandom(16), pool, ticket, transports=transports)
