@@ -130,6 +130,7 @@ class Publisher:
         self._built: tuple[tuple[Candidate, ...], tuple[bytes, ...]] | None = None
         self._dropped_tenants: dict[bytes, int] = {}
         self._vouched: frozenset[str] = frozenset()
+        self._dismissed: frozenset[str] = frozenset()
         for worker in state.shard_map.workers if state is not None else ():
             grace_ms = config.loss.grace_ms
             seen_ms = now_ms + max(0, config.first_map_wait_ms - grace_ms)
@@ -148,6 +149,11 @@ class Publisher:
         """Note which nodes somebody else sees alive now: however long polls of them fail, their
         workers are not lost until they are missing here."""
         self._vouched = frozenset(node_names)
+
+    def dismiss(self, node_names: Collection[str]) -> None:
+        """Note which nodes are not of the pool any more: their workers leave the map for good once
+        they are lost and nothing of theirs is left in it."""
+        self._dismissed = frozenset(node_names)
 
     def answered(self, node: str, reports: Collection[WorkerReport], now_ms: int) -> None:
         """Note what a poll of `node` (its configured endpoint) returned."""
@@ -229,7 +235,21 @@ class Publisher:
             after, waiting = reassign(
                 after, self._targets(workers), progress, epoch, self._config.moving_slots_max
             )
+            workers = self._without_dismissed(workers, after)
         return self._outcome(state, workers, before, after, reasons, waiting, wall_s)
+
+    def _without_dismissed(
+        self, workers: tuple[Worker, ...], ownership: Ownership
+    ) -> tuple[Worker, ...]:
+        gone = {
+            worker.uuid
+            for worker in workers
+            if worker.state is WorkerState.LOST and worker.node_name in self._dismissed
+        }
+        if gone:
+            gone -= set(ownership.owners)
+            gone -= {uuid for move in ownership.moves.values() for uuid in move.previous}
+        return tuple(worker for worker in workers if worker.uuid not in gone)
 
     def _outcome(
         self,

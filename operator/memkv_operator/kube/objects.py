@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from memkv.metadata.kubernetes.api_server import APPLY, MERGE, ApiServer
 from memkv.metadata.kubernetes.errors import Conflict, NotFound
 from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue, Manifest, Reader
+from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import FIELD_MANAGER, Resource
 
 _BY_US = {"fieldManager": FIELD_MANAGER}
@@ -88,8 +89,13 @@ class Objects:
         path = resource.path(namespace, name)
         return await self._api.request("PATCH", path, _BY_US, patch, MERGE)
 
-    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Delete the object with this UID. One that is gone, or another one, is left alone."""
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, uid: str
+    ) -> JsonObject | None:
+        """Delete the object with this UID. One that is gone, or another one, is left alone.
+
+        Returns the object when it goes by and by, None when it is gone.
+        """
         options: Manifest = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -98,6 +104,8 @@ class Objects:
         }
         path = resource.path(namespace, name)
         try:
-            await self._api.request("DELETE", path, None, options)
+            answer = await self._api.request("DELETE", path, None, options)
         except (NotFound, Conflict):
-            return
+            return None
+        meta = read_meta(Reader(answer))
+        return answer if meta.uid == uid and meta.deleting else None

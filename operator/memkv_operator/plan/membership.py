@@ -49,6 +49,7 @@ class Member:
             and self.kube_node.ready
             and self.pod is not None
             and self.pod.ready
+            and not self.pod.deleting
         )
 
     @property

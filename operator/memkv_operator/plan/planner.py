@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from memkv.metadata.kubernetes.json_values import Manifest, Reader
 from memkv_operator.api.cluster import KubeNode, Pod, Rollout
 from memkv_operator.api.conditions import Condition, merged, read_conditions
-from memkv_operator.api.names import DAEMON_SETS, FINALIZER
+from memkv_operator.api.names import DAEMON_SETS, FINALIZER, POD_BUDGETS
 from memkv_operator.api.node import MemKVNode
 from memkv_operator.api.pool import Pool
 from memkv_operator.plan.actions import (
@@ -20,8 +20,8 @@ from memkv_operator.plan.children import Live, child_actions
 from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.health import MapView, pool_conditions
 from memkv_operator.plan.membership import Member, members_of
-from memkv_operator.plan.nodes import node_actions
-from memkv_operator.plan.rollout import Rolling, rolling_update
+from memkv_operator.plan.nodes import lost_nodes, node_actions
+from memkv_operator.plan.rollout import Rolling, available_min, rolling_update
 from memkv_operator.plan.status import pool_figures
 from memkv_operator.plan.validity import Finding, findings
 from memkv_operator.render.children import Child, children_of
@@ -70,15 +70,25 @@ def plan(observed: Observed, own_image: str, time: str) -> Plan:
     )
     found = findings(pool, observed.kube_nodes)
     blocked = any(finding.blocks for finding in found)
-    children = [] if blocked else children_of(pool, own_image)
+    lost = lost_nodes(observed.map_view.shard_map)
+    left = available_min(pool, members, lost)
+    children = [] if blocked else children_of(pool, own_image, left)
+    if not observed.informed:
+        # Which nodes are lost is not known yet.
+        children = [child for child in children if child.resource is not POD_BUDGETS]
     templates = _templates(pool, children)
     settled = observed.map_view.shard_map is None or not observed.map_view.shard_map.moving
     rolling = rolling_update(pool, members, templates, settled) if children else Rolling()
+    live = {
+        key: manifest
+        for key, manifest in observed.children.items()
+        if observed.informed or key[0] != POD_BUDGETS.kind
+    }
     actions: list[Action] = []
     if FINALIZER not in pool.meta.finalizers:
         actions.append(SetFinalizer(True))
     if not blocked and not pool.spec.paused:
-        actions += child_actions(children, observed.children, pool.meta.uid)
+        actions += child_actions(children, live, pool.meta.uid)
         actions += _pod_actions(rolling) if observed.informed else []
     if not observed.informed:
         may_publish = not blocked and not pool.spec.paused

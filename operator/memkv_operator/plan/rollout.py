@@ -4,7 +4,7 @@ A pod is deleted only while enough others serve: nodes that are down for whateve
 against `maxUnavailable`, and pods that do not serve anyway go first, for they cost nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from memkv_operator.api.pool import Pool
@@ -54,6 +54,16 @@ def max_unavailable(pool: Pool, desired: int) -> int:
     if isinstance(wanted, int):
         return max(1, wanted)
     return max(1, desired * int(wanted.rstrip("%")) // 100)
+
+
+def available_min(pool: Pool, members: Sequence[Member], lost: Collection[str]) -> int:
+    """Return how many data-plane pods evictions must leave.
+
+    Lost nodes are out of the map already and do not count: a dead drive that waits for weeks must
+    not block the maintenance of every other node.
+    """
+    alive = sum(member.desired and member.name not in lost for member in members)
+    return max(0, alive - max_unavailable(pool, alive))
 
 
 def _is_current(member: Member, templates: Mapping[str, str]) -> bool:

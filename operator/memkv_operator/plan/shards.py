@@ -58,6 +58,7 @@ class PoolMaps:
         """Go by the newest spec and the newest look at the cluster."""
         self._publisher.reconfigure(publisher_config(pool, members))
         self._publisher.vouch([member.name for member in members if member.vouched])
+        self._publisher.dismiss([member.name for member in members if member.group is None])
 
     def answered(self, node: str, reports: Collection[WorkerReport], now_ms: int) -> None:
         """Note a node's answer."""

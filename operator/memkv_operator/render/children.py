@@ -9,6 +9,7 @@ from memkv_operator.api.pool import Pool
 from memkv_operator.render.connection import connection
 from memkv_operator.render.daemonset import daemon_set
 from memkv_operator.render.digest import digest_of
+from memkv_operator.render.disruption import metadata_budget, node_budget
 from memkv_operator.render.metadata import metadata_manifests
 
 
@@ -27,13 +28,18 @@ class Child:
         return self.resource.kind, self.name
 
 
-def children_of(pool: Pool, own_image: str) -> list[Child]:
-    """Return the children in the order in which they are made."""
+def children_of(pool: Pool, own_image: str, available_min: int = 0) -> list[Child]:
+    """Return the children in the order in which they are made.
+
+    `available_min`: how many data-plane pods evictions must leave, if the pool has that managed.
+    """
     manifests = [
         *metadata_manifests(pool, own_image),
         connection(pool),
         *(daemon_set(pool, group, own_image) for group in pool.spec.groups),
     ]
+    if pool.spec.manages_pod_budget:
+        manifests += [metadata_budget(pool), node_budget(pool, available_min)]
     return [stamped(manifest) for manifest in manifests]
 
 

@@ -46,7 +46,8 @@ class Hands:
             case DeleteObject(kind, name, uid):
                 await self._objects.delete(BY_KIND[kind], namespace, name, uid)
             case DeletePod(name, uid):
-                await self._objects.delete(PODS, namespace, name, uid)
+                if going := await self._objects.delete(PODS, namespace, name, uid):
+                    self._view.changed(PODS, going)
             case SetFinalizer(present):
                 await self._set_finalizer(pool, present)
 

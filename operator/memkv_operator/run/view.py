@@ -45,12 +45,17 @@ class ClusterView:
         self._pods: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._objects: dict[str, dict[Key, JsonObject]] = defaultdict(dict)
         self._concerns = concerns
+        self._versions: dict[Key, tuple[str, int]] = {}
+        """(kind, key) -> (UID, resourceVersion) of the newest state known."""
 
     # --- changes -----------------------------------------------------------------------------
 
     def changed(self, resource: Resource, manifest: JsonObject) -> None:
-        """Note an object that is new or has changed."""
+        """Note an object that is new or has changed. An older state than the one known, as a watch
+        tells it that lags behind our own writes, is left out."""
         meta = read_meta(Reader(manifest))
+        if self._is_older(resource, meta):
+            return
         slim = _slim(resource, manifest)
         if resource is POOLS:
             before = self.pools.get(meta.key)
@@ -68,6 +73,7 @@ class ClusterView:
     def deleted(self, resource: Resource, manifest: JsonObject) -> None:
         """Note that an object is gone."""
         meta = read_meta(Reader(manifest))
+        self._versions.pop((resource.kind, meta.key), None)
         if resource is POOLS:
             self.pools.pop(meta.key, None)
             self._concerns(meta.key)
@@ -85,6 +91,7 @@ class ClusterView:
         """Note what there is of a kind: what is not listed is gone."""
         listed = {read_meta(Reader(manifest)).key for manifest in manifests}
         for gone in self._known(resource) - listed:
+            self._versions.pop((resource.kind, gone), None)
             namespace, _, name = gone.rpartition("/")
             self._forget(resource, namespace, name)
         for manifest in manifests:
@@ -139,6 +146,17 @@ class ClusterView:
         if self._objects[pool].get(key) != slim:
             self._objects[pool][key] = slim
             self._concerns(pool)
+
+    def _is_older(self, resource: Resource, meta: ObjectMeta) -> bool:
+        """Resource versions of one object grow; Kubernetes promises it since 1.35."""
+        if not meta.resource_version.isdecimal():
+            return False
+        key, version = (resource.kind, meta.key), int(meta.resource_version)
+        uid, known = self._versions.get(key, ("", 0))
+        if uid == meta.uid and version < known:
+            return True
+        self._versions[key] = meta.uid, version
+        return False
 
     def _concern_all(self) -> None:
         for key in list(self.pools):

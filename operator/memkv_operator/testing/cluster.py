@@ -147,6 +147,14 @@ class Cluster:
         path = f"{PATH}/memkvpools/{POOL}"
         await self.api.request("PATCH", path, None, patch, MERGE)
 
+    def ready_pods(self) -> int:
+        """Return how many data-plane pods are ready and stay."""
+        return sum(
+            any(c["status"] == "True" for c in pod.get("status", {}).get("conditions", []))
+            and "deletionTimestamp" not in pod["metadata"]
+            for pod in self.api.all_of("pods")
+        )
+
     def reconciles(self, operator: Operator) -> int:
         """Return how often an operator looked at a pool and ended well."""
         found = operator.metrics.registry.get_sample_value(

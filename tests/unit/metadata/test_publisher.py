@@ -398,3 +398,21 @@ def test_publisher_goes_by_a_new_configuration() -> None:
     assert pool.after(10_000).state is None
     with pytest.raises(CallerError, match="60 slots"):
         pool.publisher.reconfigure(replace(CONFIG, slots=61))
+
+
+def test_workers_of_dismissed_nodes_leave_the_map_once_they_are_lost() -> None:
+    pool = Pool()
+    pool.poll()
+    pool.publisher.dismiss(["b"])
+    assert pool.after(1000).state is None  # it answers: nothing happens
+    pool.up.discard("b")
+    pool.after(4000)
+    assert [worker.node_name for worker in pool.map.workers] == ["a", "c"]
+    assert pool.slots_of("a") | pool.slots_of("c") == set(range(60))
+    pool.settle()
+    pool.publisher.dismiss([])
+    pool.up.add("b")
+    pool.poll()
+    assert [worker.node_name for worker in pool.map.workers] == ["a", "b", "c"]
+    assert pool.slots_of("b")
+    assert pool.map.fenced or pool.map.moving  # nothing of before is served unheard

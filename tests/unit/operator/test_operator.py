@@ -45,7 +45,7 @@ def test_a_pool_becomes_ready() -> None:
             if "/namespaces/" in path and item["kind"] not in others
         ]
         uid = cluster.pool["metadata"]["uid"]
-        assert len(owned) == 7 + 3 + 1
+        assert len(owned) == 9 + 3 + 1
         for item in owned:
             assert item["metadata"]["ownerReferences"][0]["uid"] == uid, item["kind"]
 
@@ -204,6 +204,65 @@ def test_a_pool_grows_with_the_nodes_that_its_selector_finds() -> None:
             await cluster.kubelets.add_node("n3", LABELS)
             await cluster.until(lambda: "n3" in owners_of(cluster.map) and cluster.is_ready())
             assert cluster.pool["status"]["nodeSummary"] == "3/3"
+
+    run_on_a_cluster(test)
+
+
+def test_a_node_that_nothing_selects_any_more_is_forgotten() -> None:
+    async def test(cluster: Cluster) -> None:
+        await ready_pool(cluster, 4)
+        async with cluster.operator():
+            await cluster.until(cluster.is_ready)
+            await cluster.kubelets.change_node(
+                "n4", {"metadata": {"labels": dict.fromkeys(LABELS)}}
+            )
+            await cluster.until(lambda: len(cluster.map.workers) == 3 and cluster.is_ready())
+            await cluster.until(lambda: len(cluster.api.all_of("memkvnodes")) == 3)
+            assert cluster.pool["status"]["nodeSummary"] == "3/3"
+
+    run_on_a_cluster(test)
+
+
+def test_a_new_image_replaces_pods_one_after_the_other() -> None:
+    async def test(cluster: Cluster) -> None:
+        await ready_pool(cluster, 3, disruption={"nodeLostGraceSeconds": 60})
+        async with cluster.operator():
+            await cluster.until(cluster.is_ready)
+            first = {pod["metadata"]["uid"] for pod in cluster.api.all_of("pods")}
+            down_at_once: list[int] = []
+
+            def fault(request: Request, was_done: bool) -> Exception | None:
+                if request.method == "DELETE" and "/pods/" in request.path and was_done:
+                    down_at_once.append(3 - cluster.ready_pods())
+                return None
+
+            cluster.api.fault = fault
+            await cluster.change_pool({"spec": {"image": {"tag": "2"}}})
+
+            def replaced() -> bool:
+                pods = {pod["metadata"]["uid"] for pod in cluster.api.all_of("pods")}
+                up_to_date = cluster.condition("UpToDate")["status"] == "True"
+                return len(pods) == 3 and not pods & first and up_to_date
+
+            await cluster.until(replaced)
+            assert len(down_at_once) >= 3
+            assert max(down_at_once) == 1
+            assert cluster.map.version.epoch > 1  # new addresses
+            await cluster.until(cluster.is_ready)
+
+    run_on_a_cluster(test)
+
+
+def test_evictions_must_leave_all_but_one_node_that_is_not_lost() -> None:
+    async def test(cluster: Cluster) -> None:
+        await ready_pool(cluster, 5)
+        path = f"/apis/policy/v1/namespaces/inference/poddisruptionbudgets/{POOL}-nodes"
+        async with cluster.operator():
+            await cluster.until(cluster.is_ready)
+            await cluster.until(lambda: cluster.api.objects[path]["spec"]["minAvailable"] == 4)
+            cluster.kubelets.nodes.of("n2").up = False
+            await cluster.kubelets.set_node_ready("n2", False)
+            await cluster.until(lambda: cluster.api.objects[path]["spec"]["minAvailable"] == 3)
 
     run_on_a_cluster(test)
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from memkv.metadata.kubernetes.json_values import JsonObject
-from memkv_operator.api.names import SPEC_HASH, TEMPLATE_HASH
+from memkv_operator.api.names import DAEMON_SETS, SPEC_HASH, TEMPLATE_HASH
 from memkv_operator.api.pool import Image, read_pool
 from memkv_operator.render.children import Child, children_of
 from memkv_operator.render.image import image_reference
@@ -103,8 +103,8 @@ def test_a_new_image_is_a_new_template() -> None:
     def template(own_image: str) -> object:
         meta = {"name": "pool-a", "namespace": "inference", "uid": "u"}
         pool = read_pool({"metadata": meta, "spec": POOLS["tcp-file"]})
-        daemon_set = children_of(pool, own_image)[-1].manifest
-        spec = daemon_set["spec"]
+        made = children_of(pool, own_image)
+        spec = next(c.manifest["spec"] for c in made if c.resource is DAEMON_SETS)
         assert isinstance(spec, dict)
         return spec["template"]["metadata"]["annotations"][TEMPLATE_HASH]
 
