@@ -146,28 +146,40 @@ class Pump:
         self, submit: Callable[[int], int], take: Callable[[int, Sequence[int]], int],
         seconds: float, pace_gbps: float,
     ) -> Sample:
+        """Keep up to JOBS_IN_FLIGHT jobs under way; with a pace, one more each time one is due.
+
+        Looks before it waits for the eventfd: every wait gives the GIL away, and beside a busy
+        Python thread it comes back after a switch of threads. So a paced load that is on time
+        costs one for a job, like an engine that looks once in each of its steps.
+        """
         cpu_before = cpu_s(["self", *self._pids])
-        begin = time.perf_counter()
-        started: dict[int, tuple[int, float]] = {}
-        for job in range(JOBS_IN_FLIGHT):
-            started[submit(job)] = (job, begin)
+        due_s = self.size_bytes * self.per_job / (pace_gbps * 1e9) if pace_gbps else 0.0
         moved, times = 0, []
-        now = begin
-        while started:
-            if not self._events.poll(WAIT_MS):
-                raise MeasurementFailed("a call did not end: the client broke its deadline")
-            for done in self._client.completions():
+        begin = now = last = time.perf_counter()
+        idle = list(range(1, JOBS_IN_FLIGHT))
+        started = {submit(0): (0, begin)}
+        due = begin + due_s
+        while started or now - begin < seconds:
+            if now < due and now - begin < seconds:
+                time.sleep(due - now)
+            ended = self._client.completions()
+            now = time.perf_counter()
+            for done in ended:
                 job, since = started.pop(done.job_id)
-                now = time.perf_counter()
+                idle.append(job)
                 times.append((now - since) * 1e6)
                 moved += take(job, done.results)
-                if now - begin < seconds:
-                    if pace_gbps:
-                        time.sleep(max(0.0, begin + moved / (pace_gbps * 1e9) - now))
-                        now = time.perf_counter()
-                    started[submit(job)] = (job, now)
-        elapsed = now - begin
-        return Sample(moved, elapsed, tuple(times), cpu_s(["self", *self._pids]) - cpu_before)
+                last = now
+            if idle and now - begin < seconds:
+                job = idle.pop(0)
+                started[submit(job)] = (job, now)
+                due += due_s
+            elif started and not ended and not self._events.poll(WAIT_MS):
+                raise MeasurementFailed("a call did not end: the client broke its deadline")
+            now = time.perf_counter()
+        return Sample(
+            moved, last - begin, tuple(times), cpu_s(["self", *self._pids]) - cpu_before
+        )
 
     def verify_one(self, keys: Sequence[str]) -> None:
         """Get one block and compare every byte. Raises MeasurementFailed."""
