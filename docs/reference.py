@@ -12,13 +12,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from memkv.cli import exits, main
 from memkv.cli.connection import EXPLANATIONS
 from memkv.cli.exits import Exit
 from memkv.cli.settings import Field
+from memkv.clock import SystemClock
 from memkv.status import Status
+from memkv_operator.api.names import POOLS
+from memkv_operator.run.metrics import OperatorMetrics, PoolCollector
+from memkv_operator.run.view import ClusterView
 
 PAGE = Path(__file__).parent / "operations.md"
 SECTIONS = {
@@ -67,10 +72,26 @@ def metrics(text: str) -> str:
     rows = []
     for family in text_string_to_metric_families(text):
         labels = {name for sample in family.samples for name in sample.labels}
+        if family.name.endswith("_created"):
+            continue
         name = f"{family.name}_total" if family.type == "counter" else family.name
         shown = ", ".join(sorted(labels - LABELS_NOT_SHOWN))
         rows.append([f"`{name}`", family.type, shown, family.documentation])
     return markdown(["name", "type", "labels", "meaning"], sorted(rows))
+
+
+def operator_metrics() -> str:
+    """Return the table of the operator's metrics, each used once so that its labels show."""
+    view = ClusterView(lambda key: None)
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    meta = {"name": "pool", "namespace": "pools", "uid": "1", "resourceVersion": "1"}
+    view.changed(POOLS, {"metadata": meta, "spec": {}, "status": {"conditions": [ready]}})
+    used = OperatorMetrics(SystemClock())
+    used.registry.register(PoolCollector(view))
+    used.reconciles.labels("ok")
+    used.requested("GET", 200)
+    used.heard_of(POOLS)
+    return metrics(generate_latest(used.registry).decode())
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -99,6 +120,7 @@ def section(page: str, name: str) -> str:
 
 STATIC = {
     "configuration": configuration, "exit codes": exit_codes, "statuses": statuses,
+    "operator metrics": operator_metrics,
 }  # fmt: skip
 
 

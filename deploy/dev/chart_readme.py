@@ -1,7 +1,8 @@
 """Writes charts/memkv/README.md from README.md.gotmpl, in the conventions of helm-docs.
 
 Only what that template uses is understood: fields of Chart.yaml and the table of values, whose
-descriptions are the comments `# --` of values.yaml. So the page needs no Go to be made and checked.
+descriptions are the comments `# --` of values.yaml. So the page needs no Go to be made and checked;
+helm-docs 1.14.2 makes the same one.
 
     python deploy/dev/chart_readme.py
 """
