@@ -1,5 +1,5 @@
 /* Lanes, queues and the engine under many threads at once, for the sanitizers: callers, lane
- * threads, a canceller, peers that die, and a close with jobs in flight. */
+ * threads, a canceller, peers that die, and a close with jobs in flight; plain and under TLS. */
 #define _GNU_SOURCE
 #include <assert.h>
 #include <errno.h>
@@ -11,6 +11,7 @@
 
 #include "lane.h"
 #include "sums.h"
+#include "tls_pair.h"
 
 enum { ITEMS = 3, BLOCK = 300 * 1000, CALLERS = 3, ROUNDS = 60, LANES = 3 };
 
@@ -19,41 +20,48 @@ static const uint8_t tag[MKV_TENANT_TAG_BYTES] = "tenant";
 /* --- the peer: answers GETs with a block made of the id's first byte, takes PUTs --- */
 
 struct peer {
-    int fd;
+    struct mkv_stream *stream;
     int requests_left; /* closes after so many; negative: never */
     int is_silent;     /* reads and never answers */
 };
 
-static int take(int fd, void *target, size_t len)
+/* Peers end by themselves; OpenSSL must not be cleaned up before. */
+static pthread_mutex_t peers_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t peers_gone = PTHREAD_COND_INITIALIZER;
+static int peers_alive;
+
+static void wait_for_peers(void)
 {
-    return len == 0 || recv(fd, target, len, MSG_WAITALL) == (ssize_t)len;
+    pthread_mutex_lock(&peers_lock);
+    while (peers_alive)
+        pthread_cond_wait(&peers_gone, &peers_lock);
+    pthread_mutex_unlock(&peers_lock);
 }
 
-static int give(int fd, const void *source, size_t len)
+static int take(struct mkv_stream *stream, void *target, size_t len)
 {
-    const char *at = source;
-    while (len) {
-        ssize_t done = send(fd, at, len, MSG_NOSIGNAL);
-        if (done <= 0)
-            return 0;
-        at += done;
-        len -= (size_t)done;
-    }
-    return 1;
+    return len == 0 || mkv_stream_receive(stream, target, len, UINT64_MAX) == 0;
 }
 
-static int respond(int fd, const struct mkv_header *request, uint16_t flags, const void *body,
-                   size_t body_bytes, uint32_t count, uint64_t payload_bytes)
+static int give(struct mkv_stream *stream, const void *source, size_t len)
+{
+    struct iovec part = {(void *)source, len};
+    return mkv_stream_send(stream, &part, 1, UINT64_MAX) == 0;
+}
+
+static int respond(struct mkv_stream *stream, const struct mkv_header *request, uint16_t flags,
+                   const void *body, size_t body_bytes, uint32_t count, uint64_t payload_bytes)
 {
     struct mkv_header header = {.opcode = request->opcode, .request_id = request->request_id};
     header.flags = (uint16_t)(MKV_FLAG_RESPONSE | flags);
     header.count = count;
     header.payload_bytes = payload_bytes;
     mkv_header_seal(&header, body, body_bytes);
-    return give(fd, &header, sizeof header) && give(fd, body, body_bytes);
+    return give(stream, &header, sizeof header) && give(stream, body, body_bytes);
 }
 
-static int serve_get(int fd, const struct mkv_header *request, const uint8_t *items)
+static int serve_get(struct mkv_stream *stream, const struct mkv_header *request,
+                     const uint8_t *items)
 {
     static const struct mkv_get_result miss = {.status = -1};
     uint8_t *block = malloc(BLOCK);
@@ -66,7 +74,7 @@ static int serve_get(int fd, const struct mkv_header *request, const uint8_t *it
         } body = {.result = miss};
         body.result.index = i;
         if (items[48 * i] == 0) {
-            alive = respond(fd, request, flags, &body, sizeof body.result, 1, 0);
+            alive = respond(stream, request, flags, &body, sizeof body.result, 1, 0);
             continue;
         }
         memset(block, items[48 * i], BLOCK);
@@ -75,13 +83,14 @@ static int serve_get(int fd, const struct mkv_header *request, const uint8_t *it
         body.result.length = BLOCK;
         body.result.chunk_count = 2;
         mkv_block_root(items + 48 * i, tag, BLOCK, body.sums, 2, body.result.root);
-        alive = respond(fd, request, flags, &body, sizeof body, 1, BLOCK) && give(fd, block, BLOCK);
+        alive = respond(stream, request, flags, &body, sizeof body, 1, BLOCK) &&
+                give(stream, block, BLOCK);
     }
     free(block);
     return alive;
 }
 
-static int serve_put(int fd, const struct mkv_header *first, const uint8_t *body)
+static int serve_put(struct mkv_stream *stream, const struct mkv_header *first, const uint8_t *body)
 {
     struct mkv_header header = *first;
     uint8_t *block = malloc(BLOCK), next[88 + 16];
@@ -90,17 +99,17 @@ static int serve_put(int fd, const struct mkv_header *first, const uint8_t *body
     int alive = block != NULL;
     while (alive) {
         uint64_t sums[2];
-        alive = take(fd, block, header.payload_bytes);
+        alive = take(stream, block, header.payload_bytes);
         mkv_chunk_sums(block, BLOCK, sums);
         assert(!alive || memcmp(sums, body + 88, sizeof sums) == 0);
         count++;
         if (!alive || header.flags & MKV_FLAG_LAST)
             break;
-        alive = take(fd, &header, sizeof header) && take(fd, next, header.body_bytes);
+        alive = take(stream, &header, sizeof header) && take(stream, next, header.body_bytes);
         body = next;
     }
     free(block);
-    return alive && respond(fd, first, MKV_FLAG_LAST, statuses, 4 * count, count, 0);
+    return alive && respond(stream, first, MKV_FLAG_LAST, statuses, 4 * count, count, 0);
 }
 
 static void *run_peer(void *argument)
@@ -109,21 +118,35 @@ static void *run_peer(void *argument)
     struct mkv_header header;
     char dropped[4096];
     int alive = !peer->is_silent;
-    while (peer->is_silent && recv(peer->fd, dropped, sizeof dropped, 0) > 0)
+    while (peer->is_silent &&
+           mkv_stream_receive_some(peer->stream, dropped, sizeof dropped, UINT64_MAX) > 0)
         ;
-    while (alive && peer->requests_left-- && take(peer->fd, &header, sizeof header)) {
+    while (alive && peer->requests_left-- && take(peer->stream, &header, sizeof header)) {
         assert(mkv_header_is_sound(&header));
         uint8_t *body = malloc(header.body_bytes + 1);
         assert(body);
-        alive = take(peer->fd, body, header.body_bytes);
+        alive = take(peer->stream, body, header.body_bytes);
         if (alive)
-            alive = header.opcode == MKV_OP_GET ? serve_get(peer->fd, &header, body)
-                                                : serve_put(peer->fd, &header, body);
+            alive = header.opcode == MKV_OP_GET ? serve_get(peer->stream, &header, body)
+                                                : serve_put(peer->stream, &header, body);
         free(body);
     }
-    close(peer->fd);
+    mkv_stream_free(peer->stream);
     free(peer);
+    pthread_mutex_lock(&peers_lock);
+    if (--peers_alive == 0)
+        pthread_cond_signal(&peers_gone);
+    pthread_mutex_unlock(&peers_lock);
     return NULL;
+}
+
+static struct tls_pair tls; /* of both ends; NULL: they are plain */
+
+static struct mkv_stream *open_end(int fd, const struct mkv_tls *context)
+{
+    struct mkv_stream *stream = context ? mkv_stream_tls(fd, context) : mkv_stream_plain(fd);
+    assert(stream);
+    return stream;
 }
 
 static int add_lane(struct mkv_group *group, int requests_left, int is_silent)
@@ -132,10 +155,13 @@ static int add_lane(struct mkv_group *group, int requests_left, int is_silent)
     pthread_t thread;
     struct peer *peer = malloc(sizeof *peer);
     assert(peer && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-    *peer = (struct peer){pair[1], requests_left, is_silent};
+    *peer = (struct peer){open_end(pair[1], tls.server), requests_left, is_silent};
+    pthread_mutex_lock(&peers_lock);
+    peers_alive++;
+    pthread_mutex_unlock(&peers_lock);
     assert(pthread_create(&thread, NULL, run_peer, peer) == 0);
     pthread_detach(thread);
-    return mkv_group_add_lane(group, mkv_stream_plain(pair[0]));
+    return mkv_group_add_lane(group, open_end(pair[0], tls.client));
 }
 
 /* --- jobs --- */
@@ -317,12 +343,21 @@ static void closing_ends_what_is_in_flight(void)
     }
 }
 
-int main(void)
+static void run_all(void)
 {
     callers_share_lanes_while_peers_die(0);
     callers_share_lanes_while_peers_die(1);
     completions_are_reported_once();
     silent_peers_cost_the_deadline();
     closing_ends_what_is_in_flight();
+    wait_for_peers();
+}
+
+int main(void)
+{
+    run_all();
+    tls = make_tls_pair();
+    run_all();
+    free_tls_pair(tls);
     return 0;
 }
