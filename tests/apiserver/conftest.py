@@ -10,16 +10,21 @@ Run it with `make test-apiserver`.
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from kubernetes import client, config
 
 from memkv.testing.control_plane import ControlPlane, missing_binaries
+from memkv_operator.testing.real_api import RealApi, run_on_a_real_api
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "deploy/dev/cluster/build.sh"
+CRDS = sorted((ROOT / "charts/memkv/files/crds").glob("*.yaml"))
+OnRealApi = Callable[[Callable[[RealApi], Awaitable[None]]], None]
 
 
 def binaries() -> Path:
@@ -101,3 +106,20 @@ def namespace(api: client.ApiClient) -> Iterator[str]:
     core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=name)))
     yield name
     core.delete_namespace(name)
+
+
+@pytest.fixture(scope="session")
+def own_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A server without controllers for ever: simulated kubelets play them."""
+    if existing():
+        pytest.skip("this test needs a control plane of its own")
+    with ControlPlane(binaries(), tmp_path_factory.mktemp("own-plane")) as plane:
+        yield plane
+
+
+@pytest.fixture
+def on_real_api(own_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> OnRealApi:
+    """Runs a test of the operator in an event loop, in a namespace of its own."""
+    monkeypatch.setenv("KUBECONFIG", str(own_plane.kubeconfig))
+    crds = [yaml.safe_load(path.read_text()) for path in CRDS]
+    return partial(run_on_a_real_api, crds)

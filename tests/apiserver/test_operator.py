@@ -2,163 +2,24 @@
 
 import asyncio
 import json
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-import yaml
 
 from memkv.clock import SystemClock
-from memkv.metadata.kubernetes.api_server import MERGE, ApiServer, connect_api_server
-from memkv.metadata.kubernetes.errors import Conflict, NotFound
-from memkv.metadata.kubernetes.json_values import JsonObject
-from memkv.metadata.kubernetes.shardmap_object import map_of
+from memkv.metadata.kubernetes.api_server import MERGE, connect_api_server
+from memkv.metadata.kubernetes.errors import Conflict
 from memkv.metadata.kubernetes.source import ShardMapSource
 from memkv.shardmap import ShardMap
-from memkv.testing.simulated_kubelets import SimulatedKubelets
-from memkv_operator.kube.lease import LeaseConfig
-from memkv_operator.run.process import Operator
-from memkv_operator.run.settings import Settings
-from memkv_operator.testing.cluster import POOL, SPEC, pause
+from memkv_operator.testing.cluster import POOL
+from memkv_operator.testing.real_api import RealApi
 
-ROOT = Path(__file__).resolve().parents[2]
-CRDS = sorted((ROOT / "charts/memkv/files/crds").glob("*.yaml"))
-IN_TIME_S = 200.0  # a quarter of a minute on an idle machine
+OnRealApi = Callable[[Callable[[RealApi], Awaitable[None]]], None]
 
 
-class Real:
-    """A namespace of a real API server, with simulated kubelets."""
-
-    def __init__(self, api: ApiServer, namespace: str) -> None:
-        self.api = api
-        self.namespace = namespace
-        self.kubelets = SimulatedKubelets(api, namespace)
-        self.label = {f"memkv.io/{namespace}": "true"}
-        self.root = f"/apis/memkv.io/v1alpha1/namespaces/{namespace}"
-        self.names: list[str] = []
-
-    @asynccontextmanager
-    async def operator(self, name: str = "a", lease_ms: int = 15_000) -> AsyncIterator[Operator]:
-        lease = LeaseConfig(
-            self.namespace, "memkv-operator", name, lease_ms, lease_ms * 2 // 3, lease_ms // 10
-        )
-        settings = Settings(
-            lease, "memkv:1", (self.namespace,), "127.0.0.1", 0, resync_s=2.0, step_s=0.1
-        )
-        operator = Operator(settings, dial=self.kubelets.nodes.dial)
-        running = asyncio.create_task(operator.run())
-        try:
-            yield operator
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-
-    async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
-        async with asyncio.timeout(IN_TIME_S):
-            while True:
-                await self.kubelets.tick()
-                found = await self.map()
-                if found is not None:
-                    self.kubelets.nodes.take_over(found)
-                if await holds():
-                    return
-                await pause(0.1)
-
-    async def add_nodes(self, count: int) -> None:
-        for _ in range(count):
-            name = f"{self.namespace}-n{len(self.names)}"
-            self.names.append(name)
-            await self.kubelets.add_node(name, self.label)
-
-    async def make_pool(self, **changes: Any) -> None:
-        group = {**SPEC["nodeGroups"][0], "nodeSelector": self.label}
-        manifest: dict[str, Any] = {
-            "apiVersion": "memkv.io/v1alpha1",
-            "kind": "MemKVPool",
-            "metadata": {"name": POOL},
-            "spec": {
-                **SPEC, "nodeGroups": [group], "disruption": {"nodeLostGraceSeconds": 5},
-                **changes,
-            },
-        }  # fmt: skip
-        await self.api.request("POST", f"{self.root}/memkvpools", None, manifest)
-
-    async def get(self, path: str) -> JsonObject | None:
-        try:
-            return await self.api.request("GET", path)
-        except NotFound:
-            return None
-
-    async def pool(self) -> dict[str, Any]:
-        found: Any = await self.get(f"{self.root}/memkvpools/{POOL}")
-        return found or {}
-
-    async def condition(self, type_: str) -> dict[str, Any]:
-        conditions = (await self.pool()).get("status", {}).get("conditions", [])
-        return next((c for c in conditions if c["type"] == type_), {"status": "", "reason": ""})
-
-    async def is_ready(self) -> bool:
-        return bool((await self.condition("Ready"))["status"] == "True")
-
-    async def map(self) -> ShardMap | None:
-        found = await self.get(f"{self.root}/memkvshardmaps/{POOL}")
-        return map_of(found) if found is not None else None
-
-
-def on(kubeconfig: Path, namespace: str, test: Callable[[Real], Awaitable[None]]) -> None:
-    """Run a test in an event loop."""
-
-    async def main() -> None:
-        api = await connect_api_server()
-        real = Real(api, namespace)
-        try:
-            await test(real)
-        finally:
-            for name in real.names:
-                await api.request("DELETE", f"/api/v1/nodes/{name}")
-            await api.close()
-
-    asyncio.run(main())
-
-
-@pytest.fixture(scope="session")
-def crds(kubectl: list[str]) -> None:
-    """The kinds of MemKV."""
-    for path in CRDS:
-        subprocess.run([*kubectl, "apply", "--server-side", "-f", path], check=True)
-    subprocess.run(
-        [*kubectl, "wait", "--for=condition=Established", "--timeout=60s", *(
-            f"crd/{yaml.safe_load(path.read_text())['metadata']['name']}" for path in CRDS
-        )],
-        check=True,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def place(
-    kubeconfig: Path,
-    crds: None,
-    namespace: str,
-    kubectl: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> str:
-    """A namespace in which pods can be made."""
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-    account = ["create", "serviceaccount", "default", "-n", namespace]
-    subprocess.run([*kubectl, *account], check=False, capture_output=True)
-    subprocess.run(
-        [*kubectl, "label", "namespace", namespace,
-         "pod-security.kubernetes.io/enforce=privileged"],
-        check=True,
-    )  # fmt: skip
-    return namespace
-
-
-def test_a_pool_becomes_ready_and_its_children_are_owned(kubeconfig: Path, place: str) -> None:
-    async def test(real: Real) -> None:
+def test_a_pool_becomes_ready_and_its_children_are_owned(on_real_api: OnRealApi) -> None:
+    async def test(real: RealApi) -> None:
         await real.add_nodes(2)
         await real.make_pool()
         async with real.operator():
@@ -168,14 +29,15 @@ def test_a_pool_becomes_ready_and_its_children_are_owned(kubeconfig: Path, place
         found = await real.map()
         assert found is not None
         assert {w.node_name for w in found.workers} == set(real.names)
-        core = f"/api/v1/namespaces/{place}"
+        core = f"/api/v1/namespaces/{real.namespace}"
+        rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{real.namespace}"
         for path in (
             f"{core}/configmaps/{POOL}-connection",
             f"{core}/services/{POOL}-metadata",
             f"{core}/serviceaccounts/{POOL}-metadata",
-            f"/apis/apps/v1/namespaces/{place}/deployments/{POOL}-metadata",
-            f"/apis/apps/v1/namespaces/{place}/daemonsets/{POOL}-flash",
-            f"/apis/rbac.authorization.k8s.io/v1/namespaces/{place}/roles/{POOL}-metadata",
+            f"/apis/apps/v1/namespaces/{real.namespace}/deployments/{POOL}-metadata",
+            f"/apis/apps/v1/namespaces/{real.namespace}/daemonsets/{POOL}-flash",
+            f"{rbac}/roles/{POOL}-metadata",
             f"{real.root}/memkvshardmaps/{POOL}",
         ):
             child: Any = await real.get(path)
@@ -185,14 +47,15 @@ def test_a_pool_becomes_ready_and_its_children_are_owned(kubeconfig: Path, place
         data: Any = await real.get(f"{core}/configmaps/{POOL}-connection")
         connection = json.loads(data["data"]["connection.json"])
         assert connection == {
-            "endpoint": f"{POOL}-metadata.{place}.svc:7443", "pool": f"{place}/{POOL}",
+            "endpoint": f"{POOL}-metadata.{real.namespace}.svc:7443",
+            "pool": f"{real.namespace}/{POOL}",
         }  # fmt: skip
 
-    on(kubeconfig, place, test)
+    on_real_api(test)
 
 
-def test_looking_again_at_a_ready_pool_writes_nothing(kubeconfig: Path, place: str) -> None:
-    async def test(real: Real) -> None:
+def test_looking_again_at_a_ready_pool_writes_nothing(on_real_api: OnRealApi) -> None:
+    async def test(real: RealApi) -> None:
         await real.add_nodes(1)
         await real.make_pool()
         async with real.operator() as operator:
@@ -225,20 +88,18 @@ def test_looking_again_at_a_ready_pool_writes_nothing(kubeconfig: Path, place: s
             before, wanted = written(), looked() + 100
 
             async def looked_often() -> bool:
-                operator.look_at(f"{place}/{POOL}")
+                operator.look_at(f"{real.namespace}/{POOL}")
                 return looked() >= wanted
 
             await real.until(looked_often)
             assert written() == before
 
-    on(kubeconfig, place, test)
+    on_real_api(test)
 
 
 @pytest.mark.parametrize("dead", [False, True], ids=["alive", "all nodes dead"])
-def test_a_deleted_pool_does_not_wait_for_its_nodes(
-    kubeconfig: Path, place: str, dead: bool
-) -> None:
-    async def test(real: Real) -> None:
+def test_a_deleted_pool_does_not_wait_for_its_nodes(on_real_api: OnRealApi, dead: bool) -> None:
+    async def test(real: RealApi) -> None:
         await real.add_nodes(2)
         await real.make_pool()
         async with real.operator():
@@ -254,11 +115,11 @@ def test_a_deleted_pool_does_not_wait_for_its_nodes(
 
             await real.until(gone)
 
-    on(kubeconfig, place, test)
+    on_real_api(test)
 
 
-def test_a_metadata_process_follows_the_map(kubeconfig: Path, place: str) -> None:
-    async def test(real: Real) -> None:
+def test_a_metadata_process_follows_the_map(on_real_api: OnRealApi) -> None:
+    async def test(real: RealApi) -> None:
         await real.add_nodes(2)
         heard: list[ShardMap] = []
 
@@ -266,7 +127,7 @@ def test_a_metadata_process_follows_the_map(kubeconfig: Path, place: str) -> Non
             heard.append(shard_map)
 
         source = ShardMapSource(
-            await connect_api_server(), f"{place}/{POOL}", on_map, SystemClock()
+            await connect_api_server(), f"{real.namespace}/{POOL}", on_map, SystemClock()
         )
         following = asyncio.create_task(source.run())
         try:
@@ -286,13 +147,13 @@ def test_a_metadata_process_follows_the_map(kubeconfig: Path, place: str) -> Non
         versions = [(m.version.term, m.version.epoch) for m in heard]
         assert versions == sorted(set(versions))
 
-    on(kubeconfig, place, test)
+    on_real_api(test)
 
 
-def test_an_older_map_is_not_swapped_in(kubeconfig: Path, place: str) -> None:
+def test_an_older_map_is_not_swapped_in(on_real_api: OnRealApi) -> None:
     """Two operators that both believe they lead: the API server decides."""
 
-    async def test(real: Real) -> None:
+    async def test(real: RealApi) -> None:
         await real.add_nodes(1)
         await real.make_pool()
         async with real.operator():
@@ -303,4 +164,4 @@ def test_an_older_map_is_not_swapped_in(kubeconfig: Path, place: str) -> None:
             with pytest.raises(Conflict):
                 await real.api.request("PUT", path, None, stale)
 
-    on(kubeconfig, place, test)
+    on_real_api(test)
