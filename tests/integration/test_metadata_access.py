@@ -15,7 +15,7 @@ from memkv.errors import ConfigError
 from memkv.metadata.access import AccessConfig, CertificateCallers, Mode
 from memkv.metadata.bearer import ServiceAccount, TokenCallers
 from memkv.metadata.callers import Authenticator
-from memkv.metadata.certificates import ClientTls, node_name
+from memkv.metadata.certificates import ClientTls, admin_name, node_name
 from memkv.metadata.endpoint import open_channel
 from memkv.metadata.server import MetadataServer, ServerConfig
 from memkv.metadata.tenants import TenantMap
@@ -183,6 +183,18 @@ def test_node_by_token_gets_a_ticket_for_moves_only(service: Service, tmp_path: 
         fetch_ticket(service.endpoint, POOL, "", tls=tls)
 
 
+@pytest.mark.parametrize(
+    ("tenant", "words"), [("team-b", "its own tenant 'team-a' only"), ("team-a", "only follows")]
+)
+def test_caller_drops_its_own_tenant_only(
+    service: Service, tmp_path: Path, tenant: str, words: str
+) -> None:
+    token = make_token("team-a/dropper", expires_s=LATER)
+    REVIEWER.trust(token, "team-a", "dropper")
+    with pytest.raises(MetadataRefused, match=words):
+        drop_tenant(service.endpoint, POOL, tenant, tls=proof(service, tmp_path, token))
+
+
 def test_health_is_asked_by_anyone(service: Service) -> None:
     with open_channel(service.endpoint, ClientTls(service.authority.pem)) as channel:
         answer = health_pb2_grpc.HealthStub(channel).Check(
@@ -209,6 +221,7 @@ def test_unfit_token_file_is_named(tmp_path: Path, content: str | None, words: s
 CERTIFICATES = {
     "a serviceaccount": ("spiffe://cluster.local/ns/team-b/sa/engine", "team-b"),
     "of another namespace": ("spiffe://other/ns/team-c/sa/engine", "team-c"),
+    "the publisher": (admin_name(POOL), "default"),
     "no URI": ("engine.team-a.svc", None),
     "another form": ("spiffe://cluster.local/ns/team-b/engine", None),
     "a longer form": ("spiffe://cluster.local/ns/team-b/sa/engine/more", None),

@@ -1,5 +1,6 @@
 """A pool of real processes under TLS: who gets in, who does not, and rotations under load."""
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+import memkv
+from memkv.cli import main as cli
+from memkv.cli import settings
+from memkv.client import options
 from memkv.client.options import PutOptions
 from memkv.client.sync import Client
 from memkv.errors import RetryLater
@@ -55,6 +60,32 @@ def test_blocks_round_trip_under_tls(client: Client, size: int) -> None:
     assert client.batch_is_exist([f"block {size}", "no such"]) == [1, 0]
     assert client.remove(f"block {size}") == Status.OK
     assert client.get(f"block {size}") is None
+
+
+def test_a_connection_file_is_all_that_commands_and_programs_need(
+    pool: SecurePool, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    files = pool.files["client"]
+    path = tmp_path / "connection.json"
+    document = {
+        "endpoint": pool.endpoint, "pool": POOL, "ca": files.authority.read_text(),
+        "tls_cert": str(files.certificate), "tls_key": str(files.key),
+    }  # fmt: skip
+    path.write_text(json.dumps(document))
+    read = settings.connection_source
+    monkeypatch.setattr(settings, "connection_source", lambda: read(path))
+    monkeypatch.setattr(options, "CONNECTION_FILE", path)
+    monkeypatch.delenv("MEMKV_ENDPOINT", raising=False)
+    (tmp_path / "block").write_bytes(b"by command" * 100)
+    assert cli.main(["put", "by-command", str(tmp_path / "block")]) == 0
+    assert cli.main(["get", "by-command", "--output", str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back").read_bytes() == b"by command" * 100
+    assert cli.main(["nodes", "--json"]) == 0
+    capfd.readouterr()
+    with memkv.connect() as program:
+        assert program.wait_ready(READY_MS), program.attachment.problems()
+        assert program.get("by-command") == b"by command" * 100
 
 
 def test_the_ticket_is_signed_and_names_the_certificates_tenant(

@@ -11,7 +11,7 @@ from memkv.clock import Clock
 from memkv.errors import ConfigError
 from memkv.metadata.bearer import ServiceAccount, TokenCallers
 from memkv.metadata.callers import Anyone, Authenticator, Caller, Presented, Unauthenticated
-from memkv.metadata.certificates import node_name
+from memkv.metadata.certificates import admin_name, node_name
 from memkv.metadata.tenants import TenantFile, TenantMap
 from memkv.wire.ticket import Rights
 
@@ -55,16 +55,19 @@ class CertificateCallers:
     """Callers by the names in their certificate.
 
     spiffe://DOMAIN/ns/NAMESPACE/sa/NAME is a ServiceAccount, as cert-manager's csi-driver-spiffe
-    and SPIRE write it; the pool's node name is a node.
+    and SPIRE write it; the pool's node name is a node, and its admin name may be any tenant.
     """
 
     def __init__(self, pool: str, tenants: Callable[[], TenantMap]) -> None:
         self._node_name = node_name(pool)
+        self._admin_name = admin_name(pool)
         self._tenants = tenants
 
     async def caller(self, presented: Presented) -> Caller:
         if self._node_name in presented.certificate_names:
             return Caller(self._node_name, rights=Rights.PEER)
+        if self._admin_name in presented.certificate_names:
+            return Caller(self._admin_name, any_tenant=True)
         for name in presented.certificate_names:
             if found := _SPIFFE.fullmatch(name):
                 account = ServiceAccount(*found.groups())

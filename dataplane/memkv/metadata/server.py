@@ -215,7 +215,7 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
     async def DropTenant(  # noqa: N802  the name is gRPC's
         self, request: pb.DropTenantRequest, context: "Context"
     ) -> pb.DropTenantResponse:
-        await self._caller(context)
+        caller = await self._caller(context)
         await self._check_pool(request.pool, context)
         if not is_on_this_machine(str(context.peer()), self._config.host):
             await self._refuse(
@@ -223,6 +223,13 @@ class MetadataServicer(pb_grpc.MetadataServiceServicer):
                 grpc.StatusCode.PERMISSION_DENIED,
                 "a tenant is dropped from the machine that the publisher runs on: run the command "
                 "there",
+            )
+        if not caller.any_tenant and request.tenant != caller.tenant:
+            await self._refuse(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"{caller.subject} may drop its own tenant {caller.tenant!r} only: for others use "
+                "the certificate of the metadata service",
             )
         if self._dropper is None:
             await self._refuse(
