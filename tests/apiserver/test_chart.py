@@ -248,4 +248,13 @@ def test_command_of_the_operator_parses(helm: str) -> None:
         if child(manifest, "metadata")["name"] == "memkv-operator-election"
         and manifest["kind"] == "Role"
     ]
-    assert objects(election, "rules")[1]["resourceNames"] == [arguments.lease_name]
+    assert objects(election, "rules")[2]["resourceNames"] == [arguments.lease_name]
+    hook = build_parser().parse_args(arguments_of(manifests, "uninstall")[1:])
+    assert hook.namespace == ["team-a", "team-b"]
+    assert hook.lease_name == arguments.lease_name
+    deployments = [child(m, "metadata")["name"] for m in manifests if m["kind"] == "Deployment"]
+    assert deployments == [hook.deployment]
+    assert objects(election, "rules")[0]["resourceNames"] == deployments
+    assert not hook.force
+    forced = documents(template(helm, "--set", "uninstall.force=true"))
+    assert build_parser().parse_args(arguments_of(forced, "uninstall")[1:]).force

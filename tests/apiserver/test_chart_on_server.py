@@ -72,9 +72,9 @@ def test_every_object_is_taken(helm: str, kubectl: list[str], scenario: str) -> 
 
 
 @pytest.mark.usefixtures("namespaces")
-@pytest.mark.parametrize("kind", ["Deployment", "Pod"])
+@pytest.mark.parametrize("kind", ["Deployment", "Job", "Pod"])
 def test_pods_pass_pod_security_restricted(helm: str, kubectl: list[str], kind: str) -> None:
-    """The operator's pod and the pod of `helm test`, where anything less is refused."""
+    """The operator's pod, the hook's and that of `helm test`, where anything less is refused."""
     (manifest,) = [m for m in documents(template(helm)) if m["kind"] == kind]
     spec = child(manifest, "spec") if kind == "Pod" else child(manifest, "spec", "template", "spec")
     pod: Object = {
@@ -97,7 +97,7 @@ def release(helm: str, kubectl: list[str], kubeconfig: Path, namespaces: None) -
     done = run([*command, "install", "memkv", str(CHART)])
     assert done.returncode == 0, done.stderr
     yield " ".join(command)
-    run([*command, "uninstall", "memkv"])
+    run([*command, "uninstall", "memkv", "--no-hooks"])
 
 
 def may(kubectl: list[str], verb: str, what: str, *arguments: str) -> bool:
@@ -222,7 +222,7 @@ def test_release_is_upgraded_and_leaves_pools_behind(release: str, kubectl: list
     assert done.returncode == 0, done.stderr
     shown = run([*kubectl, "get", "deployment", "memkv-operator", "-n", NAMESPACE, "-o", "json"])
     assert child(json.loads(shown.stdout), "spec")["replicas"] == 3
-    done = run([*command, "uninstall", "memkv"])
+    done = run([*command, "uninstall", "memkv", "--no-hooks"])  # no kubelet runs the hook here
     assert done.returncode == 0, done.stderr
     assert run([*kubectl, "get", "deployment", "memkv-operator", "-n", NAMESPACE]).returncode != 0
     kept = run([*kubectl, "get", "memkvpools", "-n", "team-a", "-o", "name"])
