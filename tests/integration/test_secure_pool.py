@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -201,6 +201,21 @@ def fresh_client_works(pool: SecurePool, ca: str, key: str) -> None:
         assert fresh.get(key) == b"fresh"
 
 
+def incarnations(client: Client) -> int:
+    """Return a number that grows when a node that was started again is in the map."""
+    shard_map = client.attachment.shard_map
+    return sum(worker.incarnation for worker in shard_map.workers) if shard_map else 0
+
+
+def wait_for(client: Client, holds: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(READY_MS // 20):
+        if holds():
+            return
+        pause.wait(0.02)
+    raise AssertionError(f"in vain: {client.attachment.problems()}")
+
+
 def test_everything_is_rotated_under_load_without_a_failed_request(tmp_path: Path) -> None:
     with SecurePool(tmp_path) as pool, pool.client() as client:
         assert client.wait_ready(READY_MS), client.attachment.problems()
@@ -221,6 +236,11 @@ def test_everything_is_rotated_under_load_without_a_failed_request(tmp_path: Pat
             fresh_client_works(pool, "", "old key gone")
         assert load.failures == []
         assert load.rounds > 0
+        before = incarnations(client)
+        pool.restart_node(0)
+        # The publisher knows it by the new certificate, and it knows the publisher.
+        wait_for(client, lambda: incarnations(client) > before)
+        fresh_client_works(pool, "", "a node was started again")
         with pytest.raises(RetryLater):
             fetch_map(pool.endpoint, POOL, tls=ClientTls(old.pem), timeout_s=2)
 
@@ -231,26 +251,17 @@ def settled(client: Client, workers: int) -> bool:
     return shard_map is not None and len(shard_map.workers) == workers and not shard_map.moving
 
 
-def wait_settled(client: Client, workers: int) -> None:
-    pause = threading.Event()
-    for _ in range(READY_MS // 20):
-        if settled(client, workers):
-            return
-        pause.wait(0.02)
-    raise AssertionError(f"the pool did not settle: {client.attachment.shard_map}")
-
-
 def test_blocks_move_to_a_node_that_joins_by_its_certificate_and_ticket(tmp_path: Path) -> None:
     keys = [f"moving {n}" for n in range(60)]
     pool = SecurePool(tmp_path, 2, absent=frozenset({1}))
     with pool, pool.client() as client:
-        wait_settled(client, 1)
+        wait_for(client, lambda: settled(client, 1))
         assert client.wait_ready(READY_MS), client.attachment.problems()
         for key in keys:
             assert client.put(key, key.encode() * 1000, PutOptions(durability="durable")) == 0
         pool.start_node(1)
         # A move ends when the new owner has pulled everything from the one before.
-        wait_settled(client, 2)
+        wait_for(client, lambda: settled(client, 2))
         assert client.wait_ready(READY_MS), client.attachment.problems()
         shard_map = client.attachment.shard_map
         assert shard_map is not None

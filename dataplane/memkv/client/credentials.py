@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ PEM_BEGIN = "-----BEGIN"
 class Credentials:
     """How a client knows that it talks to its pool, and what proves the client.
 
-    `ca`: certificates of the pool's authority, in PEM, or the path of a file with them. One of
+    `ca`: certificates of the pool's authority, in PEM, or the path of a file with them, which is
+    read anew for each connection (of a connection.json its `ca` is taken). One of
     `token_file` (a projected ServiceAccount token, read anew for each call) and `certificate` with
     `key` (PEM files) proves the client. `payload_encryption`: whether the pool's nodes speak TLS on
     their data ports.
@@ -42,21 +44,27 @@ class Credentials:
         """Return how to connect to the metadata service."""
         from memkv.metadata.certificates import ClientTls
 
-        pem = self.ca.lstrip().startswith(PEM_BEGIN)
-        authority = self.ca.encode() if pem else Path(self.ca)
-        return ClientTls(authority, self.certificate, self.key, self.token_file)
+        return ClientTls(self.authorities, self.certificate, self.key, self.token_file)
 
     def authorities(self) -> bytes:
         """Return the certificates of `ca`. ConfigError when the file cannot be read."""
         if self.ca.lstrip().startswith(PEM_BEGIN):
             return self.ca.encode()
         try:
-            return Path(self.ca).read_bytes()
+            data = Path(self.ca).read_bytes()
+            return data if not self.ca.endswith(".json") else ca_of_connection_file(data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{self.ca} has no CA any more ({error!r})") from error
         except OSError as error:
             raise ConfigError(
                 f"cannot read the CA {self.ca}: {error.strerror}; is the ConfigMap or Secret "
                 "mounted there?"
             ) from error
+
+
+def ca_of_connection_file(data: bytes) -> bytes:
+    """Return the CA in a connection file. ValueError and its like for another content."""
+    return str(json.loads(data)["ca"]).encode()
 
 
 def parse_encryption(text: str) -> bool:

@@ -182,4 +182,6 @@ def _read_connection_file(path: Path, pool: str) -> tuple[str, str, Credentials 
         ) from error
     if not isinstance(endpoint, str) or not isinstance(named, str):
         raise CallerError(f"{path}: endpoint and pool must be text")
+    if texts["ca"]:
+        texts["ca"] = str(path)  # a program lives longer than a CA: it is read there anew
     return endpoint, named, credentials_of(texts, str(path))

@@ -7,7 +7,7 @@ are being replaced just now) leave what was in use before.
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,8 +89,8 @@ class ClientTls:
     Files are read anew for each channel, the token for each call.
     """
 
-    authority: Path | bytes
-    """CA certificates in PEM, or their file."""
+    authority: Path | bytes | Callable[[], bytes]
+    """CA certificates in PEM, their file, or who has them; ConfigError when that fails."""
     certificate: Path | None = None
     key: Path | None = None
     token_file: Path | None = None
@@ -103,6 +103,8 @@ class ClientTls:
         authority = self.authority
         if isinstance(authority, Path):
             authority = read_pem(authority)
+        elif not isinstance(authority, bytes):
+            authority = authority()
         try:
             load_pem_x509_certificate(authority)
         except ValueError as error:

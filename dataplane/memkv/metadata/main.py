@@ -14,30 +14,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
-import grpc.aio
 from prometheus_client import CollectorRegistry
 
 from memkv import limits
 from memkv.clock import Clock, SystemClock
-from memkv.errors import ConfigError, ProtocolError, RetryLater
+from memkv.errors import ConfigError, PeerGone, ProtocolError, RetryLater
 from memkv.metadata.access import AccessConfig, open_access
 from memkv.metadata.certificates import ClientTls
 from memkv.metadata.endpoint import (
-    channel_options,
     check_exposure,
 )
 from memkv.metadata.facts import reports_of
 from memkv.metadata.files import StateFile, write_durably
 from memkv.metadata.http import Page, PlainHttpServer, metrics_page, probe_page
 from memkv.metadata.metrics import MetadataCollector, MetadataFigures
+from memkv.metadata.node_calls import NodeCalls
 from memkv.metadata.publisher import Outcome, Publisher, PublisherConfig, PublisherState, Reason
 from memkv.metadata.roster import LossPolicy
 from memkv.metadata.server import MetadataServer, ServerConfig
 from memkv.metadata.tickets import issuer_of
 from memkv.metadata.watch import MapWatcher, WatchConfig
 from memkv.shardmap import ShardMap
-from memkv_proto import node_admin_pb2, node_admin_pb2_grpc
 
 log = logging.getLogger("memkv.metadata")
 
@@ -199,30 +196,21 @@ class MetadataProcess:
 
     async def _poll(self, node: str) -> None:
         """Ask one node for its facts again and again."""
-        publisher, tls = self._publisher, self._config.admin_tls
+        publisher, healthy = self._publisher, True
         assert publisher is not None
-        options = channel_options(tls)
-        channel = (
-            grpc.aio.insecure_channel(node, options=options)
-            if tls is None
-            else grpc.aio.secure_channel(node, tls.credentials(), options=options)
-        )
-        healthy = True
-        async with channel:
-            stub = node_admin_pb2_grpc.NodeAdminStub(channel)
+        calls = NodeCalls(node, self._config.admin_tls)
+        try:
             while True:
                 self._polls += 1
                 try:
-                    answer = await stub.GetFacts(
-                        node_admin_pb2.GetFactsRequest(), timeout=POLL_TIMEOUT_S
-                    )
+                    answer = await calls.facts(POLL_TIMEOUT_S)
                     reports = reports_of(answer, self._config.server.pool)
                     publisher.answered(node, reports, self._now_ms())
                     problem = ""
-                except (grpc.aio.AioRpcError, ProtocolError) as error:
+                except (PeerGone, ProtocolError) as error:
                     self._poll_failures += 1
                     publisher.failed(node)
-                    problem = _describe(error)
+                    problem = str(error)
                 if healthy != (not problem):
                     healthy = not problem
                     log.log(
@@ -232,6 +220,8 @@ class MetadataProcess:
                         "answers" if healthy else f"does not answer: {problem}",
                     )
                 await asyncio.sleep(self._config.poll_interval_ms / 1000)
+        finally:
+            await calls.close()
 
     async def _publish(self) -> None:
         """Make, store and show maps."""
@@ -367,12 +357,6 @@ def _still_waiting(publisher: Publisher, raised: ShardMap | None) -> str:
         f"{', '.join(names)} did not forget the tenant's blocks yet, and will when they answer; "
         "look at `memkv nodes`, and run this again to be sure"
     )
-
-
-def _describe(error: grpc.aio.AioRpcError | ProtocolError) -> str:
-    if isinstance(error, ProtocolError):
-        return str(error)
-    return f"{error.code().name}: {error.details()}"
 
 
 def run_metadata(

@@ -82,6 +82,7 @@ class SecurePool:
             "client": (CLIENT_URI,),
             **{f"node-{n}": (node_name(POOL),) for n in range(self.node_count)},
         }
+        self._nodes: dict[int, subprocess.Popen[bytes]] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.files = {
             role: self.authority.files(self.folder, role, *names)
@@ -113,7 +114,7 @@ class SecurePool:
 
     def start_node(self, n: int) -> None:
         """Start one node."""
-        self._start(
+        self._nodes[n] = self._start(
             "node", "--pool", POOL, "--name", f"n{n}", "--dir", str(self.folder / f"n{n}"),
             "--capacity", "64MiB", "--memory", "32MiB", "--slots", "64", "--data-port", "0",
             "--admin-port", str(self.admin_ports[n]), "--http-port", "0",
@@ -121,11 +122,19 @@ class SecurePool:
             *tls_flags(self.files[f"node-{n}"]), *self.node_flags,
         )  # fmt: skip
 
-    def _start(self, *words: str) -> None:
+    def restart_node(self, n: int) -> None:
+        """Stop a node cleanly and start it again."""
+        stopped = self._nodes.pop(n)
+        stopped.terminate()
+        stopped.wait(STOP_S)
+        self.start_node(n)
+
+    def _start(self, *words: str) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "memkv.cli.main", *words]
         with (self.folder / f"{words[0]}.log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         self.processes.append(process)
+        return process
 
     # --- clients -----------------------------------------------------------------------------
     def credentials(self, ca: str = "", *, payload_encryption: bool = True) -> Credentials:

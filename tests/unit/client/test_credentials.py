@@ -36,7 +36,23 @@ def resolve(
 
 def test_pods_file_has_ca_and_token(tmp_path: Path) -> None:
     write(tmp_path, ca=PEM, token_file="/run/token")
-    assert resolve() == Credentials(PEM, Path("/run/token"))
+    found = resolve()
+    assert found == Credentials(str(tmp_path / "connection.json"), Path("/run/token"))
+    assert found.authorities() == PEM.encode()
+
+
+def test_ca_of_a_pods_file_is_the_one_that_is_there_now(tmp_path: Path) -> None:
+    write(tmp_path, ca="old")
+    found = resolve()
+    assert found is not None
+    write(tmp_path, ca="new")
+    assert found.authorities() == b"new"
+    write(tmp_path)
+    with pytest.raises(ConfigError, match="no CA any more"):
+        found.authorities()
+    (tmp_path / "connection.json").write_text("half a fi")
+    with pytest.raises(ConfigError, match="no CA any more"):
+        found.authorities()
 
 
 def test_pods_file_may_say_that_payload_is_plain(tmp_path: Path) -> None:
