@@ -27,7 +27,7 @@ def bench(*words: str) -> dict[str, object]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("transport", "limit"), [("tcp", "bare stream"), ("local", "memcpy + xxh3")]
+    ("transport", "limit"), [("tcp", "bare stream"), ("local", "memcpy + xxh3_128")]
 )
 def test_a_get_is_measured_next_to_its_limit(
     tmp_path: Path, transport: str, limit: str
