@@ -29,9 +29,9 @@ def store() -> MemoryStore:
     return MemoryStore()
 
 
-@pytest.fixture
-def worker(store: MemoryStore) -> Iterator[RunningWorker]:
-    with running_worker(store) as running:
+@pytest.fixture(params=["plain", "encrypted"])
+def worker(store: MemoryStore, request: pytest.FixtureRequest) -> Iterator[RunningWorker]:
+    with running_worker(store, encrypted=request.param == "encrypted") as running:
         yield running
     assert store.pinned == 0
     assert store.puts_open == 0

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from memkv import limits
-from memkv._hotpath import Stream
+from memkv._hotpath import Stream, TlsContext
 from memkv.clock import Clock
 from memkv.errors import ConfigError
 from memkv.local.service import LocalService
@@ -40,7 +40,6 @@ from memkv.tcp.lane import NS_PER_MS, PayloadLimits, ServingThread
 from memkv.tcp.pull import PullService
 from memkv.tcp.put import PutService
 from memkv.tcp.store_api import BlockStore
-from memkv.tcp.tls import ServerContexts
 from memkv.wire.hints import Hint
 from memkv.wire.ticket import TicketVerifier
 
@@ -60,7 +59,7 @@ class WorkerServer:
         verifier: TicketVerifier,
         *,
         shard_map: ShardMap | None = None,
-        tls: ServerContexts | None = None,
+        tls: Callable[[], TlsContext] | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         """Nothing listens before `start`. Without a map every key is served; without `tls` the data

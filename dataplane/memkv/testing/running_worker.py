@@ -1,19 +1,24 @@
 """A worker's server on a free port of this machine, for tests."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from memkv._hotpath import TlsContext
 from memkv.clock import Clock, SystemClock
 from memkv.node.config import WorkerConfig
 from memkv.node.server import WorkerServer
 from memkv.shardmap import ShardMap
 from memkv.tcp.store_api import BlockStore
+from memkv.testing.certificates import Authority
+from memkv.testing.encrypted_address import EncryptedAddress
 from memkv.testing.wire_client import Wire, WireClient
 from memkv.wire.ticket import AnonymousVerifier
 
 POOL = "default/test"
+NODE_NAME = "node.test.default.memkv"
 WORKER_UUID = b"worker uuid 0001"
 
 
@@ -25,9 +30,16 @@ class RunningWorker:
     clock: Clock
     clients: list[WireClient | Wire] = field(default_factory=list)
 
+    authority: Authority | None = None
+    """Of the worker's certificate; None: it speaks no TLS."""
+
     @property
     def address(self) -> tuple[str, int]:
-        return ("127.0.0.1", self.server.port)
+        plain = ("127.0.0.1", self.server.port)
+        if self.authority is None:
+            return plain
+        context = ssl.create_default_context(cadata=self.authority.pem.decode())
+        return EncryptedAddress.of(plain, context, NODE_NAME)
 
     def client(self, tenant: str = "default", **options: Any) -> WireClient:
         """Open a session. Raises SessionRefused."""
@@ -44,16 +56,23 @@ class RunningWorker:
 
 @contextmanager
 def running_worker(
-    store: BlockStore, *, shard_map: ShardMap | None = None, **settings: Any
-) -> Iterator[RunningWorker]:
+    store: BlockStore, *, shard_map: ShardMap | None = None, encrypted: bool = False,
+    **settings: Any,
+) -> Iterator[RunningWorker]:  # fmt: skip
     """Serve `store` until the block ends; `settings` are fields of `WorkerConfig`."""
+    authority = Authority() if encrypted else None
+    tls = None
+    if authority is not None:
+        pair = authority.issue(NODE_NAME)
+        context = TlsContext.server(pair.certificate, pair.key)
+        tls = lambda: context  # noqa: E731  one certificate for as long as it runs
     clock = SystemClock()
     config = WorkerConfig(POOL, WORKER_UUID, 1, **settings)
     server = WorkerServer(
-        store, config, clock, AnonymousVerifier(loopback=True), shard_map=shard_map
+        store, config, clock, AnonymousVerifier(loopback=True), shard_map=shard_map, tls=tls
     )
     server.start()
-    worker = RunningWorker(server, clock)
+    worker = RunningWorker(server, clock, authority=authority)
     try:
         yield worker
     finally:

@@ -15,6 +15,7 @@ from memkv.checksum import seal, verify_payload
 from memkv.local.sockets import connect
 from memkv.status import Status
 from memkv.tenant import Tenant
+from memkv.testing.encrypted_address import EncryptedAddress
 from memkv.wire.client_session import ClientSession
 from memkv.wire.frame import HEADER_BYTES, Frame, FrameReader, encode_frame, parse_header
 from memkv.wire.items import (
@@ -68,12 +69,17 @@ class RequestFailed(Exception):
 class Wire:
     """One connection: frames out, frames in."""
 
+
     def __init__(self, address: tuple[str, int] | Path) -> None:
         if isinstance(address, Path):
             self.socket = connect(address, SOCKET_TIMEOUT_S)
         else:
             self.socket = socket.create_connection(address, timeout=SOCKET_TIMEOUT_S)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if isinstance(address, EncryptedAddress):
+            self.socket = address.tls.wrap_socket(
+                self.socket, server_hostname=address.server_name
+            )
         self._next_id = 1
 
     def __enter__(self) -> Self:
