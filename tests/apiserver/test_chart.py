@@ -136,6 +136,8 @@ def test_one_image_is_all_that_is_pulled(helm: str, scenario: str) -> None:
             "needs metrics.service.enabled=true",
         ),
         (["--set", "dataPlane.mode=Static"], "dataPlane.static.insecure=true"),
+        ([*values("static-tls"), "--set", "dataPlane.static.tls.ticketSecret="], "three Secrets"),
+        ([*values("static-tls"), "--set", "dataPlane.static.insecure=true"], "takes no Secrets"),
         ([*values("static"), "--set", "dataPlane.static.nodes=null"], "needs dataPlane"),
         ([*values("static"), "--set", "dataPlane.static.nodes={10.0.0.7}"], "nodes"),
         (
@@ -226,9 +228,11 @@ def arguments_of(manifests: list[Object], name: str) -> list[str]:
     return cast(list[str], [*objects(container, "command"), *objects(container, "args")])
 
 
+@pytest.mark.parametrize("scenario", ["static", "static-tls"])
 @pytest.mark.parametrize("name", ["node", "metadata", "test"])
-def test_commands_of_the_static_mode_parse(helm: str, name: str) -> None:
-    words = arguments_of(documents(template(helm, *values("static"))), name)
+def test_commands_of_the_static_mode_parse(helm: str, name: str, scenario: str) -> None:
+    words = arguments_of(documents(template(helm, *values(scenario))), name)
+    assert name == "test" or ("--insecure" in words) == (scenario == "static")
     words = [word.replace("$(NODE_NAME)", "n1").replace("$(POD_IP)", "10.0.0.7") for word in words]
     assert words[0] == "memkv"
     command = cli.load(parsing.name_of(words[1:], cli.HELP))

@@ -81,3 +81,14 @@ imagePullSecrets:
 {{- define "memkv.metadataEndpoint" -}}
 {{- printf "%s-metadata.%s.svc:%d" (include "memkv.fullname" .) (include "memkv.namespace" .) (int .Values.dataPlane.static.ports.metadata) -}}
 {{- end -}}
+
+{{/* What clients of the mode Static find in connection.json. Under TLS they mount a certificate of their own. */}}
+{{- define "memkv.staticConnection" -}}
+{{- $connection := dict "endpoint" (include "memkv.metadataEndpoint" .) "pool" (include "memkv.staticPool" .) -}}
+{{- if not .Values.dataPlane.static.insecure -}}
+{{- range $name, $file := dict "ca" "ca.crt" "tls_cert" "tls.crt" "tls_key" "tls.key" -}}
+{{- $_ := set $connection $name (printf "/etc/memkv-tls/%s" $file) -}}
+{{- end -}}
+{{- end -}}
+{{- $connection | toJson -}}
+{{- end -}}

@@ -2,8 +2,12 @@
 {{- define "memkv.validate" -}}
 {{- $static := .Values.dataPlane.static -}}
 {{- if include "memkv.isStatic" . -}}
-  {{- if not $static.insecure -}}
-    {{- fail "dataPlane.mode=Static runs without TLS yet: only on a network of your own, then say dataPlane.static.insecure=true" -}}
+  {{- $secrets := list $static.tls.metadataSecret $static.tls.nodeSecret $static.tls.ticketSecret | compact -}}
+  {{- if and (not $static.insecure) (ne (len $secrets) 3) -}}
+    {{- fail "dataPlane.mode=Static needs the three Secrets of dataPlane.static.tls; or, on a network of your own, dataPlane.static.insecure=true" -}}
+  {{- end -}}
+  {{- if and $static.insecure $secrets -}}
+    {{- fail "dataPlane.static.insecure=true takes no Secrets in dataPlane.static.tls: with them it is not insecure" -}}
   {{- end -}}
   {{- if not $static.nodes -}}
     {{- fail "dataPlane.mode=Static needs dataPlane.static.nodes, the admin addresses of all storage nodes, e.g. {10.0.0.7:9470,10.0.0.8:9470}" -}}
