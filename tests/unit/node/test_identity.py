@@ -120,6 +120,7 @@ def test_ticket_for_moves_is_fetched_once_there_are_keys_and_renewed_at_a_quarte
         while bench.told[-1].peer_ticket != b"first".hex():
             told += 1
             bench.wait(told)
+        told = len(bench.told)
         bench.grant = TicketGrant(b"second", "memkv-peer", b"", expires_s)
         bench.clock.advance_ms(TICKET_LIFETIME_S // 4 * 1000)
         assert bench.wait(told + 1).peer_ticket == b"second".hex()
