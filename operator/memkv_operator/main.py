@@ -58,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--image", default=os.environ.get("MEMKV_IMAGE", DEFAULT_IMAGE),
         help="image of the pods of pools that name none; default: $MEMKV_IMAGE",
     )  # fmt: skip
+    run.add_argument(
+        "--metadata-binding", default=os.environ.get("MEMKV_METADATA_BINDING", ""),
+        metavar="NAME", help="ClusterRoleBinding in which metadata pods are entered, so that they"
+        " may check tokens; default: $MEMKV_METADATA_BINDING",
+    )  # fmt: skip
     run.add_argument("--http-host", default="0.0.0.0", metavar="ADDRESS")
     run.add_argument("--http-port", type=int, default=9471, help="/metrics, /healthz and /readyz")
     uninstall = commands.add_parser(
@@ -101,6 +106,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         namespaces=tuple(arguments.namespace),
         http_host=arguments.http_host,
         http_port=arguments.http_port,
+        metadata_binding=arguments.metadata_binding,
     )
 
 

@@ -157,7 +157,7 @@ def test_the_operator_gives_metadata_pods_only_what_it_has(kubectl: list[str]) -
         "verbs": ["get", "list", "watch"],
     }  # fmt: skip
     assert not try_as_operator(kubectl, role("Role", read))
-    secrets: Object = {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}
+    secrets: Object = {"apiGroups": [""], "resources": ["secrets"], "verbs": ["list"]}
     assert "is attempting to grant RBAC permissions" in try_as_operator(
         kubectl, role("Role", secrets)
     )

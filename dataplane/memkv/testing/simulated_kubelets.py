@@ -107,11 +107,12 @@ class SimulatedNodes:
     """All data-plane nodes, by address."""
 
     by_host: dict[str, SimulatedNode] = field(default_factory=dict)
-    dialled: list[str] = field(default_factory=list)
+    proved: list[bool] = field(default_factory=list)
+    """Of each connection, whether the operator showed a certificate."""
 
-    def dial(self, endpoint: str) -> SimulatedAdmin:
-        """Return the admin service at an endpoint."""
-        self.dialled.append(endpoint)
+    def dial(self, endpoint: str, tls: object = None) -> SimulatedAdmin:
+        """Return the admin service at an endpoint. Nothing is proved here."""
+        self.proved.append(tls is not None)
         return SimulatedAdmin(self, endpoint)
 
     def take_over(self, shard_map: ShardMap) -> None:

@@ -60,6 +60,7 @@ NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
 PODS = Resource("", "v1", "pods", "Pod")
 SERVICES = Resource("", "v1", "services", "Service")
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
+SECRETS = Resource("", "v1", "secrets", "Secret")
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount")
 DAEMON_SETS = Resource("apps", "v1", "daemonsets", "DaemonSet")
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
@@ -68,6 +69,9 @@ ROLE_BINDINGS = Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "Rol
 POD_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 EVENTS = Resource("events.k8s.io", "v1", "events", "Event")
+CLUSTER_ROLE_BINDINGS = Resource(
+    "rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False
+)
 
 CHILDREN = (
     SERVICE_ACCOUNTS,
@@ -96,6 +100,21 @@ def metadata_name(pool: str) -> str:
 def connection_name(pool: str) -> str:
     """Return the name of the ConfigMap that clients mount."""
     return f"{pool}-connection"
+
+
+def identity_name(pool: str) -> str:
+    """Return the name of the operator's own Secret of a pool."""
+    return f"{pool}-identity"
+
+
+def node_secret_name(pool: str) -> str:
+    """Return the name of the Secret that data-plane pods mount."""
+    return f"{pool}-node-identity"
+
+
+def metadata_secret_name(pool: str) -> str:
+    """Return the name of the Secret that metadata pods mount."""
+    return f"{pool}-metadata-identity"
 
 
 def memkv_node_name(pool: str, node_name: str) -> str:

@@ -91,9 +91,11 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """What a tenant is guaranteed in the whole pool."""
+    """Who a tenant is, and what it is guaranteed in the whole pool."""
 
     name: str
+    subjects: tuple[tuple[str, str], ...] = ()
+    """(namespace, name) of ServiceAccounts."""
     flash_bytes: int = 0
     memory_bytes: int = 0
 
@@ -124,6 +126,7 @@ class PoolSpec:
     metadata_replicas: int = 2
     tls_mode: str = "SelfSigned"
     auth_mode: str = "ServiceAccount"
+    auth_audience: str = "memkv-metadata"
     update_type: str = "ShardRolling"
     max_unavailable: int | str = 1
     drain_timeout_s: int = 300
@@ -144,6 +147,11 @@ class Pool:
     meta: ObjectMeta
     spec: PoolSpec
     status: JsonObject
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether its parts prove themselves by certificates."""
+        return self.spec.tls_mode != "Disabled"
 
     @property
     def key(self) -> str:
@@ -174,6 +182,7 @@ def _spec(spec: Reader) -> PoolSpec:
         metadata_replicas=metadata.integer("replicas", 2),
         tls_mode=metadata.object("tls").text("mode", "SelfSigned"),
         auth_mode=metadata.object("auth").text("mode", "ServiceAccount"),
+        auth_audience=metadata.object("auth").text("audience", "memkv-metadata"),
         update_type=update.text("type", "ShardRolling"),
         max_unavailable=update.amount("maxUnavailable", 1),
         drain_timeout_s=update.integer("drainTimeoutSeconds", 300),
@@ -252,6 +261,7 @@ def _group(group: Reader, shared: Network | None) -> NodeGroup:
 def _tenant(tenant: Reader) -> Tenant:
     return Tenant(
         tenant.text("name"),
+        tuple((s.text("namespace"), s.text("name")) for s in tenant.objects("subjects")),
         bytes_of(tenant.amount("flashQuota"), tenant.place("flashQuota")),
         bytes_of(tenant.amount("memoryQuota"), tenant.place("memoryQuota")),
     )

@@ -1,14 +1,14 @@
 """memkv.v1.NodeAdmin from the operator's side."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
 import grpc.aio
 
 from memkv.errors import PeerGone, ProtocolError
-from memkv.metadata.certificates import ClientTls
-from memkv.metadata.endpoint import channel_options
+from memkv.metadata.endpoint import CLIENT_OPTIONS
 from memkv_proto import node_admin_pb2 as pb
 from memkv_proto import node_admin_pb2_grpc as pb_grpc
 
@@ -28,22 +28,35 @@ class NodeAdmin(Protocol):
         """Close the connection."""
 
 
-Dial = Callable[[str], NodeAdmin]
-"""Makes a NodeAdmin for HOST:PORT."""
+@dataclass(frozen=True, slots=True)
+class AdminTls:
+    """What proves the operator to a pool's nodes, and them to it; in PEM."""
+
+    authority: bytes
+    certificate: bytes
+    key: bytes
+    server_name: str
+    """In the nodes' certificates."""
+    serial: str
+    """Changes with the certificate."""
+
+
+Dial = Callable[[str, AdminTls | None], NodeAdmin]
+"""Makes a NodeAdmin for HOST:PORT; without TLS for pools that have none."""
 
 
 class GrpcNodeAdmin:
     """A NodeAdmin over the network."""
 
-    def __init__(self, endpoint: str, tls: ClientTls | None) -> None:
-        """Connects with the first call. `tls`: its certificate needs the pool's
-        `memkv.metadata.certificates.admin_name`, its server name is the pool's `node_name`."""
-        options = channel_options(tls)
-        self._channel = (
-            grpc.aio.insecure_channel(endpoint, options=options)
-            if tls is None
-            else grpc.aio.secure_channel(endpoint, tls.credentials(), options=options)
-        )
+    def __init__(self, endpoint: str, tls: AdminTls | None) -> None:
+        """Connects with the first call."""
+        options = list(CLIENT_OPTIONS)
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(endpoint, options=options)
+        else:
+            options.append(("grpc.ssl_target_name_override", tls.server_name))
+            credentials = grpc.ssl_channel_credentials(tls.authority, tls.key, tls.certificate)
+            self._channel = grpc.aio.secure_channel(endpoint, credentials, options=options)
         self._stub = pb_grpc.NodeAdminStub(self._channel)
 
     async def facts(self) -> pb.GetFactsResponse:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from memkv.errors import MemKVError
-from memkv_operator.nodes.admin import CALL_TIMEOUT_S, Dial, NodeAdmin
+from memkv_operator.nodes.admin import CALL_TIMEOUT_S, AdminTls, Dial, NodeAdmin
 from memkv_operator.nodes.facts import facts_of
 from memkv_operator.plan.facts import NodeSeen
 from memkv_proto import node_admin_pb2 as pb
@@ -26,6 +26,7 @@ class Target:
     endpoint: str
     pod_uid: str
     draining: bool
+    tls: AdminTls | None = None
 
 
 OnSeen = Callable[[str, NodeSeen], None]
@@ -77,7 +78,7 @@ class NodePoller:
             self.seen.pop(node, None)
 
     async def _poll(self, node: str, target: Target) -> None:
-        admin = self._dial(target.endpoint)
+        admin = self._dial(target.endpoint, target.tls)
         try:
             while True:
                 await self._ask(node, target, admin)

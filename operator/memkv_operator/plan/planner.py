@@ -47,6 +47,10 @@ class Observed:
     """Whether nodes were asked and the map was read; until then no status is written."""
     with_figures: bool = True
     """Whether it is time to write figures that change all the time."""
+    authority: str = ""
+    """CA of the pool, in PEM; empty: it has none of its own."""
+    identity_problem: str = ""
+    """Why the pool's certificates could not be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,11 @@ def plan(observed: Observed, own_image: str, time: str) -> Plan:
     members = members_of(
         pool, observed.kube_nodes, observed.memkv_nodes, observed.pods, observed.seen
     )
-    found = findings(pool, observed.kube_nodes)
+    found = findings(pool, observed.kube_nodes, observed.identity_problem)
     blocked = any(finding.blocks for finding in found)
     lost = lost_nodes(observed.map_view.shard_map)
     left = available_min(pool, members, lost)
-    children = [] if blocked else children_of(pool, own_image, left)
+    children = [] if blocked else children_of(pool, own_image, left, observed.authority)
     if not observed.informed:
         # Which nodes are lost is not known yet.
         children = [child for child in children if child.resource is not POD_BUDGETS]

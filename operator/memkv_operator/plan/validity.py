@@ -7,6 +7,7 @@ from memkv_operator.api.cluster import KubeNode
 from memkv_operator.api.pool import HUGE_PAGES_NONE, NodeGroup, Pool
 
 NAMES_SHOWN = 5
+AUDIENCE = "memkv-metadata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +20,35 @@ class Finding:
     """Whether nothing is made from the pool until it is mended."""
 
 
-def findings(pool: Pool, kube_nodes: Mapping[str, KubeNode]) -> list[Finding]:
+def findings(
+    pool: Pool, kube_nodes: Mapping[str, KubeNode], identity_problem: str = ""
+) -> list[Finding]:
     """Return everything that is wrong, what blocks first."""
     found = [*_unsupported(pool), *_of_nodes(pool, list(kube_nodes.values()))]
+    if identity_problem:
+        found.append(_blocks("CertificatesUnavailable", identity_problem))
     return sorted(found, key=lambda finding: not finding.blocks)
 
 
 def _unsupported(pool: Pool) -> Iterable[Finding]:
     """What the API knows and this version cannot do: said, never ignored."""
     spec = pool.spec
-    if spec.tls_mode != "Disabled":
+    if spec.tls_mode not in ("Disabled", "SelfSigned"):
         yield _blocks(
-            "TLSNotSupportedYet",
-            f"metadata.tls.mode is {spec.tls_mode}, which this version cannot do: say Disabled, "
-            "together with metadata.auth.mode: None and network.payloadEncryption: None",
+            "TLSModeNotSupportedYet",
+            f"metadata.tls.mode is {spec.tls_mode}, which this version cannot do: say SelfSigned, "
+            "and the operator makes and renews the certificates itself",
+        )
+    if spec.auth_mode == "ServiceAccount" and spec.auth_audience != AUDIENCE:
+        yield _blocks(
+            "AudienceNotSupportedYet",
+            f"metadata.auth.audience: this version knows {AUDIENCE} only",
+        )
+    if len({group.network.payload_encryption for group in spec.groups}) > 1:
+        yield _blocks(
+            "PayloadEncryptionDiffers",
+            "network.payloadEncryption differs between nodeGroups: clients speak one way to all "
+            "nodes of a pool; say the same everywhere",
         )
     if spec.wipes_drives:
         yield _blocks(

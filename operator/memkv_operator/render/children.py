@@ -28,14 +28,17 @@ class Child:
         return self.resource.kind, self.name
 
 
-def children_of(pool: Pool, own_image: str, available_min: int = 0) -> list[Child]:
+def children_of(
+    pool: Pool, own_image: str, available_min: int = 0, authority: str = ""
+) -> list[Child]:
     """Return the children in the order in which they are made.
 
     `available_min`: how many data-plane pods evictions must leave, if the pool has that managed.
+    `authority`: its CA in PEM, for clients.
     """
     manifests = [
         *metadata_manifests(pool, own_image),
-        connection(pool),
+        connection(pool, authority),
         *(daemon_set(pool, group, own_image) for group in pool.spec.groups),
     ]
     if pool.spec.manages_pod_budget:

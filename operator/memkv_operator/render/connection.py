@@ -15,11 +15,21 @@ from memkv_operator.api.pool import Pool
 from memkv_operator.render.endpoints import metadata_endpoint
 
 FILE_NAME = "connection.json"
+TOKEN_FILE = "/var/run/secrets/memkv/token"
+"""Where client pods mount a projected ServiceAccount token with audience memkv-metadata."""
 
 
-def connection(pool: Pool) -> Manifest:
-    """Return the ConfigMap; its one key is the file that `memkv` reads from /etc/memkv."""
+def connection(pool: Pool, authority: str) -> Manifest:
+    """Return the ConfigMap; its one key is the file that `memkv` reads from /etc/memkv.
+
+    `authority`: the pool's CA in PEM, if it has one.
+    """
     document = {"endpoint": metadata_endpoint(pool), "pool": pool.key}
+    if pool.has_tls:
+        document["ca"] = authority
+        document["payload_encryption"] = pool.spec.groups[0].network.payload_encryption
+        if pool.spec.auth_mode == "ServiceAccount":
+            document["token_file"] = TOKEN_FILE
     labels = pool_labels(pool.meta.name, COMPONENT_METADATA)
     return {
         "apiVersion": CONFIG_MAPS.api_version,

@@ -13,12 +13,14 @@ from memkv_operator.api.names import (
     POOLS,
     TEMPLATE_HASH,
     daemon_set_name,
+    node_secret_name,
     pool_labels,
 )
 from memkv_operator.api.pool import HUGE_PAGES_NONE, NodeGroup, Pool
 from memkv_operator.api.quantity import format_bytes
 from memkv_operator.render.digest import digest_of
 from memkv_operator.render.endpoints import metadata_endpoint
+from memkv_operator.render.identity import node_flags, secret_mount, secret_volume
 from memkv_operator.render.image import image_reference
 
 STATE_DIR = "/var/lib/memkv"
@@ -86,7 +88,7 @@ def _pod_spec(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
         "tolerations": [*_TOLERATIONS, *group.tolerations],
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [_container(pool, group, own_image)],
-        "volumes": _volumes(group),
+        "volumes": _volumes(pool, group),
     }
     if group.network.host:
         spec["hostNetwork"] = True
@@ -150,7 +152,10 @@ def _container(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
             "capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]},
         },
         "resources": _resources(group),
-        "volumeMounts": [{"name": "state", "mountPath": STATE_DIR}],
+        "volumeMounts": [
+            {"name": "state", "mountPath": STATE_DIR},
+            *([secret_mount()] if pool.has_tls else []),
+        ],
     }
     return container
 
@@ -173,17 +178,20 @@ def _arguments(pool: Pool, group: NodeGroup) -> list[JsonValue]:
         "http-port": str(ports.metrics),
         "slots": str(pool.spec.slots),
     }
-    arguments = ["node", *(f"--{name}={value}" for name, value in flags.items())]
-    if pool.spec.tls_mode == "Disabled":
-        arguments.append("--insecure")
-    return [*arguments, *pool.spec.pod_template.extra_args]
+    return [
+        "node",
+        *(f"--{name}={value}" for name, value in flags.items()),
+        *node_flags(pool, group.network.payload_encryption),
+        *pool.spec.pod_template.extra_args,
+    ]
 
 
-def _volumes(group: NodeGroup) -> list[JsonValue]:
-    if group.file is None:
-        return [{"name": "state", "emptyDir": {}}]
-    path = {"path": group.file.host_path, "type": "DirectoryOrCreate"}
-    return [{"name": "state", "hostPath": path}]
+def _volumes(pool: Pool, group: NodeGroup) -> list[JsonValue]:
+    state: Manifest = {"name": "state", "emptyDir": {}}
+    if group.file is not None:
+        path = {"path": group.file.host_path, "type": "DirectoryOrCreate"}
+        state = {"name": "state", "hostPath": path}
+    return [state, secret_volume(node_secret_name(pool.meta.name))] if pool.has_tls else [state]
 
 
 def _resources(group: NodeGroup) -> Manifest:

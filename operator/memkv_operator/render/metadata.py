@@ -15,9 +15,18 @@ from memkv_operator.api.names import (
     SHARD_MAPS,
     Resource,
     metadata_name,
+    metadata_secret_name,
     pool_labels,
 )
 from memkv_operator.api.pool import Pool
+from memkv_operator.render.identity import (
+    metadata_flags,
+    secret_mount,
+    secret_volume,
+    tenants_map,
+    tenants_mount,
+    tenants_volume,
+)
 from memkv_operator.render.image import image_reference
 
 CONTAINER = "memkv-metadata"
@@ -32,6 +41,7 @@ def metadata_manifests(pool: Pool, own_image: str) -> list[Manifest]:
         _role(pool),
         _role_binding(pool),
         _service(pool),
+        *([tenants_map(pool)] if pool.has_tls else []),
         _object(DEPLOYMENTS, pool, {"spec": _deployment_spec(pool, own_image)}),
     ]
 
@@ -126,6 +136,9 @@ def _pod_spec(pool: Pool, own_image: str) -> Manifest:
         ],
         "containers": [_container(pool, own_image)],
     }
+    if pool.has_tls:
+        secret = metadata_secret_name(pool.meta.name)
+        spec["volumes"] = [secret_volume(secret), tenants_volume(pool)]
     if image.pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in image.pull_secrets]
     if extra.priority_class:
@@ -140,9 +153,8 @@ def _container(pool: Pool, own_image: str) -> Manifest:
         f"--kubernetes={pool.key}",
         f"--listen=0.0.0.0:{ports.metadata}",
         f"--http-port={ports.metrics}",
+        *metadata_flags(pool),
     ]
-    if pool.spec.tls_mode == "Disabled":
-        arguments.append("--insecure")
     return {
         "name": CONTAINER,
         "image": image_reference(pool.spec.image, own_image),
@@ -165,6 +177,7 @@ def _container(pool: Pool, own_image: str) -> Manifest:
             "periodSeconds": 2,
             "timeoutSeconds": 2,
         },
+        "volumeMounts": [secret_mount(), tenants_mount()] if pool.has_tls else [],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

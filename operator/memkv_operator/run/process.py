@@ -39,7 +39,7 @@ class Operator:
         self,
         settings: Settings,
         clock: Clock | None = None,
-        dial: Dial = lambda endpoint: GrpcNodeAdmin(endpoint, None),
+        dial: Dial = GrpcNodeAdmin,
         connect: Connect = connect_api_server,
         make_event_watch: MakeEventWatch = KopfWatch,
     ) -> None:

@@ -16,7 +16,7 @@ from memkv.metadata.publisher import Outcome, PublisherState
 from memkv_operator.api.pool import Pool
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
-from memkv_operator.nodes.admin import Dial
+from memkv_operator.nodes.admin import AdminTls, Dial
 from memkv_operator.nodes.facts import weighted
 from memkv_operator.nodes.poller import NodePoller, Target
 from memkv_operator.plan.facts import NodeSeen
@@ -75,12 +75,16 @@ class PoolPublisher:
         waited_s = self._clock.monotonic_ns() / 1e9 - self._started_s
         return waited_s >= INFORMED_AFTER_S or self._poller.all_asked
 
-    def update(self, pool: Pool, members: Sequence[Member], may_publish: bool) -> None:
-        """Go by the newest look at the cluster."""
+    def update(
+        self, pool: Pool, members: Sequence[Member], may_publish: bool, tls: AdminTls | None
+    ) -> None:
+        """Go by the newest look at the cluster. `tls`: how nodes are reached."""
         self._pool, self._members, self._may_publish = pool, members, may_publish
         port = pool.spec.ports.admin
         targets = {
-            member.name: Target(_endpoint(member.pod.ip, port), member.pod.uid, member.draining)
+            member.name: Target(
+                _endpoint(member.pod.ip, port), member.pod.uid, member.draining, tls
+            )
             for member in members
             if member.pod is not None and member.pod.ip and not member.pod.deleting
         }

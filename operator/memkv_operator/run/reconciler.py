@@ -19,7 +19,9 @@ from memkv_operator.nodes.admin import Dial
 from memkv_operator.plan.planner import Observed, Plan, plan
 from memkv_operator.run.carry_out import Hands
 from memkv_operator.run.events import EventPoster
+from memkv_operator.run.identities import Identities, PoolIdentity
 from memkv_operator.run.publishing import INFORMED_AFTER_S, PoolPublisher
+from memkv_operator.run.reviewers import Reviewers
 from memkv_operator.run.settings import Settings
 from memkv_operator.run.view import ClusterView
 
@@ -51,6 +53,8 @@ class Reconciler:
         self._clock = clock
         self._enqueue = enqueue
         self._hands = Hands(objects, view)
+        self._identities = Identities(objects, clock)
+        self._reviewers = Reviewers(objects, settings.metadata_binding)
         self._events = EventPoster(objects, settings.lease.identity, clock)
         self._publishers: dict[str, tuple[str, PoolPublisher, asyncio.Task[None]]] = {}
         self._figures_due_ns: dict[str, int] = {}
@@ -71,11 +75,16 @@ class Reconciler:
             return
         if pool.meta.deleting:
             await self._stop_publisher(key)
+            if pool.has_tls:
+                await self._reviewers.leave(pool)
             await self._carry_out(pool, plan(Observed(pool), self._settings.own_image, ""))
             return
         publisher = await self._publisher_of(pool)
-        decided = self._decide(pool, publisher)
-        publisher.update(pool, decided.members, decided.may_publish)
+        identity, problem = await self._identity_of(pool)
+        authority = identity.authority if identity is not None else ""
+        decided = self._decide(pool, publisher, authority, problem)
+        tls = identity.admin if identity is not None else None
+        publisher.update(pool, decided.members, decided.may_publish, tls)
         if not publisher.informed:
             self._enqueue(pool.key, INFORMED_AFTER_S)
         await self._carry_out(pool, decided)
@@ -87,7 +96,18 @@ class Reconciler:
 
     # --- inside ------------------------------------------------------------------------------
 
-    def _decide(self, pool: Pool, publisher: PoolPublisher) -> Plan:
+    async def _identity_of(self, pool: Pool) -> tuple[PoolIdentity | None, str]:
+        """Return the pool's identity, None without TLS; and why there is none, "" if there is."""
+        if pool.spec.tls_mode != "SelfSigned" or pool.spec.paused:
+            return self._identities.known(pool), ""
+        try:
+            if pool.spec.auth_mode == "ServiceAccount":
+                await self._reviewers.enter(pool)
+            return await self._identities.ensure(pool), ""
+        except ConfigError as error:
+            return None, str(error)
+
+    def _decide(self, pool: Pool, publisher: PoolPublisher, authority: str, problem: str) -> Plan:
         now_ns = self._clock.monotonic_ns()
         with_figures = publisher.informed and now_ns >= self._figures_due_ns.get(pool.key, 0)
         if with_figures:
@@ -104,6 +124,8 @@ class Reconciler:
             publisher.view,
             publisher.informed,
             with_figures,
+            authority,
+            problem,
         )
         return plan(observed, self._settings.own_image, rfc3339(self._clock.wall_s()))
 

@@ -19,6 +19,8 @@ class Settings:
     """Empty: all."""
     http_host: str = "0.0.0.0"
     http_port: int = 9471
+    metadata_binding: str = ""
+    """ClusterRoleBinding that lets metadata pods check tokens; empty: not the operator's task."""
     resync_s: float = RESYNC_S
     list_again_s: float = LIST_AGAIN_S
     step_s: float = STEP_S

@@ -105,7 +105,13 @@ class Cluster:
             NAMESPACE, "memkv-operator", name, lease_ms, lease_ms * 2 // 3, lease_ms // 10
         )
         settings = Settings(
-            lease, "memkv:1", http_host="127.0.0.1", http_port=0, resync_s=1.0, step_s=0.02
+            lease,
+            "memkv:1",
+            http_host="127.0.0.1",
+            http_port=0,
+            metadata_binding="memkv-metadata",
+            resync_s=1.0,
+            step_s=0.02,
         )
 
         async def connect(observer: Observer) -> ApiServer:

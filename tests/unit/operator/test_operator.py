@@ -1,6 +1,7 @@
 """Promises of the operator, on a cluster in memory: real operators, simulated kubelets."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -329,6 +330,64 @@ def test_what_this_version_cannot_do_is_said_and_nothing_is_made() -> None:
                 lambda: cluster.condition("ConfigValid")["reason"] == "RDMANotSupportedYet"
             )
             assert cluster.condition("Ready")["reason"] == "ConfigInvalid"
+            assert not cluster.api.all_of("daemonsets")
+
+    run_on_a_cluster(test)
+
+
+TLS = {
+    "metadata": {"replicas": 1},
+    "network": {"mode": "PodNetwork", "rdma": {"mode": "Disabled"}},
+}
+BINDING = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/memkv-metadata"
+
+
+def test_a_pool_with_its_own_authority_gets_secrets_that_stay() -> None:
+    async def test(cluster: Cluster) -> None:
+        await ready_pool(cluster, 2, **TLS)
+        await cluster.api.request(
+            "POST", BINDING.rpartition("/")[0], None, {"metadata": {"name": "memkv-metadata"}}
+        )
+        core = "/api/v1/namespaces/inference"
+        async with cluster.operator():
+            await cluster.until(cluster.is_ready)
+            assert all(dialled for dialled in cluster.kubelets.nodes.proved)
+            first = {
+                name: cluster.api.objects[f"{core}/secrets/{POOL}-{name}"]["data"]
+                for name in ("identity", "node-identity", "metadata-identity")
+            }
+            connection = cluster.api.objects[f"{core}/configmaps/{POOL}-connection"]
+            document = json.loads(connection["data"]["connection.json"])
+            assert document["ca"].startswith("-----BEGIN CERTIFICATE")
+            assert document["payload_encryption"] == "TLS"
+            assert cluster.api.objects[BINDING]["subjects"] == [
+                {"kind": "ServiceAccount", "name": f"{POOL}-metadata", "namespace": "inference"}
+            ]
+        async with cluster.operator("b"):
+            await cluster.until(cluster.is_ready)
+            await cluster.until(lambda: cluster.map.version.term > 1)
+            for name, data in first.items():
+                assert cluster.api.objects[f"{core}/secrets/{POOL}-{name}"]["data"] == data
+            await cluster.api.request("DELETE", f"{PATH}/memkvpools/{POOL}", None, {})
+            await cluster.until(lambda: not cluster.api.all_of("secrets"))
+            await cluster.until(lambda: not cluster.api.objects[BINDING]["subjects"])
+
+    run_on_a_cluster(test)
+
+
+def test_a_damaged_identity_is_said_and_nothing_is_made_from_it() -> None:
+    async def test(cluster: Cluster) -> None:
+        await ready_pool(cluster, 1, **{**TLS, "metadata": {"auth": {"mode": "None"}}})
+        owner = {"uid": cluster.pool["metadata"]["uid"]}
+        secret: dict[str, Any] = {
+            "kind": "Secret",
+            "metadata": {"name": f"{POOL}-identity", "ownerReferences": [owner]},
+            "data": {"ca.crt": ""},
+        }
+        await cluster.api.request("POST", "/api/v1/namespaces/inference/secrets", None, secret)
+        async with cluster.operator():
+            reason = "CertificatesUnavailable"
+            await cluster.until(lambda: cluster.condition("ConfigValid")["reason"] == reason)
             assert not cluster.api.all_of("daemonsets")
 
     run_on_a_cluster(test)

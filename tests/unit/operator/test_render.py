@@ -33,6 +33,18 @@ POOLS: dict[str, JsonObject] = {
         },
         "metadata": {"replicas": 1, "tls": {"mode": "Disabled"}, "auth": {"mode": "None"}},
     },
+    "tls": {
+        "nodeGroups": [
+            {
+                "name": "flash",
+                "nodeSelector": {"memkv.io/node": "true"},
+                "memory": {"size": "1Gi"},
+                "storage": {"file": {"hostPath": "/data", "size": "20Gi"}},
+            }
+        ],
+        "network": {"mode": "PodNetwork", "rdma": {"mode": "Disabled"}},
+        "tenants": [{"name": "chat", "subjects": [{"namespace": "team-a", "name": "vllm"}]}],
+    },
     "rdma-host": {
         "image": {"repository": "mirror/memkv", "digest": f"sha256:{'a' * 64}"},
         "imagePullSecrets": [{"name": "pull"}],
@@ -71,7 +83,9 @@ POOLS: dict[str, JsonObject] = {
 
 def children(spec: JsonObject) -> list[Child]:
     meta: JsonObject = {"name": "pool-a", "namespace": "inference", "uid": "uid-of-pool"}
-    return children_of(read_pool({"metadata": meta, "spec": spec}), OWN_IMAGE)
+    return children_of(
+        read_pool({"metadata": meta, "spec": spec}), OWN_IMAGE, authority="CA in PEM"
+    )
 
 
 @pytest.mark.parametrize("name", POOLS)

@@ -10,6 +10,10 @@ pools and shard maps), which the API server allows because it holds those rights
 - apiGroups: [""]
   resources: [pods]
   verbs: [delete, get, list, watch]
+# Certificates and keys of pools. Never list or watch: then all Secrets could be read.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create, get, patch]
 - apiGroups: [apps]
   resources: [daemonsets, deployments]
   verbs: [create, delete, get, list, patch, watch]

@@ -1,0 +1,96 @@
+"""Where pods find who they are: flags and mounts of the pool's Secrets."""
+
+import json
+
+from memkv.metadata.kubernetes.json_values import JsonValue, Manifest
+from memkv_operator.api.meta import child_meta
+from memkv_operator.api.names import (
+    COMPONENT_METADATA,
+    CONFIG_MAPS,
+    POOLS,
+    metadata_name,
+    pool_labels,
+)
+from memkv_operator.api.pool import Pool
+
+DIRECTORY = "/etc/memkv/identity"
+TENANTS_DIRECTORY = "/etc/memkv/tenants"
+TENANTS_FILE = "tenants.json"
+_MODES = {"ServiceAccount": "serviceaccount", "MTLS": "certificate", "None": "none"}
+READ_ONLY = 0o444
+
+_TLS = (
+    f"--tls-cert={DIRECTORY}/tls.crt",
+    f"--tls-key={DIRECTORY}/tls.key",
+    f"--tls-ca={DIRECTORY}/ca.crt",
+)
+
+
+def node_flags(pool: Pool, payload_encryption: str) -> list[JsonValue]:
+    """Return what a data-plane pod is told of certificates and tickets."""
+    if not pool.has_tls:
+        return ["--insecure"]
+    return [
+        *_TLS,
+        f"--ticket-keys={DIRECTORY}/tickets.pub",
+        f"--payload-encryption={payload_encryption}",
+    ]
+
+
+def metadata_flags(pool: Pool) -> list[JsonValue]:
+    """Return what a metadata pod is told of certificates, callers and tickets."""
+    if not pool.has_tls:
+        return ["--insecure"]
+    return [
+        *_TLS,
+        f"--ticket-key={DIRECTORY}/tickets.key",
+        f"--salt-secret={DIRECTORY}/salt",
+        f"--auth={_MODES[pool.spec.auth_mode]}",
+        f"--tenants={TENANTS_DIRECTORY}/{TENANTS_FILE}",
+    ]
+
+
+def secret_volume(secret: str) -> Manifest:
+    """Return the volume of a Secret."""
+    return {"name": "identity", "secret": {"secretName": secret, "defaultMode": READ_ONLY}}
+
+
+def secret_mount() -> Manifest:
+    """Return where it is mounted. The whole folder: kubelet replaces files of no other mount."""
+    return {"name": "identity", "mountPath": DIRECTORY, "readOnly": True}
+
+
+def tenants_volume(pool: Pool) -> Manifest:
+    """Return the volume that says who is which tenant."""
+    return {
+        "name": "tenants",
+        "configMap": {"name": metadata_name(pool.meta.name), "defaultMode": READ_ONLY},
+    }
+
+
+def tenants_mount() -> Manifest:
+    """Return where it is mounted."""
+    return {"name": "tenants", "mountPath": TENANTS_DIRECTORY, "readOnly": True}
+
+
+def tenants_map(pool: Pool) -> Manifest:
+    """Return the ConfigMap that says who is which tenant."""
+    document = {
+        "tenants": [
+            {
+                "name": tenant.name,
+                "subjects": [
+                    {"namespace": namespace, "name": name} for namespace, name in tenant.subjects
+                ],
+            }
+            for tenant in pool.spec.tenants
+        ]
+    }
+    name = metadata_name(pool.meta.name)
+    labels = pool_labels(pool.meta.name, COMPONENT_METADATA)
+    return {
+        "apiVersion": CONFIG_MAPS.api_version,
+        "kind": CONFIG_MAPS.kind,
+        "metadata": child_meta(POOLS, pool.meta, name, labels),
+        "data": {TENANTS_FILE: json.dumps(document, sort_keys=True) + "\n"},
+    }
