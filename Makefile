@@ -12,8 +12,8 @@ TOGETHER := -n 4 --dist loadfile
 OWN_LANES := --ignore=tests/apiserver --ignore=tests/cluster
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test test-sanitize test-crash test-apiserver kubernetes bench bench-peers \
-    setup lock clean lint types layers unit proto format
+.PHONY: help demo test test-sanitize test-crash test-apiserver test-cluster kubernetes cluster \
+    cluster-down bench bench-peers setup lock clean lint types layers unit proto format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,16 @@ kubernetes: ## build a real Kubernetes from source, once (18 minutes; needs Go)
 test-apiserver: setup ## tests against a real API server; KUBEBUILDER_ASSETS names another one
 	@[ -n "$(KUBEBUILDER_ASSETS)$(MEMKV_TEST_EXISTING_CLUSTER)" ] || deploy/dev/cluster/build.sh
 	@$(LANE) apiserver deploy/dev/cluster/lane_apiserver.sh
+
+cluster: kubernetes ## start a Kubernetes of NODES=2 nodes on this machine (needs root)
+	@deploy/dev/cluster/cluster.sh up $(NODES)
+
+cluster-down: ## end that Kubernetes and remove what it left
+	@deploy/dev/cluster/cluster.sh down
+
+test-cluster: setup ## tests on a real cluster: that of KUBECONFIG, or one started on this machine
+	@[ -n "$(KUBECONFIG)" ] || deploy/dev/cluster/build.sh
+	@$(LANE) cluster deploy/dev/cluster/lane_cluster.sh
 
 bench: setup ## measure a pool on this machine; BENCH_ARGS go to `memkv bench`
 	@$(BIN)/memkv bench $(BENCH_ARGS)

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Tests on a real cluster: KUBECONFIG's, with MEMKV_TEST_IMAGE naming an image that its nodes can
+# pull; or else one that is started here and ended afterwards, with the image of this tree.
+# Exit status 77: there can be none here (the last line says why).
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+folder=deploy/dev/cluster
+
+if [ -n "${KUBECONFIG:-}" ]; then
+    if [ -z "${MEMKV_TEST_IMAGE:-}" ]; then
+        echo "KUBECONFIG is set: MEMKV_TEST_IMAGE must name an image its nodes can pull"
+        exit 77
+    fi
+else
+    [ ! -e /run/memkv-cluster ] || "$folder/cluster.sh" down
+    MEMKV_TEST_IMAGE=$("$folder/image.sh" build)
+    trap '"$folder/cluster.sh" down' EXIT
+    "$folder/cluster.sh" up 2
+    "$folder/image.sh" all
+    export KUBECONFIG=/run/memkv-cluster/kubeconfig MEMKV_TEST_LOCAL_NODES=1
+    PATH=$("$folder/build.sh" where):$PATH
+fi
+export MEMKV_TEST_IMAGE
+.venv/bin/python -m pytest tests/cluster
