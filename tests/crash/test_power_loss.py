@@ -41,7 +41,7 @@ def test_the_default_run_has_enough_crash_points() -> None:
 
 def live(profile: Profile, first: int, count: int) -> int:
     """Run seeds; return how many crash points they had."""
-    crash_points = 0
+    crash_points = placed = 0
     for seed in range(first, first + count):
         simulation = Simulation(seed, profile)
         try:
@@ -53,6 +53,8 @@ def live(profile: Profile, first: int, count: int) -> int:
             )
             raise AssertionError(f"{error!r}\nreproduce: {again}") from error
         crash_points += simulation.crash_points
+        placed += simulation.placed
+    assert placed >= count // 2, "next to nothing was read into the caller's memory"
     return crash_points
 
 

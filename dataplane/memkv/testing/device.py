@@ -256,6 +256,8 @@ class WriteListQueue:
 
     def wait(self, min_complete: int, timeout_ms: int) -> list[tuple[int, int]]:
         """Run a random part of what is queued, at least `min_complete`, in random order."""
+        if self._device.crashed:
+            raise PowerLoss  # what was lost with the power never completes
         if not self._waiting or min_complete == 0:
             return []
         randomness = self._device.random

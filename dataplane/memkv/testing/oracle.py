@@ -114,6 +114,15 @@ class ContentOracle:
             return Verdict.OK
         return Verdict.WRONG
 
+    def tenants_of(self, data: "Buffer") -> set[str]:
+        """Return the tenants with a put that begins with these bytes."""
+        return {
+            name[0]
+            for name, puts in self._puts.items()
+            for put in puts
+            if pattern.first_wrong_byte(data, content_seed(name, put.number)) is None
+        }
+
     def required(self, now_s: int) -> list[Name]:
         """Return the keys that must hit: a durable put, not deleted, expired or evicted."""
         return [

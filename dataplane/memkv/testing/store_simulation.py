@@ -2,19 +2,23 @@
 
 Everything follows from the seed. A run is a chain of lives: each ends by a power loss at a random
 device operation (also in the middle of a recovery), and after each recovery every key is read and
-judged by the oracle.
+judged by the oracle. Some reads go into memory of the caller (`read_into`), as those of the local
+transport do, with a caller that sums what comes as the native lanes do.
 """
 
+import itertools
 import random
 from dataclasses import dataclass, replace
 
 from memkv import checksum, keys, pattern
 from memkv.errors import ConfigError
-from memkv.limits import KIB, MIB
+from memkv.limits import KIB, MIB, SECTOR_BYTES
 from memkv.status import Status
 from memkv.store.api import PendingPut, PutRequest, Store, StoreConfig, StoreReader, open_store
 from memkv.store.checks import ALL_CHECKS, Checks
+from memkv.store.reader import ReadResult
 from memkv.tenant import Tenant
+from memkv.testing.caller_memory import FILL, CallerMemory
 from memkv.testing.clock import ManualClock
 from memkv.testing.device import PowerLoss, WriteListDevice
 from memkv.testing.faults import HONEST, LYING, Faults
@@ -25,6 +29,9 @@ ANY_ANSWER = frozenset({_V.WRONG, _V.STALE, _V.EXPIRED})
 EXPIRY_BYTES = (112, 116)  # of a record's header
 LENGTHS = (1, 700, 4096, 5000, 8192, 12_288)
 WAIT_NS = 1_000_000_000
+LIFE_OPERATIONS_MAX = 1_000  # some 60 bring a life to its power loss, where the drive works
+ABSENT_IDS = keys.block_ids([f"absent-{number}" for number in range(40)])
+"""More than DRAM has room for: asked for, they make all that was used before old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,8 @@ class Profile:
     ttl_chance: float = 0.2
     outlive_chance: float = 0.3
     """After a recovery: let every expiry pass and judge again."""
+    into_chance: float = 0.3
+    """Of reads: into the caller's memory."""
 
 
 # Honest drives lose power; the others only owe C1: never bytes of no put of the key.
@@ -80,11 +89,12 @@ NEGATIVE_CONTROLS = {
 
 
 class WrongAnswer(AssertionError):
-    """The store broke a promise."""
+    """The store broke a promise. `placed`: with bytes it read into the caller's memory."""
 
-    def __init__(self, verdict: str, text: str) -> None:
+    def __init__(self, verdict: str, text: str, placed: bool = False) -> None:
         super().__init__(f"{verdict}: {text}")
         self.verdict = verdict
+        self.placed = placed
 
 
 class Simulation:
@@ -106,6 +116,8 @@ class Simulation:
         self._by_tag = {(t.tag, self.ids[t, key]): (t.name, key) for t, key in self.names}
         self.crash_points = 0
         self.hits = 0
+        self.placed = 0
+        self.memory = CallerMemory(profile.keys, max(profile.lengths))
         self._store: Store | None = None
         self._reader: StoreReader | None = None
         self.config = StoreConfig(
@@ -121,10 +133,14 @@ class Simulation:
         while self.crash_points < self.profile.lives:
             self._arm()
             try:
-                while True:
+                for _ in range(LIFE_OPERATIONS_MAX):
                     self._operate()
             except PowerLoss:
                 self._power_loss()
+            else:
+                if not (self.profile.serving.lies or self.profile.recovering.lies):
+                    raise WrongAnswer("stuck", "the drive is asked for nothing any more")
+                return  # all of it went bad: refusing puts is right
             try:
                 self._recover()
                 self._check_all()
@@ -203,7 +219,7 @@ class Simulation:
         elif chance < 0.7:
             self._delete()
         elif chance < 0.85:
-            self.read(self.random.sample(self.names, 4))
+            self.read(self.random.sample(self.names, 4), may_stop=True)
         elif chance < 0.93:
             self.store.pump()
         elif chance < 0.96:
@@ -269,22 +285,91 @@ class Simulation:
     def _evicted(self, tag: bytes, block_id: bytes) -> None:
         self.oracle.evicted(self._by_tag[tag, block_id])
 
-    def read(self, names: list[tuple[Tenant, str]]) -> set[Name]:
-        """Read and judge; return the names that hit."""
+    def read(self, names: list[tuple[Tenant, str]], *, may_stop: bool = False) -> set[Name]:
+        """Read one way or the other and judge; return the names that hit.
+
+        `may_stop`: a caller of `read_into` may lose interest before all is there.
+        """
         found: set[Name] = set()
-        assert self._reader is not None
         for tenant in self.tenants:
             chosen = [key for owner, key in names if owner is tenant]
-            ids = b"".join(self.ids[tenant, key] for key in chosen)
-            for position, result in self._reader.read(
-                tenant, ids, None, self.deadline_ns(), verify=True
-            ):
-                if result.status is Status.OK:
-                    name = (tenant.name, chosen[position])
-                    verdict = self.oracle.judge(name, result.payload, self.clock.wall_s())
-                    if verdict in self.profile.forbidden:
-                        raise WrongAnswer(verdict.value, f"{name} from {result.source}")
-                    found.add(name)
-                    self.hits += 1
-                result.release()
+            if chosen and self.random.random() < self.profile.into_chance:
+                found |= self._read_into(tenant, chosen, may_stop)
+            else:
+                found |= self._get(tenant, chosen)
         return found
+
+    def _get(self, tenant: Tenant, chosen: list[str]) -> set[Name]:
+        assert self._reader is not None
+        ids = b"".join(self.ids[tenant, key] for key in chosen)
+        found: set[Name] = set()
+        for position, result in self._reader.read(
+            tenant, ids, None, self.deadline_ns(), verify=True
+        ):
+            if result.status is Status.OK:
+                name = (tenant.name, chosen[position])
+                self._judge(name, result, result.payload)
+                found.add(name)
+            result.release()
+        return found
+
+    def _judge(self, name: Name, result: ReadResult, data: memoryview) -> None:
+        verdict = self.oracle.judge(name, data, self.clock.wall_s())
+        if verdict in self.profile.forbidden:
+            raise WrongAnswer(verdict.value, f"{name} from {result.source}", result.placed)
+        self.hits += 1
+        self.placed += result.placed
+
+    def _read_into(self, tenant: Tenant, chosen: list[str], may_stop: bool) -> set[Name]:
+        """Read into the caller's memory. What does not add up there is asked for as a plain get,
+        as clients do."""
+        assert self._reader is not None
+        if not self.memory.is_untouched():
+            raise WrongAnswer("late write", "into memory of a call that had ended")
+        if self.random.random() < 0.7:
+            for _ in self._reader.read(tenant, ABSENT_IDS, None, self.deadline_ns()):
+                pass
+        count = len(chosen)
+        wanted = self.random.randint(1, count) if may_stop else count
+        answers = self._reader.read_into(
+            tenant, b"".join(self.ids[tenant, key] for key in chosen),
+            self.memory.targets(count, self.random), self.deadline_ns(),
+        )  # fmt: skip
+        found: set[Name] = set()
+        again: list[str] = []
+        try:
+            for position, result in itertools.islice(answers, wanted):
+                name = (tenant.name, chosen[position])
+                if result.status is not Status.OK:
+                    self._judge_leftover(name, self.memory.slot(position, SECTOR_BYTES))
+                elif self._take(name, position, result):
+                    found.add(name)
+                else:
+                    again.append(name[1])
+                result.release()
+            answers.close()
+        finally:
+            self.memory.wipe()
+        return found | self._get(tenant, again)
+
+    def _take(self, name: Name, position: int, result: ReadResult) -> bool:
+        """Judge a block that came; False when its sums say that it must be asked for again."""
+        header = result.header
+        assert header is not None
+        data = result.payload
+        if result.placed:
+            data = self.memory.slot(position, result.length)
+            if self.memory.is_overrun(position, result.length):
+                raise WrongAnswer("overrun", f"{name}: written around its {result.length} bytes")
+        # What the node vouches for, and no more: a client also binds the root to its own key.
+        if self.profile.checks.payload_sum and not checksum.verify_payload(
+            data, header.block_id, header.tenant_tag, header.length, header.sums, header.root
+        ):
+            return False
+        self._judge(name, result, data)
+        return True
+
+    def _judge_leftover(self, name: Name, data: memoryview) -> None:
+        """A caller without a hit must not find another tenant's bytes in its memory."""
+        if data[0] != FILL and self.oracle.tenants_of(data) - {name[0]}:
+            raise WrongAnswer("leak", f"{name} is no hit, and left another tenant's bytes")
