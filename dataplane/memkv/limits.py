@@ -62,7 +62,10 @@ SEGMENTS_PER_STORE_MIN = 64  # segment = min(256 MiB, capacity / 64)
 SPARE_SEGMENTS = 2  # one being opened, one for re-appends while reclaim runs
 LEASE_MS_MAX = 60_000  # between an engine's lookup and its load; whoever needs more pins
 REAPPEND_FRACTION_MAX = 0.30  # of host writes: bounds write amplification at 1.3
-PINNED_FRACTION_MAX = 0.25  # of a tenant's quota: pins must never stop eviction
+PINNED_FRACTION_MAX = REAPPEND_FRACTION_MAX / (1 + REAPPEND_FRACTION_MAX)
+"""Of a tenant's quota, 23%: pins must never stop eviction. What is pinned is written again once in
+each turn of the log, while the rest of it takes new blocks: so much stays within 30% of these."""
+assert PINNED_FRACTION_MAX <= 0.25
 WORKER_MEMORY_BYTES_DEFAULT = 256 * MIB  # 128 blocks of 2 MiB: all I/O in flight, some hot ones
 # io_uring registers a worker's memory whole, which locks it: the kernel counts it against the
 # user's RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK. Without, reads cost more CPU.

@@ -77,7 +77,7 @@ class StoreCore:
         self.log = Log(
             self.table, queues, superblock.device_uuid, self.counters, lambda: self.access_clock
         )
-        self.pins = Pins()
+        self.pins = Pins(self.table)
         self.tombstones = Tombstones(self)
         self.reclaim = Reclaim(self)
         self.undurable: dict[int, Put] = {}

@@ -1,13 +1,15 @@
-"""Pins: blocks that reclaim always keeps, for a time, within a quarter of their tenant's quota.
+"""Pins: blocks that reclaim always keeps, for a time, within a part of their tenant's quota.
 
-Tenants without a quota share one quarter of the shared queue, or a few of them could pin all of it
-and leave reclaim nothing to free. Pins live as long as the process: engines renew them.
+The part is what reclaim can carry within its share of host writes. Tenants without a quota share
+that of the shared queue, or a few of them could pin all of it and leave reclaim nothing to free.
+Pins live as long as the process: engines renew them.
 """
 
 from collections import Counter
 
 from memkv.limits import PINNED_FRACTION_MAX
 from memkv.status import Status
+from memkv.store.segments import SegmentTable
 from memkv.store.tenants import TenantState
 
 
@@ -25,7 +27,8 @@ class Pin:
 class Pins:
     """Pinned blocks by index handle."""
 
-    def __init__(self) -> None:
+    def __init__(self, table: SegmentTable) -> None:
+        self._table = table
         self._pins: dict[int, Pin] = {}
         self._queue_bytes: Counter[int] = Counter()
 
@@ -41,7 +44,8 @@ class Pins:
         if known is not None:
             known.expires_ns = expires_ns
             return Status.OK
-        limit = int(tenant.quota_bytes * PINNED_FRACTION_MAX)
+        filled = self._table.filled_fraction(tenant.queue)
+        limit = int(tenant.quota_bytes * filled * PINNED_FRACTION_MAX)
         if self._queue_bytes[tenant.queue] + size_bytes > limit:
             self.expire(now_ns)
             if self._queue_bytes[tenant.queue] + size_bytes > limit:

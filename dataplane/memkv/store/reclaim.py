@@ -262,10 +262,9 @@ class Reclaim:
         # A segment's worth is all one reclaim can use; more would only save up for a burst.
         self._credit_bytes = min(self._credit_bytes, float(self._table.segment_bytes))
         pinned = [wanted.entry.length for wanted in self._wanted if wanted.pinned]
-        # Pins must be kept; what they use is taken from the others. Pins alone stay near a third
-        # of host writes, for they are a quarter of what is turned over.
+        # Pins must be kept; what they use is taken from the others. A turn of the log pays for them
+        # (PINNED_FRACTION_MAX), but where they lie together they are in debt for a part of it.
         self._credit_bytes -= sum(map(record_sectors, pinned)) * SECTOR_BYTES
-        self._credit_bytes = max(self._credit_bytes, -float(self._table.segment_bytes))
         kept = core.config.policy.keep(
             self._candidates, segment.horizon, max(0, int(self._credit_bytes))
         )

@@ -104,6 +104,8 @@ class SegmentTable:
         self.count_by_state: Counter[State] = Counter({State.BLANK: count})
         self.sequence_last = sequence_last
         self.changes = 0  # of states, so that nobody looks twice at what has not changed
+        self._filled: dict[int, float] = {}  # by queue, as of that many changes:
+        self._filled_changes = 0
 
     def move(self, segment: Segment, state: State) -> None:
         """Change a segment's state. Raises InternalBug for a change the table does not know."""
@@ -129,6 +131,21 @@ class SegmentTable:
             if segment.state in OCCUPIED:
                 sizes[segment.queue] += self.segment_bytes
         return sizes
+
+    def filled_fraction(self, queue: int) -> float:
+        """Return which part of a queue's sealed segments is records. The rest is headers, footers,
+        and ends that no block fitted into."""
+        if self._filled_changes != self.changes:
+            self._filled, self._filled_changes = {}, self.changes
+        if queue not in self._filled:
+            sealed = [
+                segment.next_sector - 1
+                for segment in self.all
+                if segment.queue == queue and segment.state is State.SEALED
+            ]
+            whole = len(sealed) * self.sectors
+            self._filled[queue] = sum(sealed) / whole if whole else 1.0
+        return self._filled[queue]
 
     def _set(self, segment: Segment, state: State) -> None:
         self.changes += 1

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from memkv import keys
-from memkv.limits import KIB, MIB
+from memkv.limits import KIB, MIB, PINNED_FRACTION_MAX
 from memkv.status import Status
 from memkv.store.api import PendingPut
 from memkv.store.config import TenantQuota
@@ -160,7 +160,7 @@ def test_a_quota_that_is_no_whole_segments_is_rounded_up() -> None:
     assert bench.hits((f"mine-{n}" for n in range(4 * QUOTA_SEGMENTS)), GUEST) == 24
 
 
-def test_pins_of_tenants_without_a_quota_share_a_quarter_of_the_shared_queue() -> None:
+def test_pins_of_tenants_without_a_quota_share_that_of_the_shared_queue() -> None:
     bench = store(4)
     many = [Tenant.named(f"tenant-{number}") for number in range(6)]
     pinned = 0
@@ -172,7 +172,8 @@ def test_pins_of_tenants_without_a_quota_share_a_quarter_of_the_shared_queue() -
             )
             pinned += status == Status.OK
     shared = bench.store._core.tenants.shared_bytes
-    assert pinned * 3 * 4 * KIB <= shared / 4 < (pinned + 1) * 3 * 4 * KIB
+    limit = shared * PINNED_FRACTION_MAX * bench.store._core.table.filled_fraction(0)
+    assert pinned * 3 * 4 * KIB <= limit < (pinned + 1) * 3 * 4 * KIB
     bench.fill(100)  # and reclaim goes on
 
 

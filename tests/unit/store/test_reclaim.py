@@ -33,18 +33,29 @@ def test_hot_blocks_cost_at_most_their_share_of_host_writes(bench: Bench) -> Non
     assert bench.counters["reappended_blocks"] > 20
 
 
-def test_pins_are_paid_from_the_same_share(bench: Bench) -> None:
-    """Pins at their limit, and everything hot: little more than the pins is written again."""
-    for number in range(12):
-        bench.put(f"pinned-{number}")
-        bench.store.pin(bench.tenant, keys.block_id(f"pinned-{number}"), 1000)
-    for number in range(150):
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 3], ids=["pins together", "pins spread"])
+@pytest.mark.parametrize("others_are_hot", [True, False])
+def test_pins_at_their_limit_cost_at_most_the_same_share(
+    bench: Bench, every: int, others_are_hot: bool
+) -> None:
+    """Bytes are counted after each put, over 40 turns of a log."""
+    bench.fill(60)
+    pinned: list[str] = []
+    is_full = False
+    for number in range(600):
         bench.put(f"{number}")
-        for near in range(8):
-            bench.get(f"{max(0, number - near * 5)}")
-    assert bench.hits(f"pinned-{number}" for number in range(12)) == 12
-    counters = bench.counters
-    assert counters["reappended_bytes"] <= 0.4 * counters["put_bytes"]
+        if not is_full and number % every == 0:
+            status = bench.store.pin(bench.tenant, keys.block_id(f"{number}"), 1000)
+            is_full = status != bytes(4)
+            pinned += [] if is_full else [f"{number}"]
+        for near in range(8 if others_are_hot else 0):
+            bench.get(f"{max(0, number - near * 5)}", verify=False)
+        counters = bench.counters
+        assert counters["reappended_bytes"] <= REAPPEND_FRACTION_MAX * counters["put_bytes"]
+    assert is_full
+    assert bench.hits(pinned) == len(pinned) > 10
+    assert counters["reappended_blocks"] > 8 * len(pinned)  # they were carried again and again
 
 
 def test_a_copy_damaged_in_dram_is_taken_from_flash(bench: Bench) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from memkv import checksum, keys
 from memkv.errors import ConfigError
-from memkv.limits import MIB
+from memkv.limits import MIB, PINNED_FRACTION_MAX
 from memkv.status import Status
 from memkv.store import tombstones
 from memkv.store.api import PendingPut
@@ -161,7 +161,7 @@ def test_leases_hold_for_their_time_and_never_shorten_a_pin(bench: Bench) -> Non
     assert bench.get("pinned") is Status.OK
 
 
-def test_pins_take_at_most_a_quarter_of_the_quota(bench: Bench) -> None:
+def test_pins_take_at_most_their_part_of_the_quota(bench: Bench) -> None:
     bench.fill(40)
     statuses = [
         struct.unpack("<i", bench.store.pin(bench.tenant, keys.block_id(f"fill-{n}"), 60))[0]
@@ -170,7 +170,8 @@ def test_pins_take_at_most_a_quarter_of_the_quota(bench: Bench) -> None:
     pinned = statuses.count(Status.OK)
     quota = bench.store.statistics().tenants[0].quota_bytes
     assert statuses == [Status.OK] * pinned + [Status.QUOTA] * (40 - pinned)
-    assert pinned * 12_288 <= quota / 4 < (pinned + 1) * 12_288
+    limit = quota * PINNED_FRACTION_MAX * 12 / 16  # sectors of four blocks in those of a segment
+    assert pinned * 12_288 <= limit < (pinned + 1) * 12_288
     bench.store.pin(bench.tenant, keys.block_id("fill-0"), 0)
     assert struct.unpack("<i", bench.store.pin(bench.tenant, keys.block_id("fill-39"), 60)) == (0,)
 
