@@ -115,7 +115,7 @@ class Recovery:
                         table.segment_bytes, self._core.block_bytes_max, self._checks
                     )
                     yield from scanner.scan(f.segment)
-                    self._scanned(f.segment, scanner)
+                    self._scanned(f, scanner)
                 else:
                     self._loaded(f)
         self._core.access_clock = HORIZON_RECOVERED + 1
@@ -221,10 +221,14 @@ class Recovery:
         self._apply(segment, f.entries)
         f.entries = None
 
-    def _scanned(self, segment: Segment, scanner: Scanner) -> None:
-        core = self._core
+    def _scanned(self, f: _Found, scanner: Scanner) -> None:
+        core, segment = self._core, f.segment
         if not scanner.entries and not scanner.unreadable:
-            return  # stays BLANK: it gets a new identity before it is used
+            # Stays BLANK: it gets a new identity before it is used. Until then the trailer of an
+            # earlier life may be all that is left of its ends, by a write that is torn.
+            if f.trailer is not None and f.trailer.sequence != segment.sequence:
+                segment.sequence, segment.tenants = 0, Everyone()
+            return
         segment.entries = scanner.entries
         segment.entry_count = len(scanner.entries) // ENTRY.size
         segment.next_sector = scanner.next_sector

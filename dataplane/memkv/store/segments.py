@@ -49,7 +49,8 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 IDENTIFIED = frozenset(
     {State.OPEN, State.SEALING, State.SEALED, State.RECLAIMING, State.FAULTY, State.RETIRED}
 )
-"""States in which records of the segment may be found after a crash."""
+"""States in which records of the segment may be found after a crash. In BLANK those of an earlier
+life may, where recovery found a trailer of it."""
 RECLAIMABLE = frozenset({State.SEALED, State.FAULTY})
 OCCUPIED = IDENTIFIED - {State.RETIRED}
 
@@ -166,7 +167,7 @@ class SegmentTable:
         """Say whether an older segment may bring back records of `tenant` after a crash."""
         return any(
             other.sequence < segment.sequence
-            and other.state in IDENTIFIED
+            and (other.state in IDENTIFIED or other.state is State.BLANK)
             and tenant in other.tenants
             for other in self.all
         )

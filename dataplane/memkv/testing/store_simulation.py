@@ -138,7 +138,7 @@ class Simulation:
             except PowerLoss:
                 self._power_loss()
             else:
-                if not (self.profile.serving.lies or self.profile.recovering.lies):
+                if self.profile.serving == self.profile.recovering == HONEST:
                     raise WrongAnswer("stuck", "the drive is asked for nothing any more")
                 return  # all of it went bad: refusing puts is right
             try:
@@ -348,6 +348,9 @@ class Simulation:
                     again.append(name[1])
                 result.release()
             answers.close()
+            if wanted < count:  # until it reads again, a reader holds what it left in flight
+                self._reader.close()
+                self._reader = self.store.new_reader()
         finally:
             self.memory.wipe()
         return found | self._get(tenant, again)

@@ -12,6 +12,7 @@ from memkv.limits import KIB, MIB, SECTOR_BYTES
 from memkv.status import Status
 from memkv.store.api import Store
 from memkv.store.layout import decode_segment_header, decode_trailer
+from memkv.store.segments import State
 from memkv.testing.store_bench import SEGMENT_BYTES, Bench
 
 SECTORS = SEGMENT_BYTES // SECTOR_BYTES
@@ -249,6 +250,28 @@ def test_erasing_is_cut_short_anywhere_without_bringing_anything_back(bench: Ben
         crash_while_filling(bench, crash_at)
         assert bench.get("a") is Status.MISS
         assert bench.get("kept") is Status.OK
+
+
+def test_what_an_old_trailer_may_bring_back_keeps_its_tombstones(bench: Bench) -> None:
+    """Erased but for its trailer. Erased again, with a torn header, it would be its old life."""
+    bench.put("a")
+    core = bench.store._core
+    owner = core.tenants.get(bench.tenant.tag).number
+    place = core.index.location(core.index.find(owner, keys.block_id("a")))[0]
+    segment = core.table.at_sector(place)
+    bench.delete("a")
+    bench.fill(20)
+    trailer = bytes(page(bench, trailer_sector(segment.number)))
+    assert decode_trailer(memoryview(trailer)) is not None
+    while segment.state is not State.FREE:
+        bench.fill(1, f"more-{core.counters.puts}")
+    page(bench, trailer_sector(segment.number))[:] = trailer
+    bench.power_loss()
+    table = bench.store._core.table
+    assert table.all[segment.number].state is State.BLANK
+    oldest = table.oldest(0)
+    assert oldest is not None
+    assert table.older_holds(oldest, owner)
 
 
 def crash_while_filling(bench: Bench, number: int) -> None:
