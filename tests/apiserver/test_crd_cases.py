@@ -187,9 +187,10 @@ def crippled(
         group = f"without-{number}.{kind.lower()}.test"
         if group not in made:
             gone = [other for other in rules_of(CRDS[kind]) if generation(kind, other) == number]
-            made[group] = without(CRDS[kind], gone, group)
-            install(kubectl, made[group])
-            wait_served(api, group, plural_of(made[group]))
+            crd = without(CRDS[kind], gone, group)
+            install(kubectl, crd)
+            wait_served(api, group, plural_of(crd))
+            made[group] = crd
         return made[group], group
 
     yield make
