@@ -13,12 +13,13 @@ if [ -n "${KUBECONFIG:-}" ]; then
     fi
 else
     [ ! -e /run/memkv-cluster ] || "$folder/cluster.sh" down
-    MEMKV_TEST_IMAGE=$("$folder/image.sh" build)
+    "$folder/image.sh" build
     trap '"$folder/cluster.sh" down' EXIT
     "$folder/cluster.sh" up 2
-    "$folder/image.sh" all
+    MEMKV_TEST_IMAGE=$("$folder/image.sh" all)
     export KUBECONFIG=/run/memkv-cluster/kubeconfig MEMKV_TEST_LOCAL_NODES=1
     PATH=$("$folder/build.sh" where):$PATH
 fi
 export MEMKV_TEST_IMAGE
-.venv/bin/python -m pytest tests/cluster
+# -s: the tests print how long things took.
+.venv/bin/python -m pytest -s tests/cluster
