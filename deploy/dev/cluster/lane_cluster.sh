@@ -22,4 +22,4 @@ else
 fi
 export MEMKV_TEST_IMAGE
 # -s: the tests print how long things took.
-.venv/bin/python -m pytest -s tests/cluster
+.venv/bin/python -m pytest -s -o timeout=900 tests/cluster
