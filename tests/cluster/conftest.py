@@ -61,4 +61,5 @@ def home(release: LiveCluster) -> Iterator[str]:
     """A namespace for pools, whose pods lock memory and use paths of their nodes."""
     release.apply("default", namespace(POOLS, "privileged"))
     yield POOLS
-    release.kubectl("delete", "namespace", POOLS, f"--timeout={INSTALL_S}s")
+    wait = f"--timeout={INSTALL_S}s"
+    release.kubectl("delete", "namespace", POOLS, "--ignore-not-found", wait)

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 import yaml
 
-from memkv_operator.testing.crds import Object, child
+from memkv_operator.testing.crds import Object, child, objects
 from memkv_operator.testing.live_cluster import ROOT, LiveCluster
 
 POOL = "pool-a"
@@ -138,3 +138,15 @@ def test_pool_is_deleted_though_its_node_is_dead(release: LiveCluster, home: str
         for item in release.list(home, kind):
             name = child(item, "metadata")["name"]
             release.wait(home, f"{kind}/{name}", "delete", READY_S)
+
+
+def test_namespace_ends_when_the_dead_node_is_given_up(release: LiveCluster, home: str) -> None:
+    """Only a node's kubelet may say that its pods ended; who deletes the Node says so for it."""
+    for node in release.list("default", "nodes"):
+        meta, status = child(node, "metadata"), child(node, "status")
+        ready = [c["status"] for c in objects(status, "conditions") if c["type"] == "Ready"]
+        if ready != ["True"]:
+            release.kubectl("delete", "node", str(meta["name"]))
+    begun = time.monotonic()
+    release.kubectl("delete", "namespace", home, f"--timeout={READY_S}s")
+    print(f"namespace gone after {time.monotonic() - begun:.1f} s")
