@@ -41,6 +41,12 @@ image_key() {
 }
 
 
+# buildah leaves the layers it went through mounted.
+unmount_layers() {
+    awk -v below="$IMAGES/storage/overlay" 'index($2, below) == 1 { print $2 }' /proc/mounts | tac |
+        xargs -r umount 2>/dev/null || true
+}
+
 # push NAME FILE: writes an archive whole or not at all.
 push() {
     run_buildah push -q "$1" "oci-archive:$2.part:$1"
@@ -129,7 +135,7 @@ build() {
         base=$(base_image)
         settings=$(mktemp)
         # shellcheck disable=SC2064  # the file's name now, not at the end
-        trap "rm -f '$settings'" EXIT
+        trap "rm -f '$settings'; unmount_layers" EXIT
         pip_settings >"$settings"
         ca=$(certificates)
         say "building $name (two minutes or more)"
