@@ -81,7 +81,7 @@ async def lead_and_die(real: RealApi, name: str, after_the_write: bool) -> None:
         return mortals[-1]
 
     async def died() -> bool:
-        return bool(mortals) and mortals[-1].dead.is_set()
+        return real.has_ended() or (bool(mortals) and mortals[-1].dead.is_set())
 
     async with real.operator(name, LEASE_MS, connect=connect):
         await real.until(died)
@@ -117,8 +117,8 @@ def test_of_two_operators_one_leads_and_the_other_takes_over(on_real_api: OnReal
     async def test(real: RealApi) -> None:
         await real.add_nodes(2)
         await real.make_pool()
-        async with real.operator("b", 4000) as second:
-            async with real.operator("a", 4000) as first:
+        async with real.operator("b") as second:
+            async with real.operator("a") as first:
                 await real.until(real.is_ready)
                 assert first.leads != second.leads
                 ended, other = (first, second) if first.leads else (None, first)

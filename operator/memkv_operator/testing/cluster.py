@@ -97,9 +97,11 @@ class Cluster:
     def __init__(self) -> None:
         self.api = FakeApiServer()
         self.kubelets = SimulatedKubelets(self.api, NAMESPACE)
+        self.has_ended: Callable[[], bool] = lambda: True
+        """Whether the operator that was started last has ended, as one does that lost its Lease."""
 
     @asynccontextmanager
-    async def operator(self, name: str = "a", lease_ms: int = 3000) -> AsyncIterator[Operator]:
+    async def operator(self, name: str = "a", lease_ms: int = 30_000) -> AsyncIterator[Operator]:
         """Run one operator process beside the kubelets."""
         lease = LeaseConfig(
             NAMESPACE, "memkv-operator", name, lease_ms, lease_ms * 2 // 3, lease_ms // 10
@@ -124,6 +126,7 @@ class Cluster:
             make_event_watch=lambda namespaces, on_event: ReflectedWatch(self.api, on_event),
         )
         running = asyncio.create_task(operator.run())
+        self.has_ended = running.done
         try:
             yield operator
         finally:

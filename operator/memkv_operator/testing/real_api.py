@@ -33,6 +33,8 @@ class RealApi:
         self.label = {f"memkv.io/{namespace}": "true"}
         self.root = f"/apis/memkv.io/v1alpha1/namespaces/{namespace}"
         self.names: list[str] = []
+        self.has_ended: Callable[[], bool] = lambda: True
+        """Whether the operator that was started last has ended, as one does that lost its Lease."""
 
     @asynccontextmanager
     async def operator(
@@ -50,6 +52,7 @@ class RealApi:
         )
         operator = Operator(settings, dial=self.kubelets.nodes.dial, connect=connect)
         running = asyncio.create_task(operator.run())
+        self.has_ended = running.done
         try:
             yield operator
         finally:

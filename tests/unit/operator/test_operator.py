@@ -396,8 +396,8 @@ def test_a_damaged_identity_is_said_and_nothing_is_made_from_it() -> None:
 def test_one_of_two_operators_leads_and_the_other_takes_over() -> None:
     async def test(cluster: Cluster) -> None:
         await ready_pool(cluster)
-        async with cluster.operator("b", lease_ms=1000) as second:
-            async with cluster.operator("a", lease_ms=1000) as first:
+        async with cluster.operator("b") as second:
+            async with cluster.operator("a") as first:
                 await cluster.until(cluster.is_ready)
                 assert first.leads != second.leads
                 if second.leads:
@@ -461,7 +461,7 @@ def test_versions_stay_monotonic_when_leaders_die_in_mid_publish() -> None:
             die.clear()
             async with cluster.operator(f"operator-{round_}", lease_ms=2000):
                 cluster.api.fault = fault
-                await cluster.until(die.is_set)
+                await cluster.until(lambda: die.is_set() or cluster.has_ended())
             cluster.api.fault = lambda request, was_done: None
         assert cluster.has_map
         versions = [(m.version.term, m.version.epoch) for m in seen]
