@@ -272,13 +272,15 @@ def test_what_fails_is_json_too(up: Up, words: list[str], code: Exit) -> None:
 
 def test_top_ends_by_ctrl_c_as_asked(up: Up) -> None:
     process = subprocess.Popen(
-        [*MEMKV, "top", "--json", "--interval", "50ms", "--endpoint", up.endpoint],
+        [*MEMKV, "top", "--json", "--interval", "50ms", "--deadline", "30s", "--endpoint",
+         up.endpoint],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stdout is not None
-    first = json.loads(process.stdout.readline())
-    assert len(first["nodes"]) == 2
+    line = process.stdout.readline()
+    assert line, process.communicate(timeout=TIMEOUT_S)[1]
+    assert len(json.loads(line)["nodes"]) == 2
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, errors) == (Exit.OK, "")
