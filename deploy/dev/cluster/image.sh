@@ -132,6 +132,8 @@ build() {
         choose_driver
         exec 8>"$IMAGES/.lock"
         flock 8
+        # Another call may have built it meanwhile.
+        [ ! -e "$file" ] || { printf '%s\n' "$name"; return; }
         base=$(base_image)
         settings=$(mktemp)
         # shellcheck disable=SC2064  # the file's name now, not at the end
@@ -147,6 +149,10 @@ build() {
             { tail -n 30 "$IMAGES/build.log" >&2; die "the image was not built"; }
         # Earlier images of this tree: each is as large as this one.
         rm -f "$IMAGES"/memkv-*.tar
+        run_buildah rm --all >/dev/null 2>&1 || true  # of builds that were ended half-way
+        run_buildah images --format '{{.Name}}:{{.Tag}}' | grep '^memkv.local/memkv:' |
+            grep -vxF "$name" | while IFS= read -r old; do run_buildah rmi "$old"; done \
+            >>"$IMAGES/build.log" 2>&1 || true
         push "$name" "$file"
     fi
     printf '%s\n' "$name"
