@@ -14,7 +14,7 @@ from memkv.bench.processes import peak_resident_bytes
 from memkv.bench.statistics import median
 
 BLOCKS = 10_000_000
-TURNS = 3
+TURNS = 5
 
 
 @dataclass(frozen=True, slots=True)
