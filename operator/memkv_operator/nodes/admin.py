@@ -37,8 +37,6 @@ class AdminTls:
     key: bytes
     server_name: str
     """In the nodes' certificates."""
-    serial: str
-    """Changes with the certificate."""
 
 
 Dial = Callable[[str, AdminTls | None], NodeAdmin]

@@ -8,7 +8,7 @@ from memkv.shardmap import ShardMap
 from memkv_operator.api.cluster import Rollout
 from memkv_operator.api.conditions import Condition, by_type, condition
 from memkv_operator.plan.membership import Member
-from memkv_operator.plan.nodes import trouble_of
+from memkv_operator.plan.nodes import lost_nodes, trouble_of
 from memkv_operator.plan.rollout import Rolling
 from memkv_operator.plan.validity import Finding, named
 
@@ -96,7 +96,8 @@ def _nodes_ready(members: Sequence[Member], shard_map: ShardMap | None, blocked:
     failing = [member for member in desired if not member.ready]
     if not failing:
         return condition("NodesReady", True, "AllReady", f"{len(desired)} nodes serve")
-    troubles = [(member.name, *trouble_of(member, shard_map)) for member in failing]
+    lost = lost_nodes(shard_map)
+    troubles = [(member.name, *trouble_of(member, lost)) for member in failing]
     worst = "NodeLost" if any(t[1] == "NodeLost" for t in troubles) else troubles[0][1]
     shown = [f"{name}: {message}" for name, _, message in troubles[:NODES_EXPLAINED]]
     if len(troubles) > NODES_EXPLAINED:

@@ -34,7 +34,7 @@ def node_actions(
     and each write goes to everyone who watches.
     """
     actions: list[Action] = []
-    in_use = nodes_in_map(shard_map)
+    in_use, lost = nodes_in_map(shard_map), lost_nodes(shard_map)
     for member in members:
         existing = member.memkv_node
         if member.group is None and existing is not None and member.name not in in_use:
@@ -44,7 +44,7 @@ def node_actions(
         ):
             actions.append(_apply(pool, member, member.group.name))
         elif existing is not None:
-            status = node_status(member, shard_map, time)
+            status = node_status(member, in_use, lost, time)
             same = (lambda one: one) if with_figures else without_figures
             if same(status) != same(existing.status):
                 actions.append(WriteNodeStatus(existing.meta.name, status))
@@ -77,13 +77,18 @@ def _apply(pool: Pool, member: Member, group: str) -> ApplyNode:
     return ApplyNode(name, manifest)
 
 
-def node_status(member: Member, shard_map: ShardMap | None, time: str) -> Manifest:
-    """Return the status of a member that has a MemKVNode."""
+def node_status(
+    member: Member, in_use: frozenset[str], lost: frozenset[str], time: str
+) -> Manifest:
+    """Return the status of a member that has a MemKVNode.
+
+    `in_use` and `lost`: the names of nodes that the map needs, and of those it counts as lost.
+    """
     existing, pod, seen = member.memkv_node, member.pod, member.seen
     assert existing is not None
     before = read_conditions(Reader({"status": existing.status}).object("status"))
     facts = seen.facts if seen is not None else None
-    conditions = node_conditions(member, shard_map)
+    conditions = node_conditions(member, in_use, lost)
     status: Manifest = {
         "observedGeneration": existing.meta.generation,
         "conditions": merged(before, conditions, existing.meta.generation, time),
@@ -131,11 +136,13 @@ def _worker_status(worker: WorkerFacts) -> JsonValue:
     return status
 
 
-def node_conditions(member: Member, shard_map: ShardMap | None) -> list[Condition]:
+def node_conditions(
+    member: Member, in_use: frozenset[str], lost: frozenset[str]
+) -> list[Condition]:
     """Return what is to be said of one node."""
-    reason, message = trouble_of(member, shard_map)
+    reason, message = trouble_of(member, lost)
     ready = condition("Ready", not reason, reason or "Serving", message)
-    owns = member.name in nodes_in_map(shard_map)
+    owns = member.name in in_use
     if not member.draining:
         draining = condition("Draining", False, "NotDraining", "")
     elif owns:
@@ -145,10 +152,10 @@ def node_conditions(member: Member, shard_map: ShardMap | None) -> list[Conditio
     return [ready, draining]
 
 
-def trouble_of(member: Member, shard_map: ShardMap | None) -> tuple[str, str]:
+def trouble_of(member: Member, lost_names: frozenset[str]) -> tuple[str, str]:
     """Return (reason, message) of why a node does not serve, ("", "") when it does."""
     pod, node, seen = member.pod, member.kube_node, member.seen
-    lost = member.name in lost_nodes(shard_map)
+    lost = member.name in lost_names
     if node is None:
         return "NodeGone", "the Node is not in the cluster any more"
     if member.group is None:

@@ -3,7 +3,6 @@
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 
 from memkv.clock import Clock
 from memkv.errors import RetryLater
@@ -114,9 +113,8 @@ class Identities:
             if is_fit(pair, root.authority, names, self._now()):
                 return known.admin
         pair = issue(root.authority, names, self._now())
-        serial = sha256(pair.certificate).hexdigest()[:16]
         authority = root.authority.certificate
-        return AdminTls(authority, pair.certificate, pair.key, node_name(pool.key), serial)
+        return AdminTls(authority, pair.certificate, pair.key, node_name(pool.key))
 
     async def _get(self, pool: Pool, name: str) -> JsonObject | None:
         return await self._objects.get(SECRETS, pool.meta.namespace, name)

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from memkv.clock import Clock
 from memkv.errors import CallerError, ConfigError, RetryLater
+from memkv.metadata.endpoint import join_endpoint
 from memkv.metadata.publisher import Outcome, PublisherState
 from memkv_operator.api.pool import Pool
 from memkv_operator.api.times import rfc3339
@@ -83,7 +84,7 @@ class PoolPublisher:
         port = pool.spec.ports.admin
         targets = {
             member.name: Target(
-                _endpoint(member.pod.ip, port), member.pod.uid, member.draining, tls
+                join_endpoint(member.pod.ip, port), member.pod.uid, member.draining, tls
             )
             for member in members
             if member.pod is not None and member.pod.ip and not member.pod.deleting
@@ -204,7 +205,3 @@ def face_of(seen: NodeSeen) -> Face:
         for w in facts.workers
     )
     return seen.pod_uid, bool(seen.problem), facts.version, facts.draining, workers
-
-
-def _endpoint(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
