@@ -21,6 +21,7 @@ cdef extern from "stream.h" nogil:
                                    uint64_t deadline_ns)
     ssize_t mkv_stream_receive_some(mkv_stream *stream, void *target, size_t len,
                                     uint64_t deadline_ns)
+    ssize_t mkv_stream_receive_ready(mkv_stream *stream, void *target, size_t len)
     int mkv_stream_discard(mkv_stream *stream, uint64_t len, uint64_t deadline_ns)
     int mkv_stream_send(mkv_stream *stream, iovec *parts, unsigned count, uint64_t deadline_ns)
 
@@ -37,7 +38,6 @@ cdef extern from "stream_tls.h" nogil:
     void mkv_tls_free(mkv_tls *tls)
     mkv_stream *mkv_stream_tls(int fd, const mkv_tls *tls)
     int mkv_stream_handshake(mkv_stream *stream, uint64_t deadline_ns)
-    ssize_t mkv_stream_receive_ready(mkv_stream *stream, void *target, size_t len)
     int mkv_stream_is_ahead(const mkv_stream *stream)
     const char *mkv_stream_why(const mkv_stream *stream)
     void mkv_stream_rekey_after(mkv_stream *stream, uint64_t bytes)

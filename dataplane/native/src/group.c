@@ -231,10 +231,8 @@ uint32_t mkv_group_lanes_idle(struct mkv_group *group)
 {
     uint32_t idle = 0;
     pthread_mutex_lock(&group->lock);
-    for (uint32_t i = 0; i < group->lanes_max; i++) {
-        const struct mkv_lane *lane = &group->lanes[i];
-        idle += lane->state == LANE_OPEN && !lane->is_busy && !lane->is_woken;
-    }
+    for (uint32_t i = 0; i < group->lanes_max; i++)
+        idle += mkv_lane_is_idle(&group->lanes[i]);
     pthread_mutex_unlock(&group->lock);
     return idle;
 }

@@ -12,7 +12,7 @@ static struct mkv_lane *idle_lane(struct mkv_group *group)
 {
     for (uint32_t i = 0; i < group->lanes_max; i++) {
         struct mkv_lane *lane = &group->lanes[i];
-        if (lane->state == LANE_OPEN && !lane->is_busy && !lane->is_woken)
+        if (mkv_lane_is_idle(lane))
             return lane;
     }
     return NULL;

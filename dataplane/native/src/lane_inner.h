@@ -25,6 +25,12 @@ struct mkv_lane {
     pthread_cond_t wake;
 };
 
+/* Under the lock: whether its thread waits for a job, and was told of none. */
+static inline int mkv_lane_is_idle(const struct mkv_lane *lane)
+{
+    return lane->state == LANE_OPEN && !lane->is_busy && !lane->is_woken;
+}
+
 struct mkv_group {
     struct mkv_engine *engine;
     struct mkv_group *next; /* of the engine's list */

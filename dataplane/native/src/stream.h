@@ -93,6 +93,9 @@ ssize_t mkv_stream_step(struct mkv_stream *stream, mkv_receive_step *step, void 
 ssize_t mkv_stream_receive_some(struct mkv_stream *stream, void *target, size_t len,
                                 uint64_t deadline_ns);
 
+/* Receive what is there already: as mkv_stream_receive_some, or -EAGAIN when that is nothing. */
+ssize_t mkv_stream_receive_ready(struct mkv_stream *stream, void *target, size_t len);
+
 /* Read and drop. Returns 0 or a negative error. */
 int mkv_stream_discard(struct mkv_stream *stream, uint64_t len, uint64_t deadline_ns);
 

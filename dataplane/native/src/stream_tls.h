@@ -29,9 +29,6 @@ struct mkv_stream *mkv_stream_tls(int fd, const struct mkv_tls *tls);
 /* Make the handshake. Returns 0 or a negative error; nothing to do on a plain stream. */
 int mkv_stream_handshake(struct mkv_stream *stream, uint64_t deadline_ns);
 
-/* Receive what is there already: as mkv_stream_receive_some, or -EAGAIN when that is nothing. */
-ssize_t mkv_stream_receive_ready(struct mkv_stream *stream, void *target, size_t len);
-
 /* Whether more may be there than poll() tells: bytes that came with what was received before. */
 int mkv_stream_is_ahead(const struct mkv_stream *stream);
 
