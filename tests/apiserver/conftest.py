@@ -19,6 +19,7 @@ import yaml
 from kubernetes import client, config
 
 from memkv.testing.control_plane import ControlPlane, missing_binaries
+from memkv_operator.testing.helm import find_helm
 from memkv_operator.testing.real_api import RealApi, run_on_a_real_api
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,15 @@ def existing() -> Path | None:
     if not path:
         pytest.fail("MEMKV_TEST_EXISTING_CLUSTER=1 needs KUBECONFIG to say which cluster")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    """The path of Helm; skips where there is none."""
+    path = find_helm()
+    if path is None:
+        pytest.skip("no helm: install it, or run deploy/dev/cluster/build.sh")
+    return path
 
 
 @pytest.fixture(scope="session")

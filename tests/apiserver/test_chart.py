@@ -22,7 +22,6 @@ from memkv_operator.testing.helm import (
     NAMESPACE,
     SCENARIOS,
     documents,
-    find_helm,
     run,
     template,
     values,
@@ -30,15 +29,6 @@ from memkv_operator.testing.helm import (
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden/chart-rbac.yaml"
 RELEASE_BYTES_MAX = 300_000  # Helm keeps a release in one Secret, at most 1 MiB with its packing
-
-
-@pytest.fixture(scope="session")
-def helm() -> str:
-    """The path of Helm."""
-    path = find_helm()
-    if path is None:
-        pytest.skip("no helm: install it, or run deploy/dev/cluster/build.sh")
-    return path
 
 
 def refusal(helm: str, *arguments: str) -> str:

@@ -17,7 +17,6 @@ from memkv_operator.testing.helm import (
     NAMESPACE,
     SCENARIOS,
     documents,
-    find_helm,
     run,
     template,
     values,
@@ -26,15 +25,6 @@ from memkv_operator.testing.helm import (
 NAMESPACES = (NAMESPACE, "elsewhere", "team-a", "team-b")
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:memkv-operator"
 ABSENT = ("monitoring.coreos.com", "nfd.k8s-sigs.io")  # APIs of others, which this server lacks
-
-
-@pytest.fixture(scope="session")
-def helm() -> str:
-    """The path of Helm."""
-    path = find_helm()
-    if path is None:
-        pytest.skip("no helm: install it, or run deploy/dev/cluster/build.sh")
-    return path
 
 
 @pytest.fixture(scope="module")

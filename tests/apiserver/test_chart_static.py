@@ -19,7 +19,7 @@ from memkv.metadata.certificates import admin_name, node_name
 from memkv.testing.certificates import Authority
 from memkv.testing.secure_pool import CLIENT_URI, TicketKeys
 from memkv_operator.testing.crds import Object, child, objects
-from memkv_operator.testing.helm import NAMESPACE, documents, find_helm, template, values
+from memkv_operator.testing.helm import NAMESPACE, documents, template, values
 
 POOL = f"{NAMESPACE}/memkv"
 DEADLINE_S = 100
@@ -114,11 +114,8 @@ class StaticPool:
 
 
 @pytest.fixture(params=["static", "static-tls"])
-def pool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StaticPool]:
+def pool(request: pytest.FixtureRequest, tmp_path: Path, helm: str) -> Iterator[StaticPool]:
     """A running pool."""
-    helm = find_helm()
-    if helm is None:
-        pytest.skip("no helm: install it, or run deploy/dev/cluster/build.sh")
     made = StaticPool(helm, request.param, tmp_path)
     if request.param == "static-tls":
         made.write_secrets()

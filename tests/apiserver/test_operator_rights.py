@@ -12,21 +12,12 @@ from memkv.testing.control_plane import ControlPlane
 from memkv_operator.run.process import Operator
 from memkv_operator.testing.cluster import POOL
 from memkv_operator.testing.crds import Object, objects
-from memkv_operator.testing.helm import documents, find_helm, run, template
+from memkv_operator.testing.helm import documents, run, template
 from memkv_operator.testing.real_api import RealApi, run_on_a_real_api
 
 CRDS = sorted((Path(__file__).resolve().parents[2] / "charts/memkv/files/crds").glob("*.yaml"))
 RIGHTS = ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount")
 ACCOUNT = "memkv-operator"
-
-
-@pytest.fixture
-def helm() -> str:
-    """The path of Helm."""
-    path = find_helm()
-    if path is None:
-        pytest.skip("no helm: install it, or run deploy/dev/cluster/build.sh")
-    return path
 
 
 def give_rights(helm: str, kubectl: list[str], namespace: str) -> None:

@@ -7,7 +7,6 @@ No kubelet and no node: what it stores nobody carries out, except for what the c
 import base64
 import json
 import secrets
-import socket
 import ssl
 import subprocess
 import time
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from memkv.errors import ConfigError
+from memkv.localpool.ports import free_ports
 
 NEEDED = ("etcd", "kube-apiserver", "kubectl")
 READY_S = 120.0  # 4 s on an idle machine; two starved cores took 50
@@ -146,7 +146,7 @@ class ControlPlane:
             if time.monotonic() > give_up:
                 raise ConfigError(f"{what} was not ready in {READY_S:.0f} s; logs in"
                                   f" {self.directory}")  # fmt: skip
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # a server that starts tells nobody when it is ready
 
     def _is_ready(self) -> bool:
         try:
@@ -199,13 +199,3 @@ def write_account_keys(directory: Path) -> None:
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     )
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on just now."""
-    with_ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [int(listener.getsockname()[1]) for listener in with_ports]
-    finally:
-        for listener in with_ports:
-            listener.close()

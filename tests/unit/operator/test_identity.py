@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import socket
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from memkv.errors import ConfigError, PeerGone
+from memkv.localpool.ports import free_ports
 from memkv.metadata.certificates import admin_name, node_name
 from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.identity.authority import (
@@ -93,14 +93,6 @@ def test_a_damaged_root_is_refused() -> None:
         content_of({"data": {"a": "?"}})
 
 
-def free_ports(count: int) -> list[int]:
-    holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [holder.getsockname()[1] for holder in holders]
-    for holder in holders:
-        holder.close()
-    return ports
-
-
 def test_a_real_node_lets_in_who_has_the_operators_certificate_only(tmp_path: Path) -> None:
     """`memkv node` with the files of the Secret, asked as the operator asks."""
     now = datetime.now(UTC)
@@ -124,7 +116,7 @@ def test_a_real_node_lets_in_who_has_the_operators_certificate_only(tmp_path: Pa
         pair = issue(authority, [name], now)
         return AdminTls(
             made.authority.certificate, pair.certificate, pair.key,
-            node_name("inference/pool-a"), "",
+            node_name("inference/pool-a"),
         )  # fmt: skip
 
     async def ask(identity: AdminTls, until_answered: bool) -> str:
