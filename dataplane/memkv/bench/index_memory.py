@@ -1,6 +1,6 @@
 """What the index costs: peak resident memory of a process that holds nothing else, by blocks.
 
-A turn takes some 20 s and its figure hardly varies, so the median is of three.
+A turn takes some 20 s and its figure hardly varies.
 """
 
 import json

@@ -161,7 +161,7 @@ class Pump:
         due = begin + due_s
         while started or now - begin < seconds:
             if now < due and now - begin < seconds:
-                time.sleep(due - now)
+                time.sleep(due - now)  # the pace: no job is due before
             ended = self._client.completions()
             now = time.perf_counter()
             for done in ended:

@@ -62,17 +62,16 @@ NODE_TOKEN = _file(
     " certificate does",
 )  # fmt: skip
 
-def parse_payload(text: str) -> str:
-    """Return TLS, None or nothing, checked."""
+
+def parse_payload(text: str) -> bool | None:
+    """Return whether data ports speak TLS; None: nothing was said."""
     from memkv.client.credentials import parse_encryption
 
-    if text:
-        parse_encryption(text)
-    return text
+    return parse_encryption(text) if text else None
 
 
-PAYLOAD: Field[str] = Field(
-    "payload_encryption", parse_payload, "", "whether the data ports speak TLS: TLS or None, the"
+PAYLOAD: Field[bool | None] = Field(
+    "payload_encryption", parse_payload, None, "whether the data ports speak TLS: TLS or None, the"
     " same for every node and client of the pool; default: TLS where there are certificates", NODE,
     "WHAT",
 )  # fmt: skip
@@ -84,8 +83,6 @@ SALT_SECRET = _file(
     "salt_secret", METADATA, "32 or more random bytes that hide the keys of tenants from others;"
     " the same for every replica, for ever",
 )  # fmt: skip
-
-
 
 
 def parse_mode(text: str) -> str:
@@ -132,11 +129,6 @@ def access_of(settings: Settings) -> AccessConfig:
     pairs = [account.partition("/") for account in settings[NODE_ACCOUNTS]]
     accounts = frozenset(ServiceAccount(namespace, name) for namespace, _, name in pairs)
     return AccessConfig(Mode(settings[AUTH]), path_of(settings, TENANTS), accounts)
-
-
-def payload_of(settings: Settings) -> bool | None:
-    """Return whether data ports speak TLS; None: nothing was said."""
-    return settings[PAYLOAD].lower() == "tls" if settings[PAYLOAD] else None
 
 
 def path_of(settings: Settings, field: Field[str]) -> Path | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from memkv.cli import units
 from memkv.cli.command import Call, Command
 from memkv.cli.exits import Exit
@@ -115,7 +113,7 @@ def run(call: Call) -> int:
                 reflection=settings[REFLECTION],
             ),
             nodes=settings[NODES],
-            state_file=Path(settings[STATE]) if settings[STATE] else None,
+            state_file=path_of(settings, STATE),
             follow=settings[FOLLOW],
             kubernetes=bool(in_cluster),
             slots=settings[SLOTS],
@@ -131,7 +129,7 @@ def run(call: Call) -> int:
             salt_secret=path_of(settings, SALT_SECRET),
             http_host=host,
             http_port=settings[HTTP_PORT],
-            ready_file=Path(settings[READY_FILE]) if settings[READY_FILE] else None,
+            ready_file=path_of(settings, READY_FILE),
         ),
         started=lambda addresses: call.output.result(addresses, lambda console: None),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from memkv.cli import units
 from memkv.cli.command import Call, Command
 from memkv.cli.exits import Exit
-from memkv.cli.identity import NODE_TLS, NODE_TOKEN, PAYLOAD, TICKET_KEYS, path_of, payload_of
+from memkv.cli.identity import NODE_TLS, NODE_TOKEN, PAYLOAD, TICKET_KEYS, path_of
 from memkv.cli.logs import LOG_LEVEL, start_logging
 from memkv.cli.metadata import parse_endpoints
 from memkv.cli.settings import POOL, Field, UsageError
@@ -113,11 +113,11 @@ def run(call: Call) -> int:
         metadata=settings[METADATA],
         slots=settings[SLOTS],
         failure_domain=settings[FAILURE_DOMAIN],
-        local_dir=Path(settings[LOCAL_DIR]) if settings[LOCAL_DIR] else None,
+        local_dir=path_of(settings, LOCAL_DIR),
         insecure=settings[INSECURE],
         tls=NODE_TLS.read(settings),
         token_file=path_of(settings, NODE_TOKEN),
-        payload_encryption=payload_of(settings),
+        payload_encryption=settings[PAYLOAD],
         ticket_keys=path_of(settings, TICKET_KEYS),
     )
     start_logging(settings[LOG_LEVEL])

@@ -77,7 +77,7 @@ class Handshake:
 
     def _connect(self) -> Connected:
         connection = self._connect_plainly()
-        if self.tls is None or self.path is not None:
+        if self.tls is None:
             return connection
         encrypted = self._connection = EncryptedSocket(connection, self.tls, self.clock)
         try:

@@ -167,7 +167,7 @@ class WorkerSession:
         handshake = Handshake(
             self.worker.host, self.worker.port,
             clock.monotonic_ns() + timeout_ms * 1_000_000, clock, path,
-            self._options.node_context(),
+            None if path is not None else self._options.node_context(),
         )
         with self._lock:
             if self.state is SessionState.CLOSED:

@@ -93,7 +93,6 @@ class _Verdict:
     caller: Caller | None
     error: Unauthenticated | Forbidden | RetryLater | None
     fresh_until_ns: int
-    expires_s: int
 
 
 class TokenCallers:
@@ -162,17 +161,17 @@ class TokenCallers:
             if account not in self._node_accounts:
                 await self._reviewer.check_may_connect(account)
         except (Unauthenticated, Forbidden) as error:
-            return self._keep(digest, _Verdict(None, error, self._until(NEGATIVE_S), 0))
+            return self._keep(digest, _Verdict(None, error, self._until(NEGATIVE_S)))
         except (RetryLater, ConfigError) as error:
             if before is not None and before.caller is not None:
                 # Soon again, but not with every call.
                 before.fresh_until_ns = self._until(NEGATIVE_S)
                 return before
             away = RetryLater(f"nobody can tell now whether the token is good: {error}. Try again")
-            return _Verdict(None, away, 0, 0)
+            return _Verdict(None, away, 0)
         left_s = max(0, claims.expires_s - self._clock.wall_s())
         fresh_until_ns = self._until(min(POSITIVE_S, left_s))
-        verdict = _Verdict(self._caller_of(account), None, fresh_until_ns, claims.expires_s)
+        verdict = _Verdict(self._caller_of(account), None, fresh_until_ns)
         return self._keep(digest, verdict)
 
     def _caller_of(self, account: ServiceAccount) -> Caller:

@@ -57,8 +57,9 @@ class ConnectionCounts:
     timed_out: int = 0
     """Closed inside a handshake or a frame that did not go on."""
     stalled: int = 0
-    tls_errors: int = 0
     """Closed because the peer did not take or send bytes in time."""
+    tls_errors: int = 0
+    """Closed because their TLS failed: no TLS, or not believed."""
     internal_errors: int = 0
     map_behind: int = 0
     """Requests sent by a newer shard map than this worker has."""

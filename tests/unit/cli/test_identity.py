@@ -40,7 +40,7 @@ def test_a_missing_tls_file_is_named(missing: str) -> None:
 
 @pytest.mark.parametrize(("text", "meant"), [("", None), ("TLS", True), ("none", False)])
 def test_payload_encryption(text: str, meant: bool | None) -> None:
-    assert identity.payload_of(node_settings({"PAYLOAD_ENCRYPTION": text})) is meant
+    assert node_settings({"PAYLOAD_ENCRYPTION": text})[identity.PAYLOAD] is meant
 
 
 def test_access() -> None:

@@ -60,8 +60,6 @@ class Reflector:
         self._random = source or random.Random()
         self._version = ""
         self._failures = 0
-        self.heard_ns = 0
-        """When the server was heard last; 0: never."""
         self.synced = asyncio.Event()
         """Set once the collection was listed."""
 
@@ -91,7 +89,6 @@ class Reflector:
                 break
             query["continue"] = token
         self._version = meta.text("resourceVersion")
-        self._heard()
         self._listener.replaced(found)
         self.synced.set()
 
@@ -115,7 +112,6 @@ class Reflector:
         if kind == "ERROR":
             message = item.text("message").encode()
             raise error_of(item.integer("code", 500), message, None, f"WATCH {self._path}")
-        self._heard()
         if kind in ("ADDED", "MODIFIED"):
             self._listener.changed(item.value)
         elif kind == "DELETED":
@@ -124,9 +120,6 @@ class Reflector:
             raise ProtocolError(f"the API server sent a watch event of type {kind!r}")
         self._version = item.object("metadata").text("resourceVersion") or self._version
         self._failures = 0
-
-    def _heard(self) -> None:
-        self.heard_ns = self._clock.monotonic_ns()
 
     async def _pause(self, error: Exception | None) -> None:
         """Full jitter: a thousand watchers of a server that came back do not come at once."""
