@@ -211,12 +211,13 @@ def test_ports_in_use_are_written_down(start: Start, tmp_path: Path) -> None:
 def test_a_second_node_in_a_directory_is_refused_and_writes_nothing(
     start: Start, tmp_path: Path
 ) -> None:
-    first = start()
-    wait_for(first, lambda view: view.phase is Phase.READY)
-    before = (tmp_path / "state" / "node.json").read_bytes()
+    first, told = start(), tmp_path / "state" / "node.json"
+    # The file is written once the worker is ready, and so a moment later.
+    wait_for(first, lambda _: '"phase": "ready"' in told.read_text())
+    before = told.read_bytes()
     with pytest.raises(ConfigError, match="another node runs in"):
         start(name="n2")
-    assert (tmp_path / "state" / "node.json").read_bytes() == before
+    assert told.read_bytes() == before
     first.stop()
     wait_for(start(), lambda view: view.phase is Phase.READY)
 
