@@ -1,8 +1,9 @@
 """The .proto files keep the rules that `buf lint` calls STANDARD and COMMENTS.
 
-Two exceptions, on purpose: the directory does not follow the package (a folder memkv/v1 would hide
-the package memkv), and the service NodeAdmin keeps its short name. Runs on the compiler's own
-description, and says which element breaks a rule; then buf itself is asked.
+Exceptions, on purpose: the directory does not follow the package (a folder memkv/v1 would hide
+the package memkv), NodeAdmin and AgentAdmin keep their short names, and what kubelet speaks has the
+names that Kubernetes gave it. Runs on the compiler's own description, and says which element breaks
+a rule; then buf itself is asked.
 """
 
 import os
@@ -19,7 +20,8 @@ from google.protobuf import descriptor_pb2 as descriptor
 from grpc_tools import protoc
 
 PROTO = Path(__file__).parents[3] / "proto"
-SERVICES_WITHOUT_SUFFIX = {"NodeAdmin"}
+SERVICES_WITHOUT_SUFFIX = {"AgentAdmin", "NodeAdmin"}
+NOT_OURS = "memkv_proto/kubelet_device_plugin.proto"
 PASCAL = re.compile(r"[A-Z][A-Za-z0-9]*")
 SNAKE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 UPPER_SNAKE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
@@ -35,7 +37,11 @@ def compiled(folder: Path) -> list[descriptor.FileDescriptorProto]:
         ["protoc", f"-I{PROTO}", f"-I{include}", "--include_source_info", f"-o{output}", *names]
     )
     assert status == 0
-    return list(descriptor.FileDescriptorSet.FromString(output.read_bytes()).file)
+    return [
+        file
+        for file in descriptor.FileDescriptorSet.FromString(output.read_bytes()).file
+        if file.name != NOT_OURS
+    ]
 
 
 @pytest.fixture(scope="module")
