@@ -4,12 +4,13 @@
 
     KUBECONFIG               the cluster
     MEMKV_TEST_IMAGE         an image of this tree that its nodes have or can pull
+    MEMKV_TEST_NEXT_IMAGE    another name of such an image, to upgrade to
     MEMKV_TEST_LOCAL_NODES   1: it is the cluster of deploy/dev/cluster, whose nodes may be killed
 """
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from memkv_operator.testing.live_cluster import ROOT, LiveCluster
 
 SYSTEM = "memkv-system"
-POOLS = "memkv-pools"
+CHART = str(ROOT / "charts/memkv")
 INSTALL_S = 300
 WAIT = ("--wait", f"--timeout={INSTALL_S}s")
 
@@ -40,26 +41,67 @@ def namespace(name: str, level: str) -> dict[str, object]:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
+def install_values(image: str) -> list[str]:
+    """The values of the release for an image."""
+    registry, _, rest = image.partition("/")
+    repository, _, tag = rest.rpartition(":")
+    values = (f"image.registry={registry}", f"image.repository={repository}", f"image.tag={tag}")
+    return [word for value in values for word in ("--set", value)]
+
+
+@pytest.fixture(scope="session")
+def system() -> str:
+    """The namespace of the release."""
+    return SYSTEM
+
+
 @pytest.fixture(scope="session")
 def release(cluster: LiveCluster) -> Iterator[LiveCluster]:
     """The operator, installed by Helm into a namespace that admits only restricted pods."""
-    registry, _, rest = cluster.image.partition("/")
-    repository, _, tag = rest.rpartition(":")
     cluster.apply("default", namespace(SYSTEM, "restricted"))
-    images = (f"image.registry={registry}", f"image.repository={repository}", f"image.tag={tag}")
-    values = [word for value in images for word in ("--set", value)]
-    chart = str(ROOT / "charts/memkv")
-    done = cluster.try_to("helm", "install", "memkv", chart, "-n", SYSTEM, *values, *WAIT)
+    words = install_values(cluster.image)
+    done = cluster.try_to("helm", "install", "memkv", CHART, "-n", SYSTEM, *words, *WAIT)
     assert done.returncode == 0, f"{done.stderr}\n{cluster.trouble(SYSTEM)}"
     yield cluster
-    cluster.run("helm", "uninstall", "memkv", "-n", SYSTEM, *WAIT)
-    cluster.kubectl("delete", "namespace", SYSTEM, f"--timeout={INSTALL_S}s")
+    cluster.try_to("helm", "uninstall", "memkv", "-n", SYSTEM, "--no-hooks", *WAIT)
+    cluster.kubectl("delete", "namespace", SYSTEM, "--ignore-not-found", f"--timeout={INSTALL_S}s")
 
 
-@pytest.fixture(scope="module")
-def home(release: LiveCluster) -> Iterator[str]:
-    """A namespace for pools, whose pods lock memory and use paths of their nodes."""
-    release.apply("default", namespace(POOLS, "privileged"))
-    yield POOLS
-    wait = f"--timeout={INSTALL_S}s"
-    release.kubectl("delete", "namespace", POOLS, "--ignore-not-found", wait)
+@pytest.fixture(scope="session")
+def upgrade(release: LiveCluster) -> Callable[[str], None]:
+    """Give the release another image."""
+
+    def upgrade_to(image: str) -> None:
+        words = install_values(image)
+        done = release.try_to("helm", "upgrade", "memkv", CHART, "-n", SYSTEM, *words, *WAIT)
+        assert done.returncode == 0, f"{done.stderr}\n{release.trouble(SYSTEM)}"
+
+    return upgrade_to
+
+
+@pytest.fixture(scope="session")
+def uninstall(release: LiveCluster) -> Callable[[], tuple[int, str]]:
+    """Try to uninstall the release; return Helm's exit status, and what it and its hook said."""
+
+    def uninstall_release() -> tuple[int, str]:
+        done = release.try_to("helm", "uninstall", "memkv", "-n", SYSTEM, *WAIT)
+        return done.returncode, done.stdout + done.stderr + release.trouble(SYSTEM)
+
+    return uninstall_release
+
+
+@pytest.fixture(scope="session")
+def pool_namespace(release: LiveCluster) -> Iterator[Callable[[str], str]]:
+    """Make namespaces for pools, whose pods lock memory and use paths of their nodes."""
+    made: list[str] = []
+
+    def make(name: str) -> str:
+        release.apply("default", namespace(name, "privileged"))
+        made.append(name)
+        return name
+
+    yield make
+    for name in made:
+        wait = f"--timeout={INSTALL_S}s"
+        release.kubectl("delete", "memkvpools", "-n", name, "--all", "--ignore-not-found", wait)
+        release.kubectl("delete", "namespace", name, "--ignore-not-found", wait)

@@ -5,6 +5,7 @@
 #   image.sh small             makes the images of the pause container and of CoreDNS
 #   image.sh import-small N    imports those into node N's containerd
 #   image.sh all               builds, and imports into every node that runs; prints its name
+#   image.sh rename OLD NEW    gives an image of every node that runs a second name
 #
 # BASE_IMAGE=... takes another base than a Debian 12 made by debootstrap. Archives are kept in
 # MEMKV_CACHE/images by the sum of what they were made from. Root, as the cluster itself.
@@ -176,10 +177,19 @@ all() {
     printf '%s\n' "$name"
 }
 
+rename() {
+    local folder
+    for folder in $(nodes_running); do
+        ctr -a "$folder/containerd.sock" -n k8s.io images tag --force "$1" "$2" >/dev/null
+    done
+    printf '%s\n' "$2"
+}
+
 case ${1:-} in
     build) build ;;
     small) small ;;
     import-small) import_into "$2" "$IMAGES/pause.tar" "$IMAGES/coredns.tar" ;;
     all) all ;;
-    *) die "say build, small, import-small or all" ;;
+    rename) rename "$2" "$3" ;;
+    *) die "say build, small, import-small, all or rename" ;;
 esac

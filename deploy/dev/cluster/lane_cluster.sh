@@ -17,6 +17,8 @@ else
     trap '"$folder/cluster.sh" down' EXIT
     "$folder/cluster.sh" up 2
     MEMKV_TEST_IMAGE=$("$folder/image.sh" all)
+    MEMKV_TEST_NEXT_IMAGE=$("$folder/image.sh" rename "$MEMKV_TEST_IMAGE" memkv.local/memkv:next)
+    export MEMKV_TEST_NEXT_IMAGE
     export KUBECONFIG=/run/memkv-cluster/kubeconfig MEMKV_TEST_LOCAL_NODES=1
     PATH=$("$folder/build.sh" where):$PATH
 fi

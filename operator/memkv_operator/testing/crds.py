@@ -53,6 +53,12 @@ def read_yaml(path: Path) -> Object:
     return cast(Object, json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")))))
 
 
+def read_all_yaml(path: Path) -> list[Object]:
+    """Return the documents of a file. What YAML anchors share is separate afterwards."""
+    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    return cast(list[Object], json.loads(json.dumps(documents)))
+
+
 def child(parent: Object, *names: str) -> Object:
     """Return the object below `parent` at these keys; an empty one where there is none."""
     for name in names:

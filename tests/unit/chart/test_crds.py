@@ -148,6 +148,7 @@ def test_samples_name_each_other_nowhere_and_are_pools() -> None:
         "bluefield-dpu.yaml",
         "kind.yaml",
         "pool.yaml",
+        "secure.yaml",
     } <= {path.name for path in (ROOT / "deploy/samples").glob("*.yaml")}
     assert len(set(names)) == len(names)
     for sample in samples:
