@@ -15,6 +15,7 @@ import yaml
 
 from memkv.cli import main as cli
 from memkv.cli import parsing, settings
+from memkv_operator.api.names import AGENTS_IDENTITY
 from memkv_operator.main import build_parser
 from memkv_operator.testing.crds import Object, child, objects
 from memkv_operator.testing.helm import (
@@ -243,13 +244,18 @@ def test_command_of_the_operator_parses(helm: str) -> None:
         if child(manifest, "metadata")["name"] == "memkv-operator-election"
         and manifest["kind"] == "Role"
     ]
-    assert objects(election, "rules")[2]["resourceNames"] == [arguments.lease_name]
+    named = {
+        (str(rule["resources"]), str(rule["verbs"])): rule.get("resourceNames")
+        for rule in objects(election, "rules")
+    }
+    assert named["['leases']", "['get', 'patch', 'update']"] == [arguments.lease_name]
+    assert named["['secrets']", "['get', 'patch']"] == [AGENTS_IDENTITY]
     hook = build_parser().parse_args(arguments_of(manifests, "uninstall")[1:])
     assert hook.namespace == ["team-a", "team-b"]
     assert hook.lease_name == arguments.lease_name
     deployments = [child(m, "metadata")["name"] for m in manifests if m["kind"] == "Deployment"]
     assert deployments == [hook.deployment]
-    assert objects(election, "rules")[0]["resourceNames"] == deployments
+    assert named["['deployments']", "['patch']"] == deployments
     assert not hook.force
     forced = documents(template(helm, "--set", "uninstall.force=true"))
     assert build_parser().parse_args(arguments_of(forced, "uninstall")[1:]).force

@@ -24,6 +24,11 @@ from memkv.errors import ConfigError
 
 TOKEN_BYTES_MAX = 16 * 1024  # a ServiceAccount token has 1-2 KiB; gRPC takes headers of 8-16 KiB
 
+AGENT_NAME = "memkv-agent"
+"""DNS name in the certificate of agents: they serve all pools of a release."""
+AGENT_OPERATOR_NAME = "memkv-operator"
+"""DNS name in the certificate of who alone may ask and tell agents."""
+
 
 def node_name(pool: str) -> str:
     """Return the DNS name in the certificates of a pool's nodes: node.NAME.NAMESPACE.memkv."""

@@ -27,6 +27,9 @@ ACCEPT_MASS_LOSS = f"{GROUP}/accept-mass-loss"
 
 COMPONENT_NODE = "node"
 COMPONENT_METADATA = "metadata"
+COMPONENT_AGENT = "agent"
+AGENTS_IDENTITY = "memkv-agents-identity"
+"""Secret in the operator's own namespace: the agents' CA with its key, and their certificate."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,81 @@
+"""The Secret of the agents, on an API server in memory."""
+
+import asyncio
+import base64
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from memkv.errors import ConfigError
+from memkv.testing.api_server import FakeApiServer
+from memkv.testing.clock import ManualClock
+from memkv_operator.kube.objects import Objects
+from memkv_operator.nodes.admin import AdminTls
+from memkv_operator.run.agents_identity import LOOK_S, AgentsIdentity
+
+PATH = "/api/v1/namespaces/memkv/secrets/memkv-agents-identity"
+DAY_S = 86_400
+
+
+def secret_of(api: FakeApiServer) -> dict[str, bytes]:
+    data: dict[str, Any] = api.objects[PATH]["data"]
+    return {key: base64.b64decode(value) for key, value in data.items()}
+
+
+def names_of(pem: bytes) -> list[str]:
+    certificate = x509.load_pem_x509_certificate(pem)
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return found.value.get_values_for_type(x509.DNSName)
+
+
+def ensure(api: FakeApiServer, clock: ManualClock) -> AdminTls:
+    return asyncio.run(AgentsIdentity(Objects(api), "memkv", clock).ensure())
+
+
+def test_agents_and_operator_have_certificates_of_one_authority_with_other_names() -> None:
+    api, clock = FakeApiServer(), ManualClock()
+    tls = ensure(api, clock)
+    secret = secret_of(api)
+    assert set(secret) == {"ca.crt", "ca.key", "tls.crt", "tls.key"}
+    assert names_of(secret["tls.crt"]) == ["memkv-agent"] == [tls.server_name]
+    assert names_of(tls.certificate) == ["memkv-operator"]
+    authority = x509.load_pem_x509_certificate(secret["ca.crt"])
+    for pem in (secret["tls.crt"], tls.certificate):
+        x509.load_pem_x509_certificate(pem).verify_directly_issued_by(authority)
+    assert tls.key not in secret.values()  # whoever mounts the Secret cannot play the operator
+
+
+def test_a_second_operator_takes_the_authority_that_is_there() -> None:
+    api, clock = FakeApiServer(), ManualClock()
+    first = ensure(api, clock)
+    before = secret_of(api)
+    assert ensure(api, clock).authority == first.authority
+    assert secret_of(api) == before
+
+
+def test_certificates_are_renewed_in_time_by_the_same_authority() -> None:
+    async def main() -> None:
+        api, clock = FakeApiServer(), ManualClock()
+        identity = AgentsIdentity(Objects(api), "memkv", clock)
+        first = await identity.ensure()
+        before = secret_of(api)
+        clock.advance_ms(int(LOOK_S * 1000) + 1000)
+        assert await identity.ensure() is first
+        clock.advance_ms(70 * DAY_S * 1000)
+        second = await identity.ensure()
+        after = secret_of(api)
+        assert second.certificate != first.certificate
+        assert after["tls.crt"] != before["tls.crt"]
+        assert after["ca.crt"] == before["ca.crt"] == second.authority
+
+    asyncio.run(main())
+
+
+def test_a_damaged_authority_is_said_and_not_replaced() -> None:
+    api, clock = FakeApiServer(), ManualClock()
+    ensure(api, clock)
+    api.objects[PATH]["data"]["ca.key"] = base64.b64encode(b"rubbish").decode()
+    api.objects[PATH]["data"]["tls.crt"] = ""
+    with pytest.raises(ConfigError):
+        ensure(api, clock)
