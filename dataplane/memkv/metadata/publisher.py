@@ -150,6 +150,13 @@ class Publisher:
         workers are not lost until they are missing here."""
         self._vouched = frozenset(node_names)
 
+    def silent_since(self, node_name: str, since_ms: int) -> None:
+        """Note that somebody else saw a node silent since then: workers of it that have not
+        answered this publisher yet are not granted their grace from its start."""
+        for worker in self.state.shard_map.workers if self.state is not None else ():
+            if worker.node_name == node_name:
+                self._sightings.silent_since(worker.uuid, since_ms)
+
     def dismiss(self, node_names: Collection[str]) -> None:
         """Note which nodes are not of the pool any more: their workers leave the map for good once
         they are lost and nothing of theirs is left in it."""

@@ -160,6 +160,12 @@ class Sightings:
         """Grant a worker known from an earlier map the full grace from now."""
         self.by_uuid.setdefault(uuid, Sighting(None, now_ms, False))
 
+    def silent_since(self, uuid: bytes, since_ms: int) -> None:
+        """Note how long a worker that was only expected so far has been silent."""
+        last = self.by_uuid.get(uuid)
+        if last is not None and last.report is None:
+            self.by_uuid[uuid] = replace(last, alive_ms=min(last.alive_ms, since_ms))
+
     def answered(self, node: str, reports: Collection[WorkerReport], now_ms: int) -> None:
         """Note a node's answer. Of two nodes claiming a worker, the newer incarnation counts."""
         named: set[bytes] = set()

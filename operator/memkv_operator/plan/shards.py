@@ -3,7 +3,8 @@
 The publisher itself is that of static pools (`memkv.metadata.publisher`). What is added is the
 cluster's own evidence: a node whose polls fail is not lost while kubelet and its pod's readiness
 say that it is well, because then the way between it and the operator is broken, and clients that
-take another way are served.
+take another way are served. A kubelet that does not renew its Lease says nothing of the kind
+(`plan/heartbeats.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -48,6 +49,8 @@ class PoolMaps:
         config = publisher_config(pool, ())
         self._publisher = Publisher(config, state, now_ms, term_floor=transitions)
         self._polled: set[str] = set()
+        self._vouched: frozenset[str] = frozenset()
+        self._silent: frozenset[str] = frozenset()
 
     @property
     def state(self) -> PublisherState | None:
@@ -57,7 +60,8 @@ class PoolMaps:
     def configure(self, pool: Pool, members: Sequence[Member]) -> None:
         """Go by the newest spec and the newest look at the cluster."""
         self._publisher.reconfigure(publisher_config(pool, members))
-        self._publisher.vouch([member.name for member in members if member.vouched])
+        self._vouched = frozenset(member.name for member in members if member.vouched)
+        self._publisher.vouch(self._vouched - self._silent)
         self._publisher.dismiss([member.name for member in members if member.group is None])
 
     def answered(self, node: str, reports: Collection[WorkerReport], now_ms: int) -> None:
@@ -75,6 +79,13 @@ class PoolMaps:
         for node in self._polled - set(nodes):
             self._publisher.failed(node)
         self._polled &= set(nodes)
+
+    def fell_silent(self, since_ms: Mapping[str, int]) -> None:
+        """Note whose kubelets are silent now, and since when, whatever their Nodes say."""
+        self._silent = frozenset(since_ms)
+        self._publisher.vouch(self._vouched - self._silent)
+        for node, silent_since_ms in since_ms.items():
+            self._publisher.silent_since(node, silent_since_ms)
 
     def step(self, now_ms: int, wall_s: int) -> Outcome:
         """Return the next state, to be stored and then published."""

@@ -24,6 +24,7 @@ from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.health import MapView
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.shards import PoolMaps
+from memkv_operator.run.heartbeats import HeartbeatReader
 from memkv_operator.run.stored_map import StoredMap
 
 log = logging.getLogger("memkv.operator.map")
@@ -56,6 +57,7 @@ class PoolPublisher:
         self._step_s = step_s
         self._stored = StoredMap(pool, objects)
         self._poller = NodePoller(pool.key, dial, self._on_seen)
+        self._heartbeats = HeartbeatReader(objects, clock, self._suspects)
         self._maps: PoolMaps | None = None
         self._faces: dict[str, Face] = {}
         self._unstored: PublisherState | None = None
@@ -97,8 +99,11 @@ class PoolPublisher:
     async def run(self) -> None:
         """Go on until cancelled. LeadershipLost when another operator publishes."""
         pause_s = RETRY_S_MIN
+        reading = asyncio.create_task(self._heartbeats.run())
         try:
             while True:
+                if reading.done():
+                    reading.result()
                 try:
                     if self._maps is None:
                         await self._take_over()
@@ -111,6 +116,8 @@ class PoolPublisher:
                     await asyncio.sleep(pause_s)
                     pause_s = min(RETRY_S_MAX, 2 * pause_s)
         finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
             await self._poller.stop()
 
     async def _take_over(self) -> None:
@@ -125,6 +132,8 @@ class PoolPublisher:
         self._concerns()
 
     async def _step(self, maps: PoolMaps) -> None:
+        grace_ms = self._pool.spec.node_lost_grace_s * 1000
+        maps.fell_silent(self._heartbeats.heartbeats.silent(grace_ms, self._now_ms()))
         outcome = Outcome(None, self.view.reasons, self.view.slots_waiting)
         if self._unstored is None and self._may_publish:
             outcome = maps.step(self._now_ms(), self._clock.wall_s())
@@ -175,6 +184,11 @@ class PoolPublisher:
             self._faces[node] = face
             self._concerns()
 
+    def _suspects(self) -> list[str]:
+        """Return the nodes that did not answer, or were not asked yet, and count as well."""
+        seen = self._poller.seen
+        return [m.name for m in self._members if m.vouched and not is_reachable(seen.get(m.name))]
+
     def _feed(self, maps: PoolMaps, node: str, seen: NodeSeen) -> None:
         if seen.problem or seen.facts is None:
             maps.failed(node)
@@ -190,6 +204,11 @@ class PoolPublisher:
 
     def _now_ms(self) -> int:
         return self._clock.monotonic_ns() // 1_000_000
+
+
+def is_reachable(seen: NodeSeen | None) -> bool:
+    """Return whether a node answered the very last poll."""
+    return seen is not None and seen.reachable
 
 
 Face: TypeAlias = tuple[object, ...]
