@@ -6,9 +6,11 @@ No kubelet and no node: what it stores nobody carries out, except for what the c
 
 import base64
 import json
+import os
 import secrets
 import ssl
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from memkv.errors import ConfigError
 from memkv.localpool.ports import free_ports
+from memkv.testing import ends_with_parent
 
 NEEDED = ("etcd", "kube-apiserver", "kubectl")
 READY_S = 120.0  # 4 s on an idle machine; two starved cores took 50
@@ -32,14 +35,14 @@ SERVICE_RANGE = "10.96.0.0/24"
 
 
 class Daemon:
-    """One process with its log. Only this process is ever signalled."""
+    """One process with its log, which ends with this one. Only it is ever signalled."""
 
     def __init__(self, name: str, command: Sequence[str | Path], directory: Path) -> None:
         self.name = name
         self.log = directory / f"{name}.log"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                ending_with_us(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 cwd=directory, start_new_session=True,
             )  # fmt: skip
 
@@ -50,6 +53,16 @@ class Daemon:
             lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
             raise ConfigError(f"{self.name} ended with exit code {code}:\n" + "\n".join(lines))
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End it as a power cut does, and reap."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self) -> None:
         """Ask for an end, force it after a while, and reap."""
         self._process.terminate()
@@ -58,6 +71,13 @@ class Daemon:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def ending_with_us(command: Sequence[str | Path]) -> list[str]:
+    """Return a command line that ends with this process, however that one ends: test servers of a
+    killed pytest would stay for ever. The first word is a path."""
+    words = [sys.executable, "-S", ends_with_parent.__file__, os.getpid(), *command]
+    return [str(word) for word in words]
 
 
 class ControlPlane:
@@ -96,12 +116,12 @@ class ControlPlane:
                 if attempt == STARTS or "address already in use" not in str(error):
                     raise
 
-    def start_controllers(self) -> None:
+    def start_controllers(self, *arguments: str) -> None:
         """Start kube-controller-manager: garbage collection, namespaces' ends, workloads."""
-        self._spawn(
+        self.spawn(
             "kube-controller-manager", f"--kubeconfig={self.kubeconfig}", "--leader-elect=false",
             "--service-account-private-key-file=accounts.key", "--use-service-account-credentials",
-            "--root-ca-file=certs/apiserver.crt", "--secure-port=0",
+            "--root-ca-file=certs/apiserver.crt", "--secure-port=0", *arguments,
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -112,12 +132,12 @@ class ControlPlane:
     def _start_once(self, attempt: int) -> None:
         client, peer, secure = free_ports(3)
         etcd = f"http://127.0.0.1:{client}"
-        self._spawn(
+        self.spawn(
             "etcd", f"--data-dir=etcd-{attempt}", f"--listen-client-urls={etcd}",
             f"--advertise-client-urls={etcd}", f"--listen-peer-urls=http://127.0.0.1:{peer}",
             "--unsafe-no-fsync",
         )  # fmt: skip
-        self._spawn(
+        self.spawn(
             "kube-apiserver", f"--etcd-servers={etcd}", f"--secure-port={secure}",
             "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--cert-dir=certs",
             "--service-account-key-file=accounts.pub", "--token-auth-file=tokens.csv",
@@ -132,11 +152,13 @@ class ControlPlane:
         self._wait(f"{self.endpoint}/readyz", self._is_ready)
         self._write_kubeconfig()
 
-    def _spawn(self, name: str, *arguments: str) -> None:
+    def spawn(self, name: str, *arguments: str | Path) -> Daemon:
+        """Start one more of the binaries; `stop` ends it with the others."""
         binary = self.binaries / name
         if not binary.exists():
             raise ConfigError(f"{binary} is missing: run deploy/dev/cluster/build.sh")
         self._daemons.append(Daemon(name, [binary, *arguments], self.directory))
+        return self._daemons[-1]
 
     def _wait(self, what: str, holds: Callable[[], bool]) -> None:
         give_up = time.monotonic() + READY_S

@@ -7,7 +7,6 @@ from memkv.metadata.kubernetes.json_values import JsonValue, Manifest, Reader
 
 TRUE = "True"
 FALSE = "False"
-UNKNOWN = "Unknown"
 MESSAGE_BYTES_MAX = 1024  # a list of a thousand node names helps nobody; the schema takes 32768
 
 
@@ -40,10 +39,9 @@ class Condition:
         }
 
 
-def condition(type_: str, holds: bool | None, reason: str, message: str = "") -> Condition:
-    """Return a condition without time; None: unknown."""
-    status = UNKNOWN if holds is None else TRUE if holds else FALSE
-    return Condition(type_, status, reason, message[:MESSAGE_BYTES_MAX])
+def condition(type_: str, holds: bool, reason: str, message: str = "") -> Condition:
+    """Return a condition without time."""
+    return Condition(type_, TRUE if holds else FALSE, reason, message[:MESSAGE_BYTES_MAX])
 
 
 def read_conditions(status: Reader) -> dict[str, Condition]:

@@ -5,7 +5,6 @@ from hashlib import sha256
 
 GROUP = "memkv.io"
 VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
 
 FIELD_MANAGER = "memkv-operator"
 FINALIZER = f"{GROUP}/pool-protection"

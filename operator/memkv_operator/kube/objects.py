@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from memkv.metadata.kubernetes.api_server import APPLY, MERGE, ApiServer
 from memkv.metadata.kubernetes.errors import Conflict, NotFound
 from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue, Manifest, Reader
+from memkv.metadata.kubernetes.listing import Listing, list_all
 from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import FIELD_MANAGER, Resource
 
@@ -30,21 +31,14 @@ class Objects:
 
     async def list(
         self, resource: Resource, namespace: str = "", label_selector: str = ""
-    ) -> list[JsonObject]:
-        """Return all objects of a kind, with kind and apiVersion as if each was read alone."""
-        query = {"limit": "500"}
-        if label_selector:
-            query["labelSelector"] = label_selector
-        found: list[JsonObject] = []
-        while True:
-            page = Reader(await self._api.request("GET", resource.path(namespace), query))
-            for item in page.objects("items"):
-                named = {"kind": resource.kind, "apiVersion": resource.api_version}
-                found.append({**named, **item.value})
-            token = page.object("metadata").text("continue")
-            if not token:
-                return found
-            query["continue"] = token
+    ) -> Listing:
+        """Return all objects of a kind; no namespace: those of all namespaces."""
+        query = {"labelSelector": label_selector} if label_selector else {}
+        return await list_all(self._api, resource.path(namespace), query)
+
+    async def check_served(self, resource: Resource, namespace: str = "") -> None:
+        """Raise NotFound where the API server does not know a kind."""
+        await self._api.request("GET", resource.path(namespace), {"limit": "1"})
 
     async def apply(
         self, resource: Resource, namespace: str, name: str, manifest: JsonObject

@@ -60,7 +60,7 @@ class HeartbeatReader:
     async def _read(self, nodes: frozenset[str]) -> dict[str, JsonObject]:
         if len(nodes) > GETS_MAX:
             listed = await self._objects.list(LEASES, NODE_LEASES_NAMESPACE)
-            return {read_meta(Reader(lease)).name: lease for lease in listed}
+            return {read_meta(Reader(lease)).name: lease for lease in listed.items}
         found = {n: await self._objects.get(LEASES, NODE_LEASES_NAMESPACE, n) for n in nodes}
         return {node: lease for node, lease in found.items() if lease is not None}
 

@@ -107,7 +107,7 @@ class Operator:
         while True:
             try:
                 for resource in (POOLS, MEMKV_NODES, SHARD_MAPS):
-                    await objects.list(resource, next(iter(self._settings.namespaces), ""))
+                    await objects.check_served(resource, next(iter(self._settings.namespaces), ""))
                 return
             except MemKVError as error:
                 level = logging.WARNING if not said else logging.DEBUG
@@ -203,18 +203,17 @@ class Operator:
         return True, "leads" if self.leads else "stands by"
 
 
-def run_operator(settings: Settings, started: Callable[[], None] = lambda: None) -> None:
+def run_operator(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. MemKVError when the process must start anew."""
-    asyncio.run(_run(settings, started))
+    asyncio.run(_run(settings))
 
 
-async def _run(settings: Settings, started: Callable[[], None]) -> None:
+async def _run(settings: Settings) -> None:
     operator = Operator(settings)
     running = asyncio.create_task(operator.run())
     if threading.current_thread() is threading.main_thread():
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, running.cancel)
-    started()
     with contextlib.suppress(asyncio.CancelledError):
         await running

@@ -72,7 +72,7 @@ async def _pools(objects: Objects, namespaces: tuple[str, ...]) -> list[ObjectMe
         return [
             read_meta(Reader(found))
             for namespace in namespaces or ("",)
-            for found in await objects.list(POOLS, namespace)
+            for found in (await objects.list(POOLS, namespace)).items
         ]
     except NotFound:
         return []  # the CRDs are gone, and every pool with them

@@ -5,10 +5,11 @@ bytes and nobody's business here.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from memkv.errors import ConfigError
 from memkv.metadata.kubernetes.json_values import JsonObject, Reader
+from memkv.metadata.kubernetes.listing import Listing
 from memkv_operator.api.cluster import (
     KubeNode,
     Pod,
@@ -87,14 +88,17 @@ class ClusterView:
                 self._objects[pool].pop((resource.kind, meta.name), None)
             self._concerns(pool)
 
-    def replaced(self, resource: Resource, manifests: Sequence[JsonObject]) -> None:
-        """Note what there is of a kind: what is not listed is gone."""
-        listed = {read_meta(Reader(manifest)).key for manifest in manifests}
-        for gone in self._known(resource) - listed:
+    def replaced(self, resource: Resource, namespace: str, listing: Listing) -> None:
+        """Note what there is of a kind in a namespace ("": in all): what is not listed is gone,
+        unless it was heard of after the listing."""
+        listed = {read_meta(Reader(manifest)).key for manifest in listing.items}
+        for gone in self._known(resource, namespace) - listed:
+            if self._is_newer(resource, gone, listing.version):
+                continue
             self._versions.pop((resource.kind, gone), None)
-            namespace, _, name = gone.rpartition("/")
-            self._forget(resource, namespace, name)
-        for manifest in manifests:
+            where, _, name = gone.rpartition("/")
+            self._forget(resource, where, name)
+        for manifest in listing.items:
             self.changed(resource, manifest)
 
     # --- answers -----------------------------------------------------------------------------
@@ -158,24 +162,28 @@ class ClusterView:
         self._versions[key] = meta.uid, version
         return False
 
+    def _is_newer(self, resource: Resource, key: str, version: str) -> bool:
+        """Return whether the state that is known of an object is newer than a listing."""
+        _, known = self._versions.get((resource.kind, key), ("", 0))
+        return version.isdecimal() and known > int(version)
+
     def _concern_all(self) -> None:
         for key in list(self.pools):
             self._concerns(key)
 
-    def _known(self, resource: Resource) -> set[str]:
-        if resource is POOLS:
-            return set(self.pools)
+    def _known(self, resource: Resource, namespace: str) -> set[str]:
+        """Return keys of what is known of a kind in a namespace; "": in all."""
         if resource is NODES:
             return set(self.kube_nodes)
-        known: set[str] = set()
+        known = set(self.pools) if resource is POOLS else set()
         for pool in (*self._pods, *self._objects):
-            namespace = pool.partition("/")[0]
+            where = pool.partition("/")[0]
             if resource is PODS:
-                known |= {f"{namespace}/{name}" for name in self._pods.get(pool, {})}
+                known |= {f"{where}/{name}" for name in self._pods.get(pool, {})}
             else:
                 objects = self._objects.get(pool, {})
-                known |= {f"{namespace}/{n}" for kind, n in objects if kind == resource.kind}
-        return known
+                known |= {f"{where}/{n}" for kind, n in objects if kind == resource.kind}
+        return {key for key in known if not namespace or key.partition("/")[0] == namespace}
 
     def _forget(self, resource: Resource, namespace: str, name: str) -> None:
         pools = [p for p in (*self._pods, *self._objects) if p.partition("/")[0] == namespace]

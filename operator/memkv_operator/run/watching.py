@@ -20,6 +20,7 @@ from memkv.clock import Clock
 from memkv.errors import MemKVError, PeerGone
 from memkv.metadata.kubernetes.api_server import ApiServer
 from memkv.metadata.kubernetes.json_values import JsonObject
+from memkv.metadata.kubernetes.listing import Listing
 from memkv.metadata.kubernetes.reflector import Reflector
 from memkv_operator.api.names import (
     CHILDREN,
@@ -146,14 +147,15 @@ def kopf_settings() -> kopf.OperatorSettings:
 class _OwnObjects:
     """A reflector's listener: hands one kind on to the view."""
 
-    def __init__(self, view: ClusterView, resource: Resource, heard: Heard) -> None:
+    def __init__(self, view: ClusterView, resource: Resource, namespace: str, heard: Heard) -> None:
         self._view = view
         self._resource = resource
+        self._namespace = namespace
         self._heard = heard
 
-    def replaced(self, objects: Sequence[JsonObject]) -> None:
+    def replaced(self, listing: Listing) -> None:
         self._heard(self._resource)
-        self._view.replaced(self._resource, objects)
+        self._view.replaced(self._resource, self._namespace, listing)
 
     def changed(self, item: JsonObject) -> None:
         self._heard(self._resource)
@@ -192,7 +194,7 @@ class Watches:
                 api,
                 resource.path(namespace),
                 {"labelSelector": OWN},
-                _OwnObjects(view, resource, heard),
+                _OwnObjects(view, resource, namespace, heard),
                 clock,
             )
             for resource in BY_LABEL
@@ -211,7 +213,7 @@ class Watches:
             await self._kopf.start()
             for reflector in self._reflectors:
                 await reflector.synced.wait()
-            await self._list_all()
+            await self._list_all(BY_KOPF)
             self.synced = True
             while self._kopf.alive:
                 await asyncio.sleep(self._list_again_s)
@@ -225,17 +227,18 @@ class Watches:
 
     async def _list_all_or_say(self) -> None:
         try:
-            await self._list_all()
+            await self._list_all((*BY_KOPF, *BY_LABEL))
         except MemKVError as error:
             log.warning("listing again: %s", error)
 
-    async def _list_all(self) -> None:
-        """Compare the view with what there is: kopf does not tell of what vanished unseen."""
-        for resource in BY_KOPF:
-            found: list[JsonObject] = []
+    async def _list_all(self, resources: Sequence[Resource]) -> None:
+        """Compare the view with what there is: kopf does not tell of what vanished unseen, and no
+        watch of what it lost itself."""
+        for resource in resources:
+            selector = OWN if resource in BY_LABEL else ""
             for namespace in self._namespaces if resource.namespaced else ("",):
-                found += await self._objects.list(resource, namespace)
-            self._view.replaced(resource, found)
+                listing = await self._objects.list(resource, namespace, selector)
+                self._view.replaced(resource, namespace, listing)
 
     def _from_kopf(self, resource: Resource, kind: str | None, item: JsonObject) -> None:
         self._loop.call_soon_threadsafe(self._take, resource, kind, item)

@@ -5,7 +5,7 @@ kopf alone is missing: it needs a real API server, which tests/apiserver has.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from memkv.clock import SystemClock
 from memkv.metadata.kubernetes.api_server import MERGE, ApiServer, Observer
 from memkv.metadata.kubernetes.json_values import JsonObject
+from memkv.metadata.kubernetes.listing import Listing
 from memkv.metadata.kubernetes.reflector import Reflector
 from memkv.metadata.kubernetes.shardmap_object import map_of
 from memkv.shardmap import ShardMap
@@ -80,8 +81,8 @@ class _Listener:
     kind: Resource
     on_event: OnEvent
 
-    def replaced(self, objects: Sequence[JsonObject]) -> None:
-        for item in objects:
+    def replaced(self, listing: Listing) -> None:
+        for item in listing.items:
             self.on_event(self.kind, None, item)
 
     def changed(self, item: JsonObject) -> None:

@@ -8,7 +8,7 @@ gets it whole: what vanished in between is missing there.
 import asyncio
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 from memkv.clock import Clock
@@ -16,6 +16,7 @@ from memkv.errors import MemKVError, ProtocolError
 from memkv.metadata.kubernetes.api_server import ApiServer
 from memkv.metadata.kubernetes.errors import Gone, TooMany, error_of
 from memkv.metadata.kubernetes.json_values import JsonObject, Reader
+from memkv.metadata.kubernetes.listing import Listing, list_all
 
 log = logging.getLogger("memkv.kubernetes")
 
@@ -23,14 +24,13 @@ WATCH_S = 300  # then the server ends the stream, and load spreads over its repl
 BACKOFF_S_MIN = 0.1
 BACKOFF_S_MAX = 30.0
 STABLE_S = 30  # a stream that lasted so long was well: the next failure waits the least again
-PAGE_OBJECTS = 500
 
 
 class Listener(Protocol):
     """Who is kept informed. Called on the event loop, and must not wait."""
 
-    def replaced(self, objects: Sequence[JsonObject]) -> None:
-        """The collection is exactly this now."""
+    def replaced(self, listing: Listing) -> None:
+        """The collection was exactly this at the version of the listing."""
 
     def changed(self, item: JsonObject) -> None:
         """An object is new or has changed."""
@@ -78,18 +78,9 @@ class Reflector:
                 await self._pause(error)
 
     async def _list(self) -> None:
-        found: list[JsonObject] = []
-        query = {**self._query, "limit": str(PAGE_OBJECTS)}
-        while True:
-            page = Reader(await self._api.request("GET", self._path, query))
-            found += [item.value for item in page.objects("items")]
-            meta = page.object("metadata")
-            token = meta.text("continue")
-            if not token:
-                break
-            query["continue"] = token
-        self._version = meta.text("resourceVersion")
-        self._listener.replaced(found)
+        listing = await list_all(self._api, self._path, self._query)
+        self._version = listing.version
+        self._listener.replaced(listing)
         self.synced.set()
 
     async def _watch(self) -> None:

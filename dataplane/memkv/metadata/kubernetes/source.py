@@ -6,12 +6,13 @@ either: its pool is going, and until then an old map is better than none.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from memkv.clock import Clock
 from memkv.errors import ConfigError
 from memkv.metadata.kubernetes.api_server import ApiServer
 from memkv.metadata.kubernetes.json_values import JsonObject, Reader
+from memkv.metadata.kubernetes.listing import Listing
 from memkv.metadata.kubernetes.reflector import Reflector
 from memkv.metadata.kubernetes.shardmap_object import collection_path, map_of
 from memkv.shardmap import ShardMap
@@ -53,11 +54,11 @@ class ShardMapSource:
             if self._latest is not None:
                 await self._on_map(self._latest)
 
-    def replaced(self, objects: Sequence[JsonObject]) -> None:
+    def replaced(self, listing: Listing) -> None:
         """As Listener."""
-        for item in objects:
+        for item in listing.items:
             self.changed(item)
-        if not objects and self._latest is None:
+        if not listing.items and self._latest is None:
             log.info("there is no MemKVShardMap %s yet; waiting for the operator", self._name)
 
     def changed(self, item: JsonObject) -> None:
