@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests on a real cluster: KUBECONFIG's, with MEMKV_TEST_IMAGE naming an image that its nodes can
 # pull; or else one that is started here and ended afterwards, with the image of this tree.
-# Exit status 77: there can be none here (the last line says why).
+# PYTEST_ARGS chooses tests. Exit status 77: there can be none here (the last line says why).
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 folder=deploy/dev/cluster
@@ -24,4 +24,5 @@ else
 fi
 export MEMKV_TEST_IMAGE
 # -s: the tests print how long things took.
-.venv/bin/python -m pytest -s -o timeout=900 tests/cluster
+# shellcheck disable=SC2086  # several words
+.venv/bin/python -m pytest -s -o timeout=900 ${PYTEST_ARGS:-tests/cluster}

@@ -116,6 +116,11 @@ def node_secret_name(pool: str) -> str:
     return f"{pool}-node-identity"
 
 
+def node_account_name(pool: str) -> str:
+    """Return the name of the ServiceAccount of data-plane pods."""
+    return f"{pool}-node"
+
+
 def metadata_secret_name(pool: str) -> str:
     """Return the name of the Secret that metadata pods mount."""
     return f"{pool}-metadata-identity"

@@ -10,6 +10,7 @@ from memkv_operator.render.connection import connection
 from memkv_operator.render.daemonset import daemon_set
 from memkv_operator.render.digest import digest_of
 from memkv_operator.render.disruption import metadata_budget, node_budget
+from memkv_operator.render.identity import node_account
 from memkv_operator.render.metadata import metadata_manifests
 
 
@@ -39,6 +40,7 @@ def children_of(
     manifests = [
         *metadata_manifests(pool, own_image),
         connection(pool, authority),
+        node_account(pool),
         *(daemon_set(pool, group, own_image) for group in pool.spec.groups),
     ]
     if pool.spec.manages_pod_budget:

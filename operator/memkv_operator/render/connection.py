@@ -13,10 +13,9 @@ from memkv_operator.api.names import (
 )
 from memkv_operator.api.pool import Pool
 from memkv_operator.render.endpoints import metadata_endpoint
+from memkv_operator.render.identity import TOKEN_FILE, asks_tokens
 
 FILE_NAME = "connection.json"
-TOKEN_FILE = "/var/run/secrets/memkv/token"
-"""Where client pods mount a projected ServiceAccount token with audience memkv-metadata."""
 
 
 def connection(pool: Pool, authority: str) -> Manifest:
@@ -28,7 +27,7 @@ def connection(pool: Pool, authority: str) -> Manifest:
     if pool.has_tls:
         document["ca"] = authority
         document["payload_encryption"] = pool.spec.groups[0].network.payload_encryption
-        if pool.spec.auth_mode == "ServiceAccount":
+        if asks_tokens(pool):
             document["token_file"] = TOKEN_FILE
     labels = pool_labels(pool.meta.name, COMPONENT_METADATA)
     return {

@@ -13,6 +13,7 @@ from memkv_operator.api.names import (
     POOLS,
     TEMPLATE_HASH,
     daemon_set_name,
+    node_account_name,
     node_secret_name,
     pool_labels,
 )
@@ -20,7 +21,14 @@ from memkv_operator.api.pool import HUGE_PAGES_NONE, NodeGroup, Pool
 from memkv_operator.api.quantity import format_bytes
 from memkv_operator.render.digest import digest_of
 from memkv_operator.render.endpoints import metadata_endpoint
-from memkv_operator.render.identity import node_flags, secret_mount, secret_volume
+from memkv_operator.render.identity import (
+    asks_tokens,
+    node_flags,
+    secret_mount,
+    secret_volume,
+    token_mount,
+    token_volume,
+)
 from memkv_operator.render.image import image_reference
 
 STATE_DIR = "/var/lib/memkv"
@@ -81,6 +89,7 @@ def _template(pool: Pool, group: NodeGroup, labels: Mapping[str, str], own_image
 def _pod_spec(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
     image, extra = pool.spec.image, pool.spec.pod_template
     spec: Manifest = {
+        "serviceAccountName": node_account_name(pool.meta.name),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_S,
@@ -155,6 +164,7 @@ def _container(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
         "volumeMounts": [
             {"name": "state", "mountPath": STATE_DIR},
             *([secret_mount()] if pool.has_tls else []),
+            *([token_mount()] if asks_tokens(pool) else []),
         ],
     }
     return container
@@ -191,7 +201,11 @@ def _volumes(pool: Pool, group: NodeGroup) -> list[JsonValue]:
     if group.file is not None:
         path = {"path": group.file.host_path, "type": "DirectoryOrCreate"}
         state = {"name": "state", "hostPath": path}
-    return [state, secret_volume(node_secret_name(pool.meta.name))] if pool.has_tls else [state]
+    return [
+        state,
+        *([secret_volume(node_secret_name(pool.meta.name))] if pool.has_tls else []),
+        *([token_volume(pool)] if asks_tokens(pool) else []),
+    ]
 
 
 def _resources(group: NodeGroup) -> Manifest:

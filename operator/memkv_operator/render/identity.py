@@ -6,9 +6,12 @@ from memkv.metadata.kubernetes.json_values import JsonValue, Manifest
 from memkv_operator.api.meta import child_meta
 from memkv_operator.api.names import (
     COMPONENT_METADATA,
+    COMPONENT_NODE,
     CONFIG_MAPS,
     POOLS,
+    SERVICE_ACCOUNTS,
     metadata_name,
+    node_account_name,
     pool_labels,
 )
 from memkv_operator.api.pool import Pool
@@ -16,6 +19,10 @@ from memkv_operator.api.pool import Pool
 DIRECTORY = "/etc/memkv/identity"
 TENANTS_DIRECTORY = "/etc/memkv/tenants"
 TENANTS_FILE = "tenants.json"
+TOKEN_DIRECTORY = "/var/run/secrets/memkv"
+TOKEN_FILE = f"{TOKEN_DIRECTORY}/token"
+"""Where pods mount a projected ServiceAccount token for the metadata service."""
+TOKEN_S = 3600  # kubelet renews it when four fifths have gone
 _MODES = {"ServiceAccount": "serviceaccount", "MTLS": "certificate", "None": "none"}
 READ_ONLY = 0o444
 
@@ -26,6 +33,12 @@ _TLS = (
 )
 
 
+def asks_tokens(pool: Pool) -> bool:
+    """Whether tokens prove callers to the metadata service. It asks nobody for a certificate then,
+    nodes included."""
+    return pool.has_tls and pool.spec.auth_mode == "ServiceAccount"
+
+
 def node_flags(pool: Pool, payload_encryption: str) -> list[JsonValue]:
     """Return what a data-plane pod is told of certificates and tickets."""
     if not pool.has_tls:
@@ -34,6 +47,7 @@ def node_flags(pool: Pool, payload_encryption: str) -> list[JsonValue]:
         *_TLS,
         f"--ticket-keys={DIRECTORY}/tickets.pub",
         f"--payload-encryption={payload_encryption}",
+        *([f"--token-file={TOKEN_FILE}"] if asks_tokens(pool) else []),
     ]
 
 
@@ -47,6 +61,7 @@ def metadata_flags(pool: Pool) -> list[JsonValue]:
         f"--salt-secret={DIRECTORY}/salt",
         f"--auth={_MODES[pool.spec.auth_mode]}",
         f"--tenants={TENANTS_DIRECTORY}/{TENANTS_FILE}",
+        *([f"--node-accounts={_node_account(pool)}"] if asks_tokens(pool) else []),
     ]
 
 
@@ -58,6 +73,38 @@ def secret_volume(secret: str) -> Manifest:
 def secret_mount() -> Manifest:
     """Return where it is mounted. The whole folder: kubelet replaces files of no other mount."""
     return {"name": "identity", "mountPath": DIRECTORY, "readOnly": True}
+
+
+def node_account(pool: Pool) -> Manifest:
+    """Return the ServiceAccount of data-plane pods: without rights, it says who they are."""
+    name = node_account_name(pool.meta.name)
+    labels = pool_labels(pool.meta.name, COMPONENT_NODE)
+    return {
+        "apiVersion": SERVICE_ACCOUNTS.api_version,
+        "kind": SERVICE_ACCOUNTS.kind,
+        "metadata": child_meta(POOLS, pool.meta, name, labels),
+        "automountServiceAccountToken": False,
+    }
+
+
+def _node_account(pool: Pool) -> str:
+    return f"{pool.meta.namespace}/{node_account_name(pool.meta.name)}"
+
+
+def token_volume(pool: Pool) -> Manifest:
+    """Return the volume with a pod's token, which only the metadata service takes."""
+    token: Manifest = {
+        "path": "token",
+        "audience": pool.spec.auth_audience,
+        "expirationSeconds": TOKEN_S,
+    }
+    sources: list[JsonValue] = [{"serviceAccountToken": token}]
+    return {"name": "token", "projected": {"sources": sources, "defaultMode": READ_ONLY}}
+
+
+def token_mount() -> Manifest:
+    """Return where it is mounted."""
+    return {"name": "token", "mountPath": TOKEN_DIRECTORY, "readOnly": True}
 
 
 def tenants_volume(pool: Pool) -> Manifest:

@@ -5,15 +5,17 @@ Whoever changes a manifest changes what runs in people's clusters: the differenc
 
 import os
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
 
 from memkv.metadata.kubernetes.json_values import JsonObject
-from memkv_operator.api.names import DAEMON_SETS, SPEC_HASH, TEMPLATE_HASH
+from memkv_operator.api.names import DAEMON_SETS, DEPLOYMENTS, SPEC_HASH, TEMPLATE_HASH
 from memkv_operator.api.pool import Image, read_pool
 from memkv_operator.render.children import Child, children_of
 from memkv_operator.render.image import image_reference
+from memkv_operator.testing.crds import Object, child, objects
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/operator"
 OWN_IMAGE = "registry.example/memkv/memkv:1.2.3"
@@ -107,10 +109,29 @@ def test_hashes_change_with_what_they_cover_only() -> None:
     }})}  # fmt: skip
     changed = {key for key in before if before[key].spec_hash != after[key].spec_hash}
     assert changed == {("Deployment", "pool-a-metadata")}
-    for child in after.values():
-        meta = child.manifest["metadata"]
+    for changed_child in after.values():
+        meta = changed_child.manifest["metadata"]
         assert isinstance(meta, dict)
-        assert meta["annotations"][SPEC_HASH] == child.spec_hash
+        assert meta["annotations"][SPEC_HASH] == changed_child.spec_hash
+
+
+@pytest.mark.parametrize("mode", ["ServiceAccount", "MTLS"])
+def test_nodes_prove_themselves_as_the_metadata_service_asks(mode: str) -> None:
+    """Where tokens prove callers it asks for no certificate, so nodes need a token too."""
+    made = children({**POOLS["tls"], "metadata": {"auth": {"mode": mode}}})
+    pods = {
+        child_.resource: child(cast(Object, child_.manifest), "spec", "template", "spec")
+        for child_ in made
+        if child_.resource in (DAEMON_SETS, DEPLOYMENTS)
+    }
+    node, metadata = pods[DAEMON_SETS], pods[DEPLOYMENTS]
+    assert node["automountServiceAccountToken"] is False
+    tokens = [volume for volume in objects(node, "volumes") if volume["name"] == "token"]
+    (own,), (other,) = objects(node, "containers"), objects(metadata, "containers")
+    with_token = [arg for arg in cast(list[str], own["args"]) if arg.startswith("--token-file=")]
+    account = f"--node-accounts=inference/{node['serviceAccountName']}"
+    named = [arg for arg in cast(list[str], other["args"]) if arg == account]
+    assert len(tokens) == len(with_token) == len(named) == (mode == "ServiceAccount")
 
 
 def test_a_new_image_is_a_new_template() -> None:
