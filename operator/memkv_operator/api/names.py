@@ -23,6 +23,8 @@ TEMPLATE_HASH = f"{GROUP}/template-hash"
 """Annotation of data-plane pods: the template they were made from."""
 ACCEPT_MASS_LOSS = f"{GROUP}/accept-mass-loss"
 """Annotation a person puts on a pool: the missing nodes are gone for good."""
+ROTATE_CA = f"{GROUP}/rotate-ca"
+"""Annotation a person puts on a pool: replace its authority once for each new value."""
 
 COMPONENT_NODE = "node"
 COMPONENT_METADATA = "metadata"
@@ -76,6 +78,7 @@ EVENTS = Resource("events.k8s.io", "v1", "events", "Event")
 CLUSTER_ROLE_BINDINGS = Resource(
     "rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False
 )
+CERTIFICATES = Resource("cert-manager.io", "v1", "certificates", "Certificate")
 
 CHILDREN = (
     SERVICE_ACCOUNTS,
@@ -88,7 +91,10 @@ CHILDREN = (
     POD_BUDGETS,
 )
 """Kinds that are rendered from a pool, in the order in which they are made."""
-BY_KIND = {resource.kind: resource for resource in (*CHILDREN, POOLS, MEMKV_NODES, SHARD_MAPS)}
+BY_KIND = {
+    resource.kind: resource
+    for resource in (*CHILDREN, CERTIFICATES, POOLS, MEMKV_NODES, SHARD_MAPS)
+}
 
 
 def daemon_set_name(pool: str, group: str) -> str:
@@ -124,6 +130,11 @@ def node_account_name(pool: str) -> str:
 def metadata_secret_name(pool: str) -> str:
     """Return the name of the Secret that metadata pods mount."""
     return f"{pool}-metadata-identity"
+
+
+def certificate_name(pool: str, role: str) -> str:
+    """Return the name of a role's Certificate (cert-manager), and of the Secret that it fills."""
+    return f"{pool}-{role}-tls"
 
 
 def memkv_node_name(pool: str, node_name: str) -> str:

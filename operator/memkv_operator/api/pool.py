@@ -90,6 +90,15 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True)
+class Issuer:
+    """Whom cert-manager has sign."""
+
+    name: str = ""
+    kind: str = "Issuer"
+    group: str = "cert-manager.io"
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """Who a tenant is, and what it is guaranteed in the whole pool."""
 
@@ -125,6 +134,10 @@ class PoolSpec:
     move_timeout_s: int = 3600
     metadata_replicas: int = 2
     tls_mode: str = "SelfSigned"
+    tls_secret: str = ""
+    """With mode Secret: where the certificates are."""
+    issuer: Issuer = Issuer()
+    """With mode CertManager."""
     auth_mode: str = "ServiceAccount"
     auth_audience: str = "memkv-metadata"
     update_type: str = "ShardRolling"
@@ -181,6 +194,8 @@ def _spec(spec: Reader) -> PoolSpec:
         move_timeout_s=sharding.integer("moveTimeoutSeconds", 3600),
         metadata_replicas=metadata.integer("replicas", 2),
         tls_mode=metadata.object("tls").text("mode", "SelfSigned"),
+        tls_secret=metadata.object("tls").text("secretName"),
+        issuer=_issuer(metadata.object("tls").object("issuerRef")),
         auth_mode=metadata.object("auth").text("mode", "ServiceAccount"),
         auth_audience=metadata.object("auth").text("audience", "memkv-metadata"),
         update_type=update.text("type", "ShardRolling"),
@@ -255,6 +270,14 @@ def _group(group: Reader, shared: Network | None) -> NodeGroup:
             for kind in ("requests", "limits")
             if (value := resources.object(kind)).value
         },
+    )
+
+
+def _issuer(issuer: Reader) -> Issuer:
+    return Issuer(
+        issuer.text("name"),
+        issuer.text("kind", "Issuer"),
+        issuer.text("group", "cert-manager.io"),
     )
 
 

@@ -26,16 +26,19 @@ CLOCK_SKEW = timedelta(hours=1)  # between the operator and whoever checks
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A certificate and its private key, in PEM."""
+    """A certificate, after which those may follow that lead to its authority, and its private key;
+    in PEM."""
 
     certificate: bytes
     key: bytes
 
 
 def make_authority(name: str, now: datetime) -> Pair:
-    """Return a new authority."""
+    """Return a new authority. Two of one name differ in their serial number, so that whoever
+    believes both knows which has signed."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = _name(name)
+    serial = x509.NameAttribute(NameOID.SERIAL_NUMBER, f"{x509.random_serial_number():x}"[:16])
+    subject = x509.Name([*_name(name), serial])
     builder = _builder(subject, subject, key.public_key(), now, AUTHORITY_LIFE)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(

@@ -1,17 +1,17 @@
 """The Secrets of a pool, and what is in each.
 
-P-identity, the operator's own: the authority's key, the key that signs tickets, tenants' salt.
-P-node-identity: what data-plane pods mount. P-metadata-identity: what metadata pods mount.
+P-identity, the operator's own: authorities, the key that signs tickets, tenants' salt.
+P-node-identity: what data-plane pods mount. P-metadata-identity: what metadata pods mount. Both are
+the same whoever makes the certificates.
 """
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memkv.errors import ConfigError
-from memkv.metadata.certificates import node_name
-from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
+from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue, Manifest, Reader
 from memkv_operator.api.meta import child_meta
 from memkv_operator.api.names import (
     COMPONENT_METADATA,
@@ -19,46 +19,70 @@ from memkv_operator.api.names import (
     POOLS,
     SECRETS,
     identity_name,
-    metadata_name,
     metadata_secret_name,
     node_secret_name,
     pool_labels,
 )
 from memkv_operator.api.pool import Pool
 from memkv_operator.identity.authority import Pair, public_ticket_key
+from memkv_operator.identity.trust import (
+    CA,
+    FIELDS,
+    Trust,
+    content_of_trust,
+    read_trust,
+)
 
-CA, CERTIFICATE, KEY = "ca.crt", "tls.crt", "tls.key"
-AUTHORITY_KEY = "ca.key"
+CERTIFICATE, KEY = "tls.crt", "tls.key"
+ADMIN_CERTIFICATE, ADMIN_KEY = "admin.crt", "admin.key"
 TICKET_KEY, TICKET_PUBLIC = "tickets.key", "tickets.pub"
-SALT = "salt"
+SALT, MODE = "salt", "mode"
 SALT_BYTES = 32
+SELF_SIGNED = "SelfSigned"
 
 
 @dataclass(frozen=True, slots=True)
 class Root:
     """What everything else of a pool's identity is made from."""
 
-    authority: Pair
+    trust: Trust
     ticket_key: bytes
     salt: bytes
+    mode: str = SELF_SIGNED
+    """metadata.tls.mode by which the certificates in force were made."""
+    admin: Pair | None = None
+    """The operator's own certificate, where somebody else makes it."""
 
 
 def root_manifest(pool: Pool, root: Root) -> Manifest:
     """Return the Secret that holds it."""
-    content = {
-        CA: root.authority.certificate,
-        AUTHORITY_KEY: root.authority.key,
-        TICKET_KEY: root.ticket_key,
-        SALT: root.salt,
-    }
+    content = {name: value for name, value in _content_of_root(root).items() if value}
     return _secret(pool, identity_name(pool.meta.name), COMPONENT_METADATA, content)
+
+
+def root_patch(root: Root, resource_version: str) -> Manifest:
+    """Return what makes the Secret hold another root, if it still has this version."""
+    content = _content_of_root(root)
+    data: dict[str, JsonValue] = {
+        name: _encoded(value) if value else None for name, value in content.items()
+    }
+    return {"metadata": {"resourceVersion": resource_version}, "data": data}
 
 
 def read_root(secret: JsonObject) -> Root:
     """Return what a Secret holds. ConfigError when something is missing."""
     content = content_of(secret)
+    admin = None
+    if ADMIN_CERTIFICATE in content:
+        admin = Pair(content[ADMIN_CERTIFICATE], content.get(ADMIN_KEY, b""))
     try:
-        return Root(Pair(content[CA], content[AUTHORITY_KEY]), content[TICKET_KEY], content[SALT])
+        return Root(
+            read_trust(content),
+            content[TICKET_KEY],
+            content[SALT],
+            content.get(MODE, SELF_SIGNED.encode()).decode("utf-8", "replace"),
+            admin,
+        )
     except KeyError as error:
         raise ConfigError(f"the pool's identity has no {error}") from error
 
@@ -66,7 +90,7 @@ def read_root(secret: JsonObject) -> Root:
 def node_manifest(pool: Pool, root: Root, leaf: Pair) -> Manifest:
     """Return the Secret of data-plane pods."""
     content = {
-        CA: root.authority.certificate,
+        CA: root.trust.bundle,
         CERTIFICATE: leaf.certificate,
         KEY: leaf.key,
         TICKET_PUBLIC: public_ticket_key(root.ticket_key),
@@ -77,7 +101,7 @@ def node_manifest(pool: Pool, root: Root, leaf: Pair) -> Manifest:
 def metadata_manifest(pool: Pool, root: Root, leaf: Pair) -> Manifest:
     """Return the Secret of metadata pods."""
     content = {
-        CA: root.authority.certificate,
+        CA: root.trust.bundle,
         CERTIFICATE: leaf.certificate,
         KEY: leaf.key,
         TICKET_KEY: root.ticket_key,
@@ -95,15 +119,25 @@ def content_of(secret: JsonObject) -> dict[str, bytes]:
         raise ConfigError(f"a Secret of the pool is not base64 ({error})") from error
 
 
-def node_dns_names(pool: Pool) -> Sequence[str]:
-    """Return the names in the certificate of a pool's nodes."""
-    return (node_name(pool.key),)
+def leaf_of(secret: JsonObject | None) -> Pair | None:
+    """Return the certificate in a Secret and its key; None where there is none."""
+    content = content_of(secret) if secret is not None else {}
+    if not content.get(CERTIFICATE) or not content.get(KEY):
+        return None
+    return Pair(content[CERTIFICATE], content[KEY])
 
 
-def metadata_dns_names(pool: Pool) -> Sequence[str]:
-    """Return the names by which clients of the cluster reach the metadata service."""
-    host = f"{metadata_name(pool.meta.name)}.{pool.meta.namespace}"
-    return metadata_name(pool.meta.name), host, f"{host}.svc", f"{host}.svc.cluster.local"
+def _content_of_root(root: Root) -> dict[str, bytes]:
+    """Return every field; empty ones are not there."""
+    return {
+        **dict.fromkeys(FIELDS, b""),
+        **content_of_trust(root.trust),
+        TICKET_KEY: root.ticket_key,
+        SALT: root.salt,
+        MODE: root.mode.encode() if root.mode != SELF_SIGNED else b"",
+        ADMIN_CERTIFICATE: root.admin.certificate if root.admin is not None else b"",
+        ADMIN_KEY: root.admin.key if root.admin is not None else b"",
+    }
 
 
 def _secret(pool: Pool, name: str, component: str, content: Mapping[str, bytes]) -> Manifest:
@@ -112,7 +146,9 @@ def _secret(pool: Pool, name: str, component: str, content: Mapping[str, bytes])
         "kind": SECRETS.kind,
         "metadata": child_meta(POOLS, pool.meta, name, pool_labels(pool.meta.name, component)),
         "type": "Opaque",
-        "data": {
-            key: base64.b64encode(value).decode("ascii") for key, value in sorted(content.items())
-        },
+        "data": {key: _encoded(value) for key, value in sorted(content.items())},
     }
+
+
+def _encoded(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")

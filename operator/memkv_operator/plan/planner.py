@@ -19,6 +19,7 @@ from memkv_operator.plan.actions import (
 from memkv_operator.plan.children import Live, child_actions
 from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.health import MapView, pool_conditions
+from memkv_operator.plan.identity import IdentityView, certificates_valid
 from memkv_operator.plan.membership import Member, members_of
 from memkv_operator.plan.nodes import lost_nodes, node_actions
 from memkv_operator.plan.rollout import Rolling, available_min, rolling_update
@@ -47,10 +48,7 @@ class Observed:
     """Whether nodes were asked and the map was read; until then no status is written."""
     with_figures: bool = True
     """Whether it is time to write figures that change all the time."""
-    authority: str = ""
-    """CA of the pool, in PEM; empty: it has none of its own."""
-    identity_problem: str = ""
-    """Why the pool's certificates could not be made."""
+    identity: IdentityView = field(default_factory=IdentityView)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +70,11 @@ def plan(observed: Observed, own_image: str, time: str) -> Plan:
     members = members_of(
         pool, observed.kube_nodes, observed.memkv_nodes, observed.pods, observed.seen
     )
-    found = findings(pool, observed.kube_nodes, observed.identity_problem)
+    found = findings(pool, observed.kube_nodes, observed.identity)
     blocked = any(finding.blocks for finding in found)
     lost = lost_nodes(observed.map_view.shard_map)
     left = available_min(pool, members, lost)
-    children = [] if blocked else children_of(pool, own_image, left, observed.authority)
+    children = [] if blocked else children_of(pool, own_image, left, observed.identity.authority)
     if not observed.informed:
         # Which nodes are lost is not known yet.
         children = [child for child in children if child.resource is not POD_BUDGETS]
@@ -151,6 +149,8 @@ def _status(
     now = pool_conditions(
         found, members, observed.map_view, observed.metadata, rolling, pool.spec.paused
     )
+    if pool.has_tls:
+        now.append(certificates_valid(observed.identity))
     generation = pool.meta.generation
     status: Manifest = {
         **pool_figures(pool, members, observed.map_view, rolling, revision),
@@ -161,7 +161,15 @@ def _status(
 
 
 _WORTH_AN_EVENT = frozenset(
-    {"Ready", "ConfigValid", "NodesReady", "ShardMapPublished", "MetadataAvailable", "Paused"}
+    {
+        "Ready",
+        "ConfigValid",
+        "CertificatesValid",
+        "NodesReady",
+        "ShardMapPublished",
+        "MetadataAvailable",
+        "Paused",
+    }
 )
 
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from memkv_operator.api.cluster import KubeNode
 from memkv_operator.api.pool import HUGE_PAGES_NONE, NodeGroup, Pool
+from memkv_operator.plan.identity import IdentityView, blocking
 
 NAMES_SHOWN = 5
 AUDIENCE = "memkv-metadata"
+NO_IDENTITY = IdentityView()
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +23,17 @@ class Finding:
 
 
 def findings(
-    pool: Pool, kube_nodes: Mapping[str, KubeNode], identity_problem: str = ""
+    pool: Pool, kube_nodes: Mapping[str, KubeNode], identity: IdentityView = NO_IDENTITY
 ) -> list[Finding]:
     """Return everything that is wrong, what blocks first."""
     found = [*_unsupported(pool), *_of_nodes(pool, list(kube_nodes.values()))]
-    if identity_problem:
-        found.append(_blocks("CertificatesUnavailable", identity_problem))
+    found += [_blocks(fault.reason, fault.message) for fault in blocking(identity)]
     return sorted(found, key=lambda finding: not finding.blocks)
 
 
 def _unsupported(pool: Pool) -> Iterable[Finding]:
     """What the API knows and this version cannot do: said, never ignored."""
     spec = pool.spec
-    if spec.tls_mode not in ("Disabled", "SelfSigned"):
-        yield _blocks(
-            "TLSModeNotSupportedYet",
-            f"metadata.tls.mode is {spec.tls_mode}, which this version cannot do: say SelfSigned, "
-            "and the operator makes and renews the certificates itself",
-        )
     if spec.auth_mode == "ServiceAccount" and spec.auth_audience != AUDIENCE:
         yield _blocks(
             "AudienceNotSupportedYet",

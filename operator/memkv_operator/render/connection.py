@@ -2,7 +2,7 @@
 
 import json
 
-from memkv.metadata.kubernetes.json_values import Manifest
+from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
 from memkv_operator.api.meta import child_meta
 from memkv_operator.api.names import (
     COMPONENT_METADATA,
@@ -36,3 +36,13 @@ def connection(pool: Pool, authority: str) -> Manifest:
         "metadata": child_meta(POOLS, pool.meta, connection_name(pool.meta.name), labels),
         "data": {FILE_NAME: json.dumps(document, sort_keys=True) + "\n"},
     }
+
+
+def authority_in(config_map: JsonObject) -> str:
+    """Return the CA that clients find in the ConfigMap as it is; empty when there is none."""
+    text = Reader(config_map).text_map("data").get(FILE_NAME, "")
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return ""
+    return str(document.get("ca", "")) if isinstance(document, dict) else ""

@@ -1,77 +1,106 @@
-"""Keeps the Secrets of pools with an authority of their own, and what the operator shows nodes."""
+"""Keeps the Secrets of pools with TLS, and what the operator shows nodes.
+
+Whoever makes the certificates, the operator hands them to pods in Secrets of its own: so it decides
+when everyone believes a new authority, and only then has its certificates used.
+"""
 
 import secrets
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 from memkv.clock import Clock
-from memkv.errors import RetryLater
-from memkv.metadata.certificates import admin_name, node_name
+from memkv.errors import ConfigError, RetryLater
+from memkv.metadata.certificates import node_name
 from memkv.metadata.kubernetes.errors import Conflict
 from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
 from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import (
+    CONFIG_MAPS,
+    ROTATE_CA,
     SECRETS,
+    connection_name,
     identity_name,
     metadata_secret_name,
     node_secret_name,
 )
 from memkv_operator.api.pool import Pool
-from memkv_operator.identity.authority import (
-    Pair,
-    is_fit,
-    issue,
-    make_authority,
-    make_ticket_key,
-)
+from memkv_operator.api.times import utc
+from memkv_operator.identity.authority import Pair, make_authority, make_ticket_key
+from memkv_operator.identity.leaves import Held, is_given_to_pods, leaves_of, next_trust
+from memkv_operator.identity.offers import Offer
+from memkv_operator.identity.roles import Role
 from memkv_operator.identity.secrets import (
-    CERTIFICATE,
-    KEY,
     SALT_BYTES,
+    SELF_SIGNED,
     Root,
-    content_of,
-    metadata_dns_names,
+    leaf_of,
     metadata_manifest,
-    node_dns_names,
     node_manifest,
     read_root,
     root_manifest,
+    root_patch,
 )
+from memkv_operator.identity.trust import GRACE, Phase, Trust, certificates_of
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import AdminTls
+from memkv_operator.plan.identity import Fault, IdentityView
+from memkv_operator.render.connection import authority_in
+from memkv_operator.run.offers import CERT_MANAGER, Offers
 
 LOOK_S = 300.0  # Secrets are not watched: that would need the right to list all of them
+LOOK_AGAIN_S = 5.0  # while something is missing
+PARTS_OF_GRACE = 8  # so often everyone's files are looked at while an authority is replaced
+
+Show = Callable[[str, Mapping[str, float]], None]
+"""Given a pool's key, and when each of its certificates ends, in seconds since 1970."""
+
+
+class Unavailable(ConfigError):
+    """There are no certificates yet. `faults` say why."""
+
+    def __init__(self, faults: tuple[Fault, ...]) -> None:
+        super().__init__("; ".join(fault.message for fault in faults))
+        self.faults = faults
 
 
 @dataclass(frozen=True, slots=True)
 class PoolIdentity:
     """What is needed of a pool's identity beside its Secrets."""
 
-    authority: str
-    """Its CA, in PEM."""
+    view: IdentityView
     admin: AdminTls
-    looked_ns: int
+    asked: tuple[object, ...]
+    """What was wanted of it when it was looked at."""
+    look_again_ns: int
 
 
 class Identities:
     """Of all pools of a leading operator."""
 
-    def __init__(self, objects: Objects, clock: Clock) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        clock: Clock,
+        grace: timedelta = GRACE,
+        show: Show = lambda pool, ends: None,
+    ) -> None:
+        """`grace`: between the phases of a change of the authority."""
         self._objects = objects
+        self._offers = Offers(objects, clock)
         self._clock = clock
+        self._grace = grace
+        self._show = show
         self._known: dict[str, PoolIdentity] = {}
 
     async def ensure(self, pool: Pool) -> PoolIdentity:
-        """Make or renew what is missing or old. ConfigError when the root is damaged or Secrets
-        are forbidden; RetryLater."""
+        """Make, take over or renew what is missing or old. Unavailable when there is nothing to go
+        by; ConfigError when the root is damaged or Secrets are forbidden; RetryLater."""
         known = self._known.get(pool.meta.uid)
         now_ns = self._clock.monotonic_ns()
-        if known is not None and now_ns - known.looked_ns < LOOK_S * 1e9:
+        if known is not None and known.asked == _asked(pool) and now_ns < known.look_again_ns:
             return known
-        root = await self._root(pool)
-        await self._ensure_leaves(pool, root)
-        admin = self._admin_of(pool, root, known)
-        identity = PoolIdentity(root.authority.certificate.decode("ascii"), admin, now_ns)
+        identity = await self._look(pool, known)
         self._known[pool.meta.uid] = identity
         return identity
 
@@ -79,55 +108,132 @@ class Identities:
         """Return what was found last, None where nothing was."""
         return self._known.get(pool.meta.uid)
 
-    async def _root(self, pool: Pool) -> Root:
+    def forget(self, pool: Pool) -> None:
+        """Drop what is known of a pool that goes."""
+        self._known.pop(pool.meta.uid, None)
+        self._show(pool.key, {})
+
+    # --- one look ----------------------------------------------------------------------------
+
+    async def _look(self, pool: Pool, known: PoolIdentity | None) -> PoolIdentity:
+        now = utc(self._clock.wall_s())
+        offer = await self._offers.find(pool)
+        secret, root = await self._root(pool, offer, now)
+        node = await self._get(pool, node_secret_name(pool.meta.name))
+        metadata = await self._get(pool, metadata_secret_name(pool.meta.name))
+        admin = root.admin
+        if admin is None and known is not None:
+            admin = Pair(known.admin.certificate, known.admin.key)
+        held: Held = {Role.NODE: leaf_of(node), Role.METADATA: leaf_of(metadata), Role.ADMIN: admin}
+        given = await self._is_given(pool, root.trust, (node, metadata), held, now)
+        trust = next_trust(pool, root.trust, offer, held, given, now, self._grace)
+        leaves = leaves_of(pool, trust, offer, held, now)
+        signs_itself = pool.spec.tls_mode == SELF_SIGNED and bool(trust.current.key)
+        after = replace(
+            root,
+            trust=trust,
+            mode=pool.spec.tls_mode,
+            admin=None if signs_itself else leaves[Role.ADMIN],
+        )
+        await self._write(pool, secret, root, after, leaves, (node, metadata))
+        if root.mode == CERT_MANAGER != after.mode:
+            await self._offers.withdraw(pool)
+        self._show(pool.key, _ends(trust, leaves))
+        return self._found(pool, after, offer, leaves[Role.ADMIN])
+
+    def _found(self, pool: Pool, root: Root, offer: Offer, admin: Pair) -> PoolIdentity:
+        trust = root.trust
+        pause_s = LOOK_AGAIN_S if offer.faults else LOOK_S
+        if trust.phase is not Phase.STEADY:
+            pause_s = min(LOOK_AGAIN_S, self._grace.total_seconds() / PARTS_OF_GRACE)
+        phase = "" if trust.phase is Phase.STEADY else trust.phase.value
+        return PoolIdentity(
+            IdentityView(trust.bundle.decode("ascii"), offer.faults, phase),
+            AdminTls(trust.bundle, admin.certificate, admin.key, node_name(pool.key)),
+            _asked(pool),
+            self._clock.monotonic_ns() + int(pause_s * 1e9),
+        )
+
+    async def _root(self, pool: Pool, offer: Offer, now: datetime) -> tuple[JsonObject, Root]:
         found = await self._get(pool, identity_name(pool.meta.name))
-        if found is None:
-            authority = make_authority(f"MemKV pool {pool.key}", self._now())
-            root = Root(authority, make_ticket_key(), secrets.token_bytes(SALT_BYTES))
-            try:
-                await self._objects.create(SECRETS, pool.meta.namespace, root_manifest(pool, root))
-            except Conflict as error:
-                raise RetryLater("another operator made the pool's identity first") from error
-            return root
-        if pool.meta.uid not in read_meta(Reader(found)).owners:
-            raise RetryLater(f"the identity of an earlier pool {pool.key} is still there")
-        return read_root(found)
+        if found is not None:
+            if pool.meta.uid not in read_meta(Reader(found)).owners:
+                raise RetryLater(f"the identity of an earlier pool {pool.key} is still there")
+            return found, read_root(found)
+        if pool.spec.tls_mode == SELF_SIGNED:
+            authority = make_authority(f"MemKV pool {pool.key}", now)
+        elif offer.authority is not None:
+            authority = offer.authority
+        else:
+            raise Unavailable(offer.faults)
+        trust = Trust(authority, served=pool.meta.annotations.get(ROTATE_CA, ""))
+        root = Root(
+            trust, make_ticket_key(), secrets.token_bytes(SALT_BYTES), pool.spec.tls_mode,
+            offer.leaves.get(Role.ADMIN),
+        )  # fmt: skip
+        try:
+            manifest = root_manifest(pool, root)
+            return await self._objects.create(SECRETS, pool.meta.namespace, manifest), root
+        except Conflict as error:
+            raise RetryLater("another operator made the pool's identity first") from error
 
-    async def _ensure_leaves(self, pool: Pool, root: Root) -> None:
-        for name, names, make in (
-            (node_secret_name(pool.meta.name), node_dns_names(pool), node_manifest),
-            (metadata_secret_name(pool.meta.name), metadata_dns_names(pool), metadata_manifest),
-        ):
-            found = await self._get(pool, name)
-            leaf = _leaf_of(found)
-            if leaf is None or not is_fit(leaf, root.authority, names, self._now()):
-                leaf = issue(root.authority, names, self._now())
-            manifest = make(pool, root, leaf)
-            if not _holds(found, manifest):
-                await self._objects.apply(SECRETS, pool.meta.namespace, name, manifest)
+    async def _is_given(
+        self,
+        pool: Pool,
+        trust: Trust,
+        written: tuple[JsonObject | None, JsonObject | None],
+        held: Held,
+        now: datetime,
+    ) -> bool:
+        """Return whether pods and clients have been given what this phase is about."""
+        if trust.phase is Phase.STEADY or trust.given_at is not None:
+            return False  # nobody asks
+        if not is_given_to_pods(pool, trust, written, held, now):
+            return False
+        name = connection_name(pool.meta.name)
+        connection = await self._objects.get(CONFIG_MAPS, pool.meta.namespace, name)
+        return connection is not None and authority_in(connection) == trust.bundle.decode("ascii")
 
-    def _admin_of(self, pool: Pool, root: Root, known: PoolIdentity | None) -> AdminTls:
-        names = [admin_name(pool.key)]
-        if known is not None:
-            pair = Pair(known.admin.certificate, known.admin.key)
-            if is_fit(pair, root.authority, names, self._now()):
-                return known.admin
-        pair = issue(root.authority, names, self._now())
-        authority = root.authority.certificate
-        return AdminTls(authority, pair.certificate, pair.key, node_name(pool.key))
+    async def _write(
+        self,
+        pool: Pool,
+        secret: JsonObject,
+        before: Root,
+        after: Root,
+        leaves: Mapping[Role, Pair],
+        live: tuple[JsonObject | None, JsonObject | None],
+    ) -> None:
+        """The root first: what signs certificates must never be lost."""
+        namespace = pool.meta.namespace
+        if after != before:
+            version = read_meta(Reader(secret)).resource_version
+            name = identity_name(pool.meta.name)
+            await self._objects.merge(SECRETS, namespace, name, root_patch(after, version))
+        for name, there, manifest in (
+            (node_secret_name(pool.meta.name), live[0],
+             node_manifest(pool, after, leaves[Role.NODE])),
+            (metadata_secret_name(pool.meta.name), live[1],
+             metadata_manifest(pool, after, leaves[Role.METADATA])),
+        ):  # fmt: skip
+            if not _holds(there, manifest):
+                await self._objects.apply(SECRETS, namespace, name, manifest)
 
     async def _get(self, pool: Pool, name: str) -> JsonObject | None:
         return await self._objects.get(SECRETS, pool.meta.namespace, name)
 
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.wall_s(), UTC)
+
+def _asked(pool: Pool) -> tuple[object, ...]:
+    spec = pool.spec
+    rotation = pool.meta.annotations.get(ROTATE_CA, "")
+    return spec.tls_mode, spec.tls_secret, spec.issuer, rotation
 
 
-def _leaf_of(secret: JsonObject | None) -> Pair | None:
-    if secret is None:
-        return None
-    content = content_of(secret)
-    return Pair(content.get(CERTIFICATE, b""), content.get(KEY, b""))
+def _ends(trust: Trust, leaves: Mapping[Role, Pair]) -> dict[str, float]:
+    pems = {role.value: pair.certificate for role, pair in leaves.items()}
+    return {
+        name: certificates_of(pem)[0].not_valid_after_utc.timestamp()
+        for name, pem in {"authority": trust.current.certificate, **pems}.items()
+    }
 
 
 def _holds(secret: JsonObject | None, manifest: Manifest) -> bool:

@@ -1,6 +1,6 @@
 """memkv_operator_* and what the operator knows of its pools, for Prometheus."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -48,6 +48,23 @@ class OperatorMetrics:
             ["resource"],
             registry=self.registry,
         )
+
+        self.certificate_ends = Gauge(
+            "memkv_tls_cert_expiry_timestamp_seconds",
+            "When a certificate of a pool ends.",
+            ["namespace", "pool", "certificate"],
+            registry=self.registry,
+        )
+        self._with_certificates: dict[str, set[str]] = {}
+
+    def show_ends(self, pool: str, ends: Mapping[str, float]) -> None:
+        """Show when a pool's certificates end; none: the pool is gone."""
+        namespace, _, name = pool.partition("/")
+        for gone in self._with_certificates.get(pool, set()) - ends.keys():
+            self.certificate_ends.remove(namespace, name, gone)
+        self._with_certificates[pool] = set(ends)
+        for certificate, end_s in ends.items():
+            self.certificate_ends.labels(namespace, name, certificate).set(end_s)
 
     def requested(self, verb: str, code: int) -> None:
         """Count a request to the API server."""

@@ -130,8 +130,9 @@ class Operator:
         queue = self._queue
         assert queue is not None
         reconciler = Reconciler(
-            self._settings, self.view, objects, self._dial, transitions, self._clock, queue.add
-        )
+            self._settings, self.view, objects, self._dial, transitions, self._clock, queue.add,
+            self.metrics.show_ends,
+        )  # fmt: skip
         self.leads = True
         self.metrics.leader.set(1)
         for key in self.view.pools:

@@ -16,10 +16,17 @@ from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial
+from memkv_operator.plan.identity import Fault, IdentityView
 from memkv_operator.plan.planner import Observed, Plan, plan
 from memkv_operator.run.carry_out import Hands
 from memkv_operator.run.events import EventPoster
-from memkv_operator.run.identities import Identities, PoolIdentity
+from memkv_operator.run.identities import (
+    LOOK_AGAIN_S,
+    Identities,
+    PoolIdentity,
+    Show,
+    Unavailable,
+)
 from memkv_operator.run.publishing import INFORMED_AFTER_S, PoolPublisher
 from memkv_operator.run.reviewers import Reviewers
 from memkv_operator.run.settings import Settings
@@ -43,8 +50,10 @@ class Reconciler:
         transitions: int,
         clock: Clock,
         enqueue: Callable[[str, float], None],
+        show_ends: Show = lambda pool, ends: None,
     ) -> None:
-        """`transitions`: of the Lease. `enqueue` has a pool looked at after some seconds."""
+        """`transitions`: of the Lease. `enqueue` has a pool looked at after some seconds.
+        `show_ends` is told when the certificates of a pool end."""
         self._settings = settings
         self._view = view
         self._objects = objects
@@ -53,7 +62,7 @@ class Reconciler:
         self._clock = clock
         self._enqueue = enqueue
         self._hands = Hands(objects, view)
-        self._identities = Identities(objects, clock)
+        self._identities = Identities(objects, clock, settings.authority_grace, show_ends)
         self._reviewers = Reviewers(objects, settings.metadata_binding)
         self._events = EventPoster(objects, settings.lease.identity, clock)
         self._publishers: dict[str, tuple[str, PoolPublisher, asyncio.Task[None]]] = {}
@@ -75,14 +84,14 @@ class Reconciler:
             return
         if pool.meta.deleting:
             await self._stop_publisher(key)
+            self._identities.forget(pool)
             if pool.has_tls:
                 await self._reviewers.leave(pool)
             await self._carry_out(pool, plan(Observed(pool), self._settings.own_image, ""))
             return
         publisher = await self._publisher_of(pool)
-        identity, problem = await self._identity_of(pool)
-        authority = identity.authority if identity is not None else ""
-        decided = self._decide(pool, publisher, authority, problem)
+        identity, view = await self._identity_of(pool)
+        decided = self._decide(pool, publisher, view)
         tls = identity.admin if identity is not None else None
         publisher.update(pool, decided.members, decided.may_publish, tls)
         if not publisher.informed:
@@ -96,18 +105,29 @@ class Reconciler:
 
     # --- inside ------------------------------------------------------------------------------
 
-    async def _identity_of(self, pool: Pool) -> tuple[PoolIdentity | None, str]:
-        """Return the pool's identity, None without TLS; and why there is none, "" if there is."""
-        if pool.spec.tls_mode != "SelfSigned" or pool.spec.paused:
-            return self._identities.known(pool), ""
+    async def _identity_of(self, pool: Pool) -> tuple[PoolIdentity | None, IdentityView]:
+        """Return the pool's identity, None without TLS or while there is none; and what of it is
+        said to people."""
+        if not pool.has_tls:
+            return None, IdentityView()
+        found = self._identities.known(pool)
+        if pool.spec.paused:
+            return found, found.view if found is not None else IdentityView()
         try:
             if pool.spec.auth_mode == "ServiceAccount":
                 await self._reviewers.enter(pool)
-            return await self._identities.ensure(pool), ""
+            found = await self._identities.ensure(pool)
+        except Unavailable as error:
+            self._enqueue(pool.key, LOOK_AGAIN_S)
+            return None, IdentityView(faults=error.faults)
         except ConfigError as error:
-            return None, str(error)
+            return None, IdentityView(faults=(Fault("CertificatesUnavailable", str(error)),))
+        if found.view.faults or found.view.phase:
+            pause_ns = found.look_again_ns - self._clock.monotonic_ns()
+            self._enqueue(pool.key, max(0.0, pause_ns / 1e9))
+        return found, found.view
 
-    def _decide(self, pool: Pool, publisher: PoolPublisher, authority: str, problem: str) -> Plan:
+    def _decide(self, pool: Pool, publisher: PoolPublisher, identity: IdentityView) -> Plan:
         now_ns = self._clock.monotonic_ns()
         with_figures = publisher.informed and now_ns >= self._figures_due_ns.get(pool.key, 0)
         if with_figures:
@@ -124,8 +144,7 @@ class Reconciler:
             publisher.view,
             publisher.informed,
             with_figures,
-            authority,
-            problem,
+            identity,
         )
         return plan(observed, self._settings.own_image, rfc3339(self._clock.wall_s()))
 

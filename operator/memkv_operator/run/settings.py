@@ -1,7 +1,9 @@
 """What one operator process is told."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
+from memkv_operator.identity.trust import GRACE
 from memkv_operator.kube.lease import LeaseConfig
 
 RESYNC_S = 60.0  # every pool is looked at so often, whatever was heard
@@ -24,3 +26,5 @@ class Settings:
     resync_s: float = RESYNC_S
     list_again_s: float = LIST_AGAIN_S
     step_s: float = STEP_S
+    authority_grace: timedelta = GRACE
+    """Between the phases of a change of a pool's authority: kubelet renews files meanwhile."""

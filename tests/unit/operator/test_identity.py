@@ -23,15 +23,15 @@ from memkv_operator.identity.authority import (
     make_ticket_key,
     public_ticket_key,
 )
+from memkv_operator.identity.roles import Role, names_of
 from memkv_operator.identity.secrets import (
     Root,
     content_of,
-    metadata_dns_names,
-    node_dns_names,
     node_manifest,
     read_root,
     root_manifest,
 )
+from memkv_operator.identity.trust import Trust
 from memkv_operator.nodes.admin import AdminTls, GrpcNodeAdmin
 from memkv_operator.testing.cluster import SPEC, pause
 
@@ -45,7 +45,8 @@ def pool() -> Pool:
 
 
 def root(now: datetime = NOW) -> Root:
-    return Root(make_authority("MemKV pool inference/pool-a", now), make_ticket_key(), b"s" * 32)
+    authority = make_authority("MemKV pool inference/pool-a", now)
+    return Root(Trust(authority), make_ticket_key(), b"s" * 32)
 
 
 def test_a_certificate_is_renewed_before_the_last_third_of_its_life() -> None:
@@ -76,18 +77,18 @@ def test_a_certificate_that_does_not_fit_is_renewed(change: str) -> None:
 def test_secrets_hold_what_their_readers_need_and_no_more() -> None:
     made = root()
     assert read_root(root_manifest(pool(), made)) == made
-    leaf = issue(made.authority, node_dns_names(pool()), NOW)
+    leaf = issue(made.trust.current, names_of(Role.NODE, pool()), NOW)
     content = content_of(node_manifest(pool(), made, leaf))
     assert set(content) == {"ca.crt", "tls.crt", "tls.key", "tickets.pub"}
     assert content["tickets.pub"] == public_ticket_key(made.ticket_key)
     assert b"PRIVATE" not in content["ca.crt"] + content["tickets.pub"]
-    assert "pool-a-metadata.inference.svc" in metadata_dns_names(pool())
+    assert "pool-a-metadata.inference.svc" in names_of(Role.METADATA, pool())
 
 
 def test_a_damaged_root_is_refused() -> None:
     manifest: dict[str, Any] = root_manifest(pool(), root())
-    del manifest["data"]["ca.key"]
-    with pytest.raises(ConfigError, match=r"ca\.key"):
+    del manifest["data"]["ca.crt"]
+    with pytest.raises(ConfigError, match=r"ca\.crt"):
         read_root(manifest)
     with pytest.raises(ConfigError, match="base64"):
         content_of({"data": {"a": "?"}})
@@ -97,7 +98,7 @@ def test_a_real_node_lets_in_who_has_the_operators_certificate_only(tmp_path: Pa
     """`memkv node` with the files of the Secret, asked as the operator asks."""
     now = datetime.now(UTC)
     made = root(now)
-    leaf = issue(made.authority, node_dns_names(pool()), now)
+    leaf = issue(made.trust.current, names_of(Role.NODE, pool()), now)
     folder = tmp_path / "identity"
     folder.mkdir()
     data: Any = node_manifest(pool(), made, leaf)["data"]
@@ -115,7 +116,7 @@ def test_a_real_node_lets_in_who_has_the_operators_certificate_only(tmp_path: Pa
     def tls(name: str, authority: Pair) -> AdminTls:
         pair = issue(authority, [name], now)
         return AdminTls(
-            made.authority.certificate, pair.certificate, pair.key,
+            made.trust.bundle, pair.certificate, pair.key,
             node_name("inference/pool-a"),
         )  # fmt: skip
 
@@ -135,10 +136,10 @@ def test_a_real_node_lets_in_who_has_the_operators_certificate_only(tmp_path: Pa
 
     with subprocess.Popen(command) as process:
         try:
-            operator = tls(admin_name("inference/pool-a"), made.authority)
+            operator = tls(admin_name("inference/pool-a"), made.trust.current)
             assert asyncio.run(ask(operator, True)) == "n1"
             for stranger in (
-                tls(node_name("inference/pool-a"), made.authority),
+                tls(node_name("inference/pool-a"), made.trust.current),
                 tls(admin_name("inference/pool-a"), make_authority("x", now)),
             ):
                 with pytest.raises(PeerGone):

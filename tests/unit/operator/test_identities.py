@@ -1,0 +1,490 @@
+"""The Secrets of pools over months, whoever makes their certificates. An API server in memory."""
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from memkv.errors import RetryLater
+from memkv.metadata.kubernetes.api_server import APPLY
+from memkv.metadata.kubernetes.errors import Forbidden, NotFound
+from memkv.testing.api_server import FakeApiServer, Request
+from memkv.testing.clock import ManualClock
+from memkv_operator.api.names import CERTIFICATES, CONFIG_MAPS, ROTATE_CA, SECRETS
+from memkv_operator.api.pool import Pool, read_pool
+from memkv_operator.identity.authority import AUTHORITY_LIFE, LEAF_LIFE, issue, make_authority
+from memkv_operator.identity.checks import faults_of_pair
+from memkv_operator.identity.roles import Role, names_of
+from memkv_operator.identity.secrets import content_of, leaf_of
+from memkv_operator.identity.trust import GRACE, certificates_of, same
+from memkv_operator.kube.objects import Objects
+from memkv_operator.render.connection import authority_in, connection
+from memkv_operator.run.identities import LOOK_S, Identities, PoolIdentity, Unavailable
+from memkv_operator.testing.cluster import SPEC
+from memkv_operator.testing.issuer import Issuer
+
+NAMESPACE = "inference"
+HOUR = timedelta(hours=1)
+Test = Callable[["World"], Awaitable[None]]
+
+
+class World:
+    """A pool, its API server, and an operator that looks at it."""
+
+    def __init__(self) -> None:
+        self.api = FakeApiServer()
+        self.clock = ManualClock(wall_s=int(datetime.now(UTC).timestamp()))
+        self.issuer = Issuer(self.api, NAMESPACE)
+        self.ends: dict[str, float] = {}
+        self.annotations: dict[str, str] = {}
+        self.tls: dict[str, Any] = {"mode": "SelfSigned"}
+        self.publishes = True
+        """Whether the rest of the operator writes the ConfigMap of clients."""
+        self.new_leader()
+
+    def new_leader(self) -> None:
+        """Another process leads from now on: it knows what is stored and nothing else."""
+        self.identities = Identities(
+            Objects(self.api), self.clock, show=lambda pool, ends: self._show(ends)
+        )
+
+    def _show(self, ends: Any) -> None:
+        self.ends = dict(ends)
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance_ms(int(seconds * 1000))
+
+    def use(self, mode: str) -> None:
+        """Have the certificates made in another way."""
+        more = {"CertManager": {"issuerRef": {"name": "ca"}}, "Secret": {"secretName": "mine"}}
+        self.tls = {"mode": mode, **more.get(mode, {})}
+
+    @property
+    def pool(self) -> Pool:
+        meta = {
+            "name": "pool-a", "namespace": NAMESPACE, "uid": "u", "annotations": self.annotations,
+        }  # fmt: skip
+        return read_pool({"metadata": meta, "spec": {**SPEC, "metadata": {"tls": self.tls}}})
+
+    @property
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.clock.wall_s(), UTC)
+
+    async def look(self) -> PoolIdentity:
+        """As a reconcile: certificates first, and then what clients read."""
+        identity = await self.identities.ensure(self.pool)
+        if self.publishes:
+            body = connection(self.pool, identity.view.authority)
+            path = CONFIG_MAPS.path(NAMESPACE, "pool-a-connection")
+            await self.api.request("PATCH", path, None, body, APPLY)
+        self.check()
+        return identity
+
+    async def look_for(self, time: timedelta) -> PoolIdentity:
+        """Look once a minute for some time."""
+        for _ in range(int(time.total_seconds()) // 60):
+            identity = await self.look()
+            self.advance(60)
+        return identity
+
+    def secret(self, name: str) -> dict[str, bytes]:
+        return content_of(self.api.objects[SECRETS.path(NAMESPACE, f"pool-a-{name}")])
+
+    @property
+    def bundle(self) -> bytes:
+        return self.secret("node-identity")["ca.crt"]
+
+    def check(self) -> None:
+        """Everyone's certificate is believed by everyone, clients included."""
+        texts = [self.secret(n)["ca.crt"] for n in ("node-identity", "metadata-identity")]
+        found = self.api.objects.get(CONFIG_MAPS.path(NAMESPACE, "pool-a-connection"))
+        texts += [authority_in(found).encode()] if found is not None else []
+        for role in (Role.NODE, Role.METADATA):
+            path = SECRETS.path(NAMESPACE, f"pool-a-{role.value}-identity")
+            pair = leaf_of(self.api.objects[path])
+            assert pair is not None
+            for text in texts:
+                assert faults_of_pair(pair, text, [], self.now, role.value) == []
+
+    async def put_secret(self, content: dict[str, bytes]) -> None:
+        data = {name: base64.b64encode(value).decode() for name, value in content.items()}
+        body = {"kind": "Secret", "metadata": {"name": "mine"}, "data": data}
+        path = SECRETS.path(NAMESPACE, "mine")
+        await self.api.request("PATCH", path, None, body, APPLY)
+
+    def own_content(self, signer: Any = None) -> dict[str, bytes]:
+        """Return a whole Secret as a person makes it."""
+        signer = signer or make_authority("company", self.now)
+        names = [name for role in Role for name in names_of(role, self.pool)]
+        pair = issue(signer, names, self.now)
+        return {"ca.crt": signer.certificate, "tls.crt": pair.certificate, "tls.key": pair.key}
+
+
+def run(test: Test) -> None:
+    asyncio.run(_run(test))
+
+
+async def _run(test: Test) -> None:
+    await test(World())
+
+
+# --- SelfSigned ------------------------------------------------------------------------------
+
+
+def test_leaves_are_renewed_and_nothing_is_written_between() -> None:
+    async def test(world: World) -> None:
+        await world.look()
+        first, writes = world.secret("node-identity"), len(world.api.writes)
+        world.advance(LOOK_S + 1)
+        await world.look()
+        assert len(world.api.writes) == writes + 1  # the ConfigMap, which this test always writes
+        world.advance((LEAF_LIFE * 0.7).total_seconds())
+        await world.look()
+        second = world.secret("node-identity")
+        assert second["tls.crt"] != first["tls.crt"]
+        assert second["ca.crt"] == first["ca.crt"]
+        assert world.ends["node"] == (
+            certificates_of(second["tls.crt"])[0].not_valid_after_utc.timestamp()
+        )
+        assert set(world.ends) == {"authority", "node", "metadata", "admin"}
+        world.identities.forget(world.pool)
+        assert world.ends == {}
+
+    run(test)
+
+
+@pytest.mark.parametrize("cause", ["annotation", "age"])
+def test_an_authority_is_replaced_in_phases(cause: str) -> None:
+    async def test(world: World) -> None:
+        await world.look_for(HOUR)
+        old = world.bundle
+        if cause == "annotation":
+            world.annotations[ROTATE_CA] = "because I say so"
+        else:
+            world.advance((AUTHORITY_LIFE * 0.67).total_seconds())
+        leaf = world.secret("node-identity")["tls.crt"] if cause == "annotation" else b""
+        identity = await world.look()
+        assert identity.view.phase == "AuthorityAnnounced"
+        assert len(certificates_of(world.bundle)) == 2
+        if leaf:
+            assert world.secret("node-identity")["tls.crt"] == leaf
+        identity = await world.look_for(GRACE + 3 * timedelta(minutes=1))
+        assert identity.view.phase == "AuthorityRetiring"
+        assert len(certificates_of(world.bundle)) == 2
+        assert world.secret("node-identity")["tls.crt"] != leaf
+        identity = await world.look_for(GRACE + 3 * timedelta(minutes=1))
+        assert identity.view.phase == ""
+        assert len(certificates_of(world.bundle)) == 1
+        assert not same(world.bundle, old)
+        new = world.bundle
+        await world.look_for(HOUR)
+        assert world.bundle == new
+        if cause == "annotation":
+            world.annotations[ROTATE_CA] = "once more"
+            await world.look_for(HOUR)
+            assert not same(world.bundle, new)
+
+    run(test)
+
+
+def test_a_new_pool_does_not_rotate_for_its_annotation() -> None:
+    async def test(world: World) -> None:
+        world.annotations[ROTATE_CA] = "copied from another pool"
+        await world.look()
+        old = world.bundle
+        await world.look_for(HOUR)
+        assert world.bundle == old
+
+    run(test)
+
+
+def test_a_rotation_waits_until_clients_were_told() -> None:
+    async def test(world: World) -> None:
+        await world.look()
+        world.publishes = False
+        world.annotations[ROTATE_CA] = "now"
+        identity = await world.look_for(4 * HOUR)
+        assert identity.view.phase == "AuthorityAnnounced"
+        world.publishes = True
+        identity = await world.look_for(HOUR)
+        assert identity.view.phase == ""
+
+    run(test)
+
+
+def test_a_rotation_survives_a_new_leader_each_minute() -> None:
+    async def test(world: World) -> None:
+        await world.look()
+        old = world.bundle
+        world.annotations[ROTATE_CA] = "now"
+        bundles = []
+        for _ in range(45):
+            world.new_leader()
+            await world.look()
+            world.advance(60)
+            bundles.append(len(certificates_of(world.bundle)))
+        assert bundles == sorted(bundles, key=lambda count: count == 1)
+        assert bundles[-1] == 1
+        assert not same(world.bundle, old)
+
+    run(test)
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_any_failed_request_leaves_a_rotation_that_goes_on(done: bool) -> None:
+    """The Nth request of the look that announces, or that signs anew, fails, for each N."""
+
+    async def test(world: World) -> None:
+        await world.look()
+        old, failed = world.bundle, 0
+        world.annotations[ROTATE_CA] = "now"
+        for number in range(1, 12):
+            at = len(world.api.requests) + number
+
+            def fault(request: Request, after: bool, at: int = at) -> Exception | None:
+                return RetryLater("500") if request.number == at and after is done else None
+
+            world.api.fault = fault
+            try:
+                await world.look()
+            except RetryLater:
+                failed += 1
+            world.check()
+            world.advance(GRACE.total_seconds())
+        assert failed >= 5
+        world.api.fault = lambda request, after: None
+        await world.look_for(HOUR)
+        assert len(certificates_of(world.bundle)) == 1
+        assert not same(world.bundle, old)
+
+    run(test)
+
+
+def test_of_two_operators_that_rotate_at_once_one_wins() -> None:
+    async def test(world: World) -> None:
+        await world.look()
+        world.annotations[ROTATE_CA] = "now"
+        other = Identities(Objects(world.api), world.clock)
+        results = await asyncio.gather(
+            world.identities.ensure(world.pool), other.ensure(world.pool), return_exceptions=True
+        )
+        lost = [one for one in results if isinstance(one, RetryLater)]
+        assert len(lost) == 1, results
+        root = world.secret("identity")
+        winner = next(one for one in results if isinstance(one, PoolIdentity))
+        assert root["next-ca.crt"] in winner.view.authority.encode()
+
+    run(test)
+
+
+# --- CertManager -----------------------------------------------------------------------------
+
+
+async def issued(world: World) -> PoolIdentity:
+    world.use("CertManager")
+    with pytest.raises(Unavailable, match="cert-manager has not looked at it yet"):
+        await world.look()
+    await world.issuer.tick()
+    return await world.look()
+
+
+def test_cert_manager_is_asked_and_its_certificates_are_handed_on() -> None:
+    async def test(world: World) -> None:
+        identity = await issued(world)
+        certificates = {c["metadata"]["name"]: c for c in world.api.all_of("certificates")}
+        assert set(certificates) == {f"pool-a-{r}-tls" for r in ("node", "metadata", "admin")}
+        for role in Role:
+            live = certificates[f"pool-a-{role.value}-tls"]
+            assert live["spec"]["issuerRef"] == {
+                "name": "ca", "kind": "Issuer", "group": "cert-manager.io",
+            }  # fmt: skip
+            assert live["spec"]["dnsNames"] == list(names_of(role, world.pool))
+            assert {"server auth", "client auth"} < set(live["spec"]["usages"])
+            assert live["metadata"]["ownerReferences"][0]["uid"] == "u"
+        secrets = world.api.all_of("secrets")
+        assert all(s["metadata"]["ownerReferences"][0]["uid"] == "u" for s in secrets)
+        assert world.bundle == world.issuer.authority.certificate
+        assert world.secret("node-identity")["tls.crt"] == world.secret("node-tls")["tls.crt"]
+        assert identity.admin.certificate == world.secret("admin-tls")["tls.crt"]
+        assert "ca.key" not in world.secret("identity")
+        writes = len(world.api.writes)
+        await world.look_for(HOUR)
+        assert len(world.api.writes) == writes + 60  # the ConfigMap, which this test always writes
+
+    run(test)
+
+
+def test_an_issuers_new_authority_is_believed_before_it_is_used() -> None:
+    async def test(world: World) -> None:
+        await issued(world)
+        old, leaf = world.bundle, world.secret("node-identity")["tls.crt"]
+        world.issuer.authority = make_authority("test issuer", world.now)
+        await world.issuer.tick()
+        world.advance(LOOK_S)
+        await world.look()
+        assert len(certificates_of(world.bundle)) == 2
+        assert world.secret("node-identity")["tls.crt"] == leaf
+        world.new_leader()
+        assert (await world.look()).admin.certificate != world.secret("admin-tls")["tls.crt"]
+        identity = await world.look_for(HOUR)
+        assert world.bundle == world.issuer.authority.certificate != old
+        assert world.secret("node-identity")["tls.crt"] == world.secret("node-tls")["tls.crt"]
+        assert identity.admin.certificate == world.secret("admin-tls")["tls.crt"]
+
+    run(test)
+
+
+def test_a_refusal_of_the_issuer_is_the_reason() -> None:
+    async def test(world: World) -> None:
+        world.use("CertManager")
+        with pytest.raises(Unavailable):
+            await world.look()
+        world.issuer.refusal = "the issuer ca does not exist"
+        await world.issuer.tick()
+        with pytest.raises(Unavailable, match="the issuer ca does not exist") as caught:
+            await world.look()
+        assert {fault.reason for fault in caught.value.faults} == {"CertificatesUnavailable"}
+
+    run(test)
+
+
+def test_what_was_issued_goes_on_when_the_issuer_refuses_later() -> None:
+    async def test(world: World) -> None:
+        await issued(world)
+        bundle = world.bundle
+        world.issuer.refusal = "quota exceeded"
+        await world.issuer.tick()
+        world.advance(LOOK_S)
+        identity = await world.look()
+        assert identity.view.faults[0].reason == "CertificateInvalid"
+        assert "quota exceeded" in identity.view.faults[0].message
+        assert not identity.view.blocks
+        assert world.bundle == bundle
+
+    run(test)
+
+
+def test_a_certificate_without_the_name_it_was_asked_for_is_not_used() -> None:
+    async def test(world: World) -> None:
+        world.issuer.left_out = frozenset(names_of(Role.NODE, world.pool))
+        world.use("CertManager")
+        with pytest.raises(Unavailable):
+            await world.look()
+        await world.issuer.tick()
+        with pytest.raises(Unavailable, match="certificate for node lacks the DNS name node"):
+            await world.look()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "words"),
+    [
+        (NotFound("404"), "CertManagerMissing", "install cert-manager"),
+        (Forbidden("403"), "CertManagerForbidden", "certManager.enabled=true"),
+    ],
+)
+def test_a_cluster_without_cert_manager_is_told_so(
+    error: Exception, reason: str, words: str
+) -> None:
+    async def test(world: World) -> None:
+        world.use("CertManager")
+        world.api.fault = lambda request, done: (
+            error if CERTIFICATES.group in request.path else None
+        )
+        with pytest.raises(Unavailable, match=words) as caught:
+            await world.look()
+        assert [fault.reason for fault in caught.value.faults] == [reason]
+        assert not world.api.writes or not world.api.all_of("secrets")
+
+    run(test)
+
+
+# --- Secret ----------------------------------------------------------------------------------
+
+
+def test_a_secret_of_ones_own_is_checked_and_handed_on() -> None:
+    async def test(world: World) -> None:
+        world.use("Secret")
+        with pytest.raises(Unavailable, match="there is no Secret mine in namespace inference"):
+            await world.look()
+        content = world.own_content()
+        await world.put_secret({**content, "tls.key": b""})
+        with pytest.raises(Unavailable, match="has no unencrypted private key"):
+            await world.look()
+        await world.put_secret(content)
+        identity = await world.look()
+        for name in ("node-identity", "metadata-identity"):
+            assert world.secret(name)["tls.crt"] == content["tls.crt"]
+        assert identity.admin.certificate == content["tls.crt"]
+        assert world.bundle == content["ca.crt"]
+
+    run(test)
+
+
+def test_a_secret_that_gets_worse_leaves_what_is_in_use() -> None:
+    async def test(world: World) -> None:
+        world.use("Secret")
+        content = world.own_content()
+        await world.put_secret(content)
+        await world.look()
+        await world.put_secret({**content, "tls.crt": b"?"})
+        world.advance(LOOK_S)
+        identity = await world.look()
+        assert "not a certificate in PEM" in identity.view.faults[0].message
+        assert world.secret("node-identity")["tls.crt"] == content["tls.crt"]
+        await world.put_secret(world.own_content())
+        identity = await world.look_for(HOUR)
+        assert identity.view.faults == ()
+        assert world.bundle != content["ca.crt"]
+
+    run(test)
+
+
+def test_certificates_that_ended_are_replaced_without_a_grace() -> None:
+    async def test(world: World) -> None:
+        world.use("Secret")
+        await world.put_secret(world.own_content())
+        await world.look()
+        world.advance(LEAF_LIFE.total_seconds() + 1)
+        content = world.own_content()
+        await world.put_secret(content)
+        identity = await world.look()
+        assert identity.admin.certificate == content["tls.crt"]
+        assert world.secret("node-identity")["tls.crt"] == content["tls.crt"]
+
+    run(test)
+
+
+# --- from one mode to another ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", ["SelfSigned", "CertManager", "Secret"])
+@pytest.mark.parametrize("after", ["SelfSigned", "CertManager", "Secret"])
+def test_modes_change_like_authorities(before: str, after: str) -> None:
+    """Every look on the way is checked: everyone believes everyone."""
+
+    async def test(world: World) -> None:
+        await world.put_secret(world.own_content())
+        for mode in (before, after):
+            world.use(mode)
+            for _ in range(60):
+                try:
+                    identity = await world.look()
+                except Unavailable:
+                    assert mode == before  # what is in use goes on
+                if world.api.all_of("certificates"):
+                    await world.issuer.tick()
+                world.advance(60)
+        assert identity.view.phase == ""
+        assert identity.view.faults == ()
+        own = world.secret("identity")
+        assert ("ca.key" in own) == (after == "SelfSigned")
+        assert len(world.api.all_of("certificates")) == (3 if after == "CertManager" else 0)
+        if after == "CertManager":
+            assert world.bundle == world.issuer.authority.certificate
+
+    run(test)
