@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from memkv.errors import ConfigError
 from memkv.testing.api_server import FakeApiServer
 from memkv.testing.clock import ManualClock
+from memkv_operator.identity.authority import AUTHORITY_LIFE
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import AdminTls
 from memkv_operator.run.agents_identity import LOOK_S, AgentsIdentity
@@ -79,3 +81,40 @@ def test_a_damaged_authority_is_said_and_not_replaced() -> None:
     api.objects[PATH]["data"]["tls.crt"] = ""
     with pytest.raises(ConfigError):
         ensure(api, clock)
+
+
+@pytest.mark.parametrize("cause", ["age", "annotation"])
+def test_the_authority_is_replaced_in_phases(cause: str) -> None:
+    """Agents and operators are other processes: at any time all certificates are believed by all
+    who have the bundle of the look before or after."""
+    api, clock = FakeApiServer(), ManualClock()
+    ensure(api, clock)
+    old = secret_of(api)["ca.crt"]
+    if cause == "annotation":
+        api.objects[PATH]["metadata"]["annotations"] = {"memkv.io/rotate-ca": "now"}
+    else:
+        clock.advance_ms(int(AUTHORITY_LIFE.total_seconds() * 670))
+        ensure(api, clock)
+    bundles, shown = [], []
+    for _ in range(12):
+        tls = ensure(api, clock)  # by a new leader each time
+        bundles.append(secret_of(api)["ca.crt"])
+        shown.append((secret_of(api)["tls.crt"], tls.certificate))
+        assert tls.authority == bundles[-1]
+        clock.advance_ms(int(LOOK_S * 1000))
+    for place, pems in enumerate(shown):
+        for bundle in bundles[max(0, place - 1) : place + 2]:
+            believed = x509.load_pem_x509_certificates(bundle)
+            for pem in pems:
+                assert any(is_signed(pem, authority) for authority in believed)
+    assert len(x509.load_pem_x509_certificates(bundles[-1])) == 1
+    assert old not in bundles[-1]
+    assert set(secret_of(api)) - {"rotation-served"} == {"ca.crt", "ca.key", "tls.crt", "tls.key"}
+
+
+def is_signed(pem: bytes, authority: x509.Certificate) -> bool:
+    try:
+        x509.load_pem_x509_certificate(pem).verify_directly_issued_by(authority)
+    except (ValueError, InvalidSignature):
+        return False
+    return True

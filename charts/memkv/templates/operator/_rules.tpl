@@ -17,6 +17,11 @@ pools and shard maps), which the API server allows because it holds those rights
 - apiGroups: [apps]
   resources: [daemonsets, deployments]
   verbs: [create, delete, get, list, patch, watch]
+{{- if .Values.certManager.enabled }}
+- apiGroups: [cert-manager.io]
+  resources: [certificates]
+  verbs: [create, delete, get, patch]
+{{- end }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
