@@ -91,6 +91,7 @@ def operator_metrics() -> str:
     used.reconciles.labels("ok")
     used.requested("GET", 200)
     used.heard_of(POOLS)
+    used.show_ends("pools/pool", {"node": 0.0})
     return metrics(generate_latest(used.registry).decode())
 
 

@@ -20,6 +20,7 @@ from memkv import limits
 from memkv.clock import Clock, SystemClock
 from memkv.errors import ConfigError, PeerGone, ProtocolError, RetryLater
 from memkv.metadata.access import AccessConfig, open_access
+from memkv.metadata.certificate_metric import CertificateCollector
 from memkv.metadata.certificates import ClientTls
 from memkv.metadata.endpoint import (
     check_exposure,
@@ -337,6 +338,8 @@ class MetadataProcess:
     def _routes(self) -> dict[str, Callable[[], Page]]:
         registry = CollectorRegistry()
         registry.register(MetadataCollector(self.figures))
+        if self._config.server.tls is not None:
+            registry.register(CertificateCollector(self._config.server.tls, "metadata"))
         return {
             "/metrics": lambda: metrics_page(registry),
             "/healthz": lambda: probe_page(True, "ok"),

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from memkv.clock import Clock, SystemClock
 from memkv.errors import ConfigError
+from memkv.metadata.certificate_metric import CertificateCollector
 from memkv.metadata.certificates import admin_name
 from memkv.metadata.files import load_map, save_map, write_durably
 from memkv.metadata.http import Page, PlainHttpServer, Route, metrics_page, probe_page
@@ -252,6 +253,8 @@ class Supervisor:
     def _routes(self) -> dict[str, Route]:
         registry = CollectorRegistry()
         registry.register(NodeCollector(self.view))
+        if self._config.tls is not None:
+            registry.register(CertificateCollector(self._config.tls, "node"))
         return {
             "/metrics": lambda: metrics_page(registry),
             "/healthz": lambda: probe_page(True, "ok"),
