@@ -36,7 +36,7 @@ def certificates_valid(view: IdentityView) -> Condition:
         message = "; ".join(fault.message for fault in view.faults)
         return condition("CertificatesValid", False, view.faults[0].reason, message)
     if not view.authority:
-        return condition("CertificatesValid", None, "Pending", "they are not made yet")
+        return condition("CertificatesValid", False, "Pending", "they are not made yet")
     if view.phase:
         message = "the authority is being replaced; the one before is believed until that is done"
         return condition("CertificatesValid", True, view.phase, message)
