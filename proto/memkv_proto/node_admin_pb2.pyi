@@ -107,6 +107,44 @@ class FinishedMove(_message.Message):
 Global___FinishedMove: _TypeAlias = FinishedMove  # noqa: Y015
 
 @_typing.final
+class TenantUsage(_message.Message):
+    """TenantUsage is a tenant's room on one worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    FLASH_BYTES_FIELD_NUMBER: _builtins.int
+    FLASH_GUARANTEED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_GUARANTEED_BYTES_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Name of the tenant."""
+    flash_bytes: _builtins.int
+    """Flash that its live blocks take."""
+    flash_guaranteed_bytes: _builtins.int
+    """Flash in force that no other tenant can take, in whole segments; 0: it shares."""
+    memory_bytes: _builtins.int
+    """DRAM that its blocks take."""
+    memory_guaranteed_bytes: _builtins.int
+    """DRAM in force that no other tenant can take."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        flash_bytes: _builtins.int = ...,
+        flash_guaranteed_bytes: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        memory_guaranteed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flash_bytes", b"flash_bytes", "flash_guaranteed_bytes", b"flash_guaranteed_bytes", "memory_bytes", b"memory_bytes", "memory_guaranteed_bytes", b"memory_guaranteed_bytes", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantUsage: _TypeAlias = TenantUsage  # noqa: Y015
+
+@_typing.final
 class WorkerFacts(_message.Message):
     """WorkerFacts is what a node knows of one worker."""
 
@@ -125,6 +163,9 @@ class WorkerFacts(_message.Message):
     FINISHED_MOVES_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    FLASH_GUARANTEED_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    MEMORY_GUARANTEED_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     uuid: _builtins.bytes
     """UUID (16 bytes) from its superblock; empty until it was read once."""
     incarnation: _builtins.int
@@ -149,9 +190,17 @@ class WorkerFacts(_message.Message):
     """How often the supervisor started it again."""
     message: _builtins.str
     """Why it is not ready: likely cause and fix."""
+    flash_guaranteed_bytes_max: _builtins.int
+    """Flash that can be guaranteed to all tenants together; 0: not known yet."""
+    memory_guaranteed_bytes_max: _builtins.int
+    """DRAM that can be guaranteed to all tenants together; 0: not known yet."""
     @_builtins.property
     def finished_moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___FinishedMove]:
         """Moves that ended and that the newest applied map still lists."""
+
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantUsage]:
+        """Tenants with a guarantee, and some of the others: those with the most flash."""
 
     def __init__(
         self,
@@ -169,10 +218,13 @@ class WorkerFacts(_message.Message):
         finished_moves: _abc.Iterable[Global___FinishedMove] | None = ...,
         restarts: _builtins.int = ...,
         message: _builtins.str = ...,
+        flash_guaranteed_bytes_max: _builtins.int = ...,
+        memory_guaranteed_bytes_max: _builtins.int = ...,
+        tenants: _abc.Iterable[Global___TenantUsage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_epoch", b"applied_epoch", "capacity_bytes", b"capacity_bytes", "finished_moves", b"finished_moves", "host", b"host", "incarnation", b"incarnation", "map_lineage", b"map_lineage", "message", b"message", "phase", b"phase", "port", b"port", "position", b"position", "restarts", b"restarts", "used_bytes", b"used_bytes", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_epoch", b"applied_epoch", "capacity_bytes", b"capacity_bytes", "finished_moves", b"finished_moves", "flash_guaranteed_bytes_max", b"flash_guaranteed_bytes_max", "host", b"host", "incarnation", b"incarnation", "map_lineage", b"map_lineage", "memory_guaranteed_bytes_max", b"memory_guaranteed_bytes_max", "message", b"message", "phase", b"phase", "port", b"port", "position", b"position", "restarts", b"restarts", "tenants", b"tenants", "used_bytes", b"used_bytes", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,31 +262,37 @@ Global___Drive: _TypeAlias = Drive  # noqa: Y015
 
 @_typing.final
 class TenantQuota(_message.Message):
-    """TenantQuota guarantees a tenant room on each worker of the node."""
+    """TenantQuota guarantees a tenant room on one worker of the node, or on each."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TENANT_FIELD_NUMBER: _builtins.int
     FLASH_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Name of the tenant."""
     flash_bytes: _builtins.int
-    """Flash on each worker that no other tenant can take."""
+    """Flash of the worker that no other tenant can take."""
     memory_bytes: _builtins.int
-    """DRAM on each worker that no other tenant can take."""
+    """DRAM of the worker that no other tenant can take."""
+    worker: _builtins.int
+    """Position of the worker; unset: this much on each."""
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
         flash_bytes: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
+        worker: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flash_bytes", b"flash_bytes", "memory_bytes", b"memory_bytes", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "flash_bytes", b"flash_bytes", "memory_bytes", b"memory_bytes", "tenant", b"tenant", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__worker: _TypeAlias = _typing.Literal["worker"]  # noqa: Y015
+    _WhichOneofArgType__worker: _TypeAlias = _typing.Literal["_worker", b"_worker"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__worker) -> _WhichOneofReturnType__worker | None: ...
 
 Global___TenantQuota: _TypeAlias = TenantQuota  # noqa: Y015
 
@@ -283,10 +341,15 @@ class NodeSpec(_message.Message):
     DRIVES_FIELD_NUMBER: _builtins.int
     QUOTAS_FIELD_NUMBER: _builtins.int
     TICKET_KEYS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Grows with every change."""
     state: Global___NodeState.ValueType
     """What is wanted of the node."""
+    revision: _builtins.str
+    """Names the content of the spec, generation apart; told back in GetFacts, so that whoever applies
+    specs knows what is in force also when an answer was lost, or when another one applied it.
+    """
     @_builtins.property
     def drives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Drive]:
         """Its drives; empty: those of its own configuration."""
@@ -307,10 +370,11 @@ class NodeSpec(_message.Message):
         drives: _abc.Iterable[Global___Drive] | None = ...,
         quotas: _abc.Iterable[Global___TenantQuota] | None = ...,
         ticket_keys: _abc.Iterable[Global___TicketKey] | None = ...,
+        revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drives", b"drives", "generation", b"generation", "quotas", b"quotas", "state", b"state", "ticket_keys", b"ticket_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drives", b"drives", "generation", b"generation", "quotas", b"quotas", "revision", b"revision", "state", b"state", "ticket_keys", b"ticket_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -348,6 +412,7 @@ class GetFactsResponse(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
     METADATA_CONNECTED_FIELD_NUMBER: _builtins.int
+    SPEC_REVISION_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     """The node's name."""
     pool: _builtins.str
@@ -364,6 +429,8 @@ class GetFactsResponse(_message.Message):
     """Version of MemKV."""
     metadata_connected: _builtins.bool
     """Whether the node has a stream to a metadata service now."""
+    spec_revision: _builtins.str
+    """`revision` of the NodeSpec in force."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerFacts]:
         """Its workers by position."""
@@ -380,10 +447,11 @@ class GetFactsResponse(_message.Message):
         workers: _abc.Iterable[Global___WorkerFacts] | None = ...,
         software_version: _builtins.str = ...,
         metadata_connected: _builtins.bool = ...,
+        spec_revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_domain", b"failure_domain", "metadata_connected", b"metadata_connected", "node_name", b"node_name", "pool", b"pool", "software_version", b"software_version", "spec_generation", b"spec_generation", "state", b"state", "weight", b"weight", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_domain", b"failure_domain", "metadata_connected", b"metadata_connected", "node_name", b"node_name", "pool", b"pool", "software_version", b"software_version", "spec_generation", b"spec_generation", "spec_revision", b"spec_revision", "state", b"state", "weight", b"weight", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,11 +9,14 @@ from typing import NoReturn, cast
 import grpc
 from google.protobuf.message import DecodeError
 
-from memkv.errors import ConfigError
+from memkv.errors import CallerError, ConfigError
+from memkv.limits import WORKERS_PER_NODE_MAX
 from memkv.metadata.certificates import names_of, server_credentials
 from memkv.metadata.endpoint import SERVER_OPTIONS, join_endpoint
 from memkv.metadata.files import write_durably
+from memkv.node.messages import Quota
 from memkv.node.node_config import NodeConfig
+from memkv.tenant import check_tenant_name
 from memkv.wire.signed import TicketKey, checked_keys, key_name
 from memkv_proto import node_admin_pb2 as pb
 from memkv_proto import node_admin_pb2_grpc as pb_grpc
@@ -37,6 +40,28 @@ def ticket_keys_of(spec: pb.NodeSpec) -> tuple[TicketKey, ...]:
                 "the public key; leave it empty or correct it"
             )
     return checked_keys(keys)
+
+
+def quotas_of(spec: pb.NodeSpec, worker: int) -> tuple[Quota, ...]:
+    """Return what a spec guarantees tenants on the worker of this position, by name."""
+    return tuple(
+        Quota(given.tenant, given.flash_bytes, given.memory_bytes)
+        for given in sorted(spec.quotas, key=lambda given: given.tenant)
+        if not given.HasField("worker") or given.worker == worker
+    )
+
+
+def check_quotas(spec: pb.NodeSpec) -> None:
+    """Raise ConfigError for quotas of nobody, or two of one tenant on one worker."""
+    try:
+        for given in spec.quotas:
+            check_tenant_name(given.tenant)
+    except CallerError as error:
+        raise ConfigError(str(error)) from error
+    for worker in range(WORKERS_PER_NODE_MAX):
+        tenants = [quota.tenant for quota in quotas_of(spec, worker)]
+        if len(tenants) > len(set(tenants)):
+            raise ConfigError(f"worker {worker} has two quotas of one tenant: give one of each")
 
 
 class SpecKeeper:
@@ -66,9 +91,10 @@ class SpecKeeper:
         """Keep a spec. Returns what waits for a restart of the workers, "" for nothing.
 
         ValueError when it is older than the one in force, or another one of the same generation;
-        ConfigError for ticket keys that are none.
+        ConfigError for ticket keys that are none, and for impossible quotas.
         """
         ticket_keys_of(spec)
+        check_quotas(spec)
         with self._lock:
             before = self._spec
             if spec.generation < before.generation or spec.generation == 0:
@@ -83,12 +109,8 @@ class SpecKeeper:
             write_durably(self._path, spec.SerializeToString(deterministic=True))
             self._spec = pb.NodeSpec()
             self._spec.CopyFrom(spec)
-            waits = [
-                name
-                for name in ("drives", "quotas")
-                if list(getattr(before, name)) != list(getattr(spec, name))
-            ]
-        return f"{', '.join(waits)}: in effect when the workers start again" if waits else ""
+            waits = list(before.drives) != list(spec.drives)
+        return "drives: in effect when the workers start again" if waits else ""
 
 
 class AdminServicer(pb_grpc.NodeAdminServicer):

@@ -24,10 +24,14 @@ from memkv.node.messages import (
     MapMessage,
     Message,
     MessageChannel,
+    Quotas,
     Report,
     Start,
     Stop,
 )
+
+Kept = MapMessage | Identity | Quotas
+"""What a worker goes by: the newest of each kind."""
 
 log = logging.getLogger("memkv.node")
 
@@ -64,7 +68,7 @@ class WorkerChild:
         self._view = WorkerView(position, Phase.STARTING, message="starting")
         self._channel: MessageChannel | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._kept: dict[type[MapMessage | Identity], MapMessage | Identity] = {}
+        self._kept: dict[type[Kept], Kept] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name=f"memkv-worker-{position}", daemon=True
@@ -80,8 +84,8 @@ class WorkerChild:
         """Start the worker, in the background."""
         self._thread.start()
 
-    def tell(self, message: MapMessage | Identity) -> None:
-        """Give the worker, and every process that follows it, this map or identity."""
+    def tell(self, message: Kept) -> None:
+        """Give this to the worker, and to every process that follows it."""
         with self._lock:
             self._kept[type(message)] = message
             channel = self._channel

@@ -1,7 +1,7 @@
 """What a node says of itself: the pure part, from workers' reports to memkv.v1 facts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 
 from memkv.node.messages import Report
@@ -40,6 +40,7 @@ class NodeView:
     workers: Sequence[WorkerView]
     state: "pb.NodeState.ValueType"
     spec_generation: int
+    spec_revision: str
     metadata_connected: bool
     has_map: bool
 
@@ -63,6 +64,7 @@ def facts_of(config: NodeConfig, view: NodeView, software_version: str) -> pb.Ge
         weight=config.weight,
         state=view.state,
         spec_generation=view.spec_generation,
+        spec_revision=view.spec_revision,
         workers=[_worker_facts(config, worker) for worker in view.workers],
         software_version=software_version,
         metadata_connected=view.metadata_connected,
@@ -87,6 +89,10 @@ def _worker_facts(config: NodeConfig, worker: WorkerView) -> pb.WorkerFacts:
     facts.used_bytes = report.used_bytes
     facts.applied_epoch = report.applied_epoch
     facts.map_lineage = bytes.fromhex(report.lineage)
+    facts.flash_guaranteed_bytes_max = report.flash_guaranteed_bytes_max
+    facts.memory_guaranteed_bytes_max = report.memory_guaranteed_bytes_max
+    for usage in report.tenants:
+        facts.tenants.add(**asdict(usage))
     for slot, since_epoch in report.finished:
         facts.finished_moves.add(slot=slot, since_epoch=since_epoch)
     return facts

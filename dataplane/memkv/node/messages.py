@@ -24,6 +24,15 @@ Json = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What one tenant is guaranteed on a worker."""
+
+    tenant: str
+    flash_bytes: int = 0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """First message to a worker: everything it needs to open its drive and listen."""
 
@@ -40,8 +49,7 @@ class Start:
     state_dir: str
     needs_map: bool
     """Serve no key before the first map comes."""
-    quotas: Mapping[str, int] = field(default_factory=dict)
-    """Tenant -> bytes of flash it is guaranteed."""
+    quotas: tuple[Quota, ...] = ()
     trusting: bool = False
     """Unsigned tickets pass while no ticket key is known."""
     local_dir: str = ""
@@ -73,6 +81,13 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Quotas:
+    """What tenants are guaranteed from now on; all others share."""
+
+    quotas: tuple[Quota, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Tells a worker to close its store cleanly and end."""
 
@@ -92,6 +107,17 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantUsage:
+    """A tenant's room on a worker: what its blocks take, and what is guaranteed and in force."""
+
+    tenant: str
+    flash_bytes: int = 0
+    flash_guaranteed_bytes: int = 0
+    memory_bytes: int = 0
+    memory_guaranteed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a worker knows of itself, several times a second."""
 
@@ -105,6 +131,10 @@ class Report:
     applied_epoch: int = 0
     finished: tuple[tuple[int, int], ...] = ()
     """(slot, since_epoch) of ended moves."""
+    flash_guaranteed_bytes_max: int = 0
+    """What can be guaranteed to all tenants together."""
+    memory_guaranteed_bytes_max: int = 0
+    tenants: tuple[TenantUsage, ...] = ()
     samples: tuple[Sample, ...] = ()
 
 
@@ -115,11 +145,12 @@ class Failed:
     message: str
 
 
-Message = Start | MapMessage | Identity | Stop | Report | Failed
+Message = Start | MapMessage | Identity | Quotas | Stop | Report | Failed
 _KINDS: dict[str, type[Message]] = {
     "start": Start,
     "map": MapMessage,
     "identity": Identity,
+    "quotas": Quotas,
     "stop": Stop,
     "report": Report,
     "failed": Failed,
@@ -148,6 +179,9 @@ def decode_message(data: bytes) -> Message:
         if kind is Report:
             document["finished"] = tuple((int(a), int(b)) for a, b in document["finished"])
             document["samples"] = tuple(_sample(item) for item in document["samples"])
+            document["tenants"] = tuple(TenantUsage(**item) for item in document["tenants"])
+        if kind in (Start, Quotas):
+            document["quotas"] = tuple(Quota(**item) for item in document["quotas"])
         if kind is Identity:
             document["keys"] = tuple(
                 (str(key), None if end is None else int(end)) for key, end in document["keys"]

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from memkv.node.messages import Sample
+from memkv.node.messages import Sample, TenantUsage
 from memkv.node.metrics import counter, gauge
 from memkv.node.moves.keeper import MoveStatistics
 from memkv.node.statistics import ConnectionCounts, WorkerStatistics
 from memkv.store.statistics import StoreStatistics
 
 US_PER_S = 1_000_000
+TENANTS_REPORTED_MAX = 64  # of those without a guarantee
 
 _EVENTS: Mapping[str, str] = {
     "accepted": "Connections accepted",
@@ -120,7 +121,24 @@ def store_samples(statistics: StoreStatistics) -> Iterator[Sample]:
         yield gauge("memkv_tenant_blocks", "Blocks of a tenant", tenant.blocks, **labels)
         yield gauge("memkv_tenant_flash_bytes", "Flash of a tenant", tenant.flash_bytes, **labels)
         yield gauge("memkv_tenant_pinned_bytes", "Pinned flash", tenant.pinned_bytes, **labels)
-        yield gauge("memkv_tenant_quota_bytes", "Guaranteed flash", tenant.quota_bytes, **labels)
+        text = "Flash guaranteed to a tenant alone; 0: it shares"
+        yield gauge("memkv_tenant_quota_bytes", text, tenant.quota_bytes, **labels)
+        yield gauge("memkv_tenant_memory_bytes", "DRAM of a tenant", tenant.memory_bytes, **labels)
+        text = "DRAM guaranteed to a tenant alone; 0: it shares"
+        yield gauge("memkv_tenant_memory_quota_bytes", text, tenant.memory_quota_bytes, **labels)
+
+
+def tenant_usages(statistics: StoreStatistics) -> Iterator[TenantUsage]:
+    """Yield the tenants with a guarantee, and of the others those with the most flash."""
+    named = [tenant for tenant in statistics.tenants if tenant.name]
+    guaranteed = [t for t in named if t.quota_bytes or t.memory_quota_bytes]
+    others = [t for t in named if not t.quota_bytes and not t.memory_quota_bytes]
+    others.sort(key=lambda tenant: (-tenant.flash_bytes, tenant.name))
+    for tenant in (*guaranteed, *others[:TENANTS_REPORTED_MAX]):
+        yield TenantUsage(
+            tenant.name, tenant.flash_bytes, tenant.quota_bytes, tenant.memory_bytes,
+            tenant.memory_quota_bytes,
+        )  # fmt: skip
 
 
 def _latency(operation: str, buckets: Sequence[int]) -> Sample:

@@ -24,11 +24,17 @@ from memkv.metadata.certificates import admin_name
 from memkv.metadata.files import load_map, save_map, write_durably
 from memkv.metadata.http import Page, PlainHttpServer, Route, metrics_page, probe_page
 from memkv.metadata.watch import MapWatcher, TicketGrant, WatchConfig, fetch_ticket
-from memkv.node.admin import AdminServer, AdminServicer, SpecKeeper, ticket_keys_of
+from memkv.node.admin import (
+    AdminServer,
+    AdminServicer,
+    SpecKeeper,
+    quotas_of,
+    ticket_keys_of,
+)
 from memkv.node.children import WORKER_COMMAND, WorkerChild
 from memkv.node.facts import NodeView, facts_of
 from memkv.node.identity import IdentityKeeper, Sources
-from memkv.node.messages import Identity, Start, map_message
+from memkv.node.messages import Identity, Quotas, Start, map_message
 from memkv.node.metrics import NodeCollector
 from memkv.node.node_config import NodeConfig
 from memkv.shardmap import ShardMap, encode_map
@@ -59,6 +65,7 @@ class Supervisor:
         self._specs = SpecKeeper(config.state_dir / SPEC_FILE)
         self._version = _software_version()
         self._files = threading.Lock()
+        self._telling = threading.Lock()
         self._lock = -1
         self._peer_fetches = 0
         self._admin: AdminServer | None = None
@@ -152,6 +159,7 @@ class Supervisor:
             [child.view for child in self._children],
             spec.state or pb.NODE_STATE_ACTIVE,
             spec.generation,
+            spec.revision,
             watcher is not None and watcher.statistics().connected,
             watcher is not None and watcher.route is not None,
         )
@@ -233,7 +241,7 @@ class Supervisor:
             lane_threads=config.lane_threads,
             state_dir=str(config.state_dir),
             needs_map=bool(config.metadata),
-            quotas={quota.tenant: quota.flash_bytes for quota in spec.quotas},
+            quotas=quotas_of(spec, position),
             trusting=config.is_trusting,
             local_dir=str(config.local_dir.absolute()) if config.local_dir else "",
             tls_certificate=str(tls.certificate.absolute()) if tls else "",
@@ -249,6 +257,10 @@ class Supervisor:
     def _spec_applied(self) -> None:
         log.info("node %s: spec generation %d", self._config.name, self._specs.spec.generation)
         self._identity.poke()
+        with self._telling:  # of two specs at once, the newer one is told last
+            spec = self._specs.spec
+            for position, child in enumerate(self._children):
+                child.tell(Quotas(quotas_of(spec, position)))
 
     def _routes(self) -> dict[str, Route]:
         registry = CollectorRegistry()

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from memkv import limits
@@ -26,6 +27,8 @@ from memkv.node.messages import (
     Identity,
     MapMessage,
     MessageChannel,
+    Quota,
+    Quotas,
     Report,
     Start,
     Stop,
@@ -36,7 +39,7 @@ from memkv.node.moves.memory import MoveMemory, load_memory, save_memory
 from memkv.node.moves.peer import PeerSession
 from memkv.node.moves.tickets import AnonymousPeerTickets, PeerTickets
 from memkv.node.moves.view import nobodys_map
-from memkv.node.samples import move_samples, server_samples, store_samples
+from memkv.node.samples import move_samples, server_samples, store_samples, tenant_usages
 from memkv.node.server import WorkerServer
 from memkv.node.store_adapter import NodeStore
 from memkv.shardmap import MapInvalid, MapVersion, ShardMap, decode_map
@@ -85,6 +88,11 @@ def peer_contexts(start: Start) -> ClientContexts | None:
         return None
     authority = Path(start.tls_authority)
     return ClientContexts(lambda: read_pem(authority), node_name(start.pool))
+
+
+def store_quotas(quotas: Sequence[Quota]) -> tuple[TenantQuota, ...]:
+    """Return the supervisor's quotas as the store has them."""
+    return tuple(TenantQuota(q.tenant, q.flash_bytes, q.memory_bytes) for q in quotas)
 
 
 class Worker:
@@ -166,11 +174,10 @@ class Worker:
 
     def _open_store(self, memory: MoveMemory) -> Store:
         start = self._start
-        quotas = tuple(TenantQuota(name, size) for name, size in sorted(start.quotas.items()))
         config = StoreConfig(
             memory_bytes=start.memory_bytes,
             slots=start.slots,
-            quotas=quotas,
+            quotas=store_quotas(start.quotas),
             slot_floors=memory.floors,
             tenant_floors=memory.tenant_floors,
         )
@@ -187,6 +194,8 @@ class Worker:
                 return
             if isinstance(message, MapMessage):
                 self._take_map(message)
+            elif isinstance(message, Quotas):
+                self.store.set_quotas(store_quotas(message.quotas))
             elif isinstance(message, Identity):
                 self._identity.take(message)
                 self._serve()
@@ -247,6 +256,9 @@ class Worker:
             lineage=moves.lineage.hex(),
             applied_epoch=moves.applied_epoch,
             finished=tuple(sorted(moves.finished)),
+            flash_guaranteed_bytes_max=statistics.quota_bytes_max,
+            memory_guaranteed_bytes_max=statistics.memory_quota_bytes_max,
+            tenants=tuple(tenant_usages(statistics)),
             samples=tuple(samples),
         )
 

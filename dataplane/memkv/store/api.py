@@ -15,6 +15,7 @@ from memkv.store.config import (
     RECORD_BYTES_MIN,
     Randomness,
     StoreConfig,
+    TenantQuota,
 )
 from memkv.store.core import StoreCore
 from memkv.store.engine import Engine, drive
@@ -244,6 +245,16 @@ class Store:
             for first in range(0, len(ids), BLOCK_ID_BYTES):
                 self._core.lease(owner, ids[first : first + BLOCK_ID_BYTES], lease_ms)
 
+    def set_quotas(self, quotas: Sequence[TenantQuota]) -> None:
+        """Guarantee tenants this much from now on, and others nothing. Blocks that a tenant with a
+        guarantee stored before stay, as far as its guarantee goes."""
+        with self._engine.lock:
+            self._check_open()
+            self._core.quotas.set(quotas)
+            self._core.quotas.join()
+            self._engine.wake()
+            self._engine.progress()
+
     # --- slots -------------------------------------------------------------------------------
 
     def drop_slots(self, slots: Iterable[int]) -> int:
@@ -397,6 +408,7 @@ def open_store(
         core = _new_core(config, opener.result, clock, random)
         recovery = Recovery(core)
         drive(recovery.steps(), engine.queue, engine.depth)
+        core.quotas.join()
         if not opener.formatted:
             # Reclaim drops a tombstone once no older record is left here; what others may still
             # have to hear of is not all on flash.
@@ -427,13 +439,6 @@ def _new_core(
             f" an index of {blocks} blocks; three blocks of {record} bytes are the least. Raise"
             " memory, or lower the longest block"
         )
-    quota_min = 2 * superblock.segment_bytes
-    for quota in config.quotas:
-        if quota.flash_bytes < quota_min:
-            raise ConfigError(
-                f"the quota of tenant {quota.name!r} is {quota.flash_bytes} bytes; at least two"
-                f" segments ({quota_min} bytes) can be guaranteed on this drive"
-            )
     index = _hotpath.BlockIndex(
         blocks, tag_bits=config.index_tag_bits, check_tenant=config.index_check_tenant,
         hash_key=random.getrandbits(128).to_bytes(16, "little"),

@@ -22,10 +22,13 @@ class Randomness(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TenantQuota:
-    """A tenant with flash of its own: a queue of segments nobody else can shrink below this."""
+    """A tenant with room of its own, which nobody else can take. In force is what fits: see
+    `guarantees`."""
 
     name: str
-    flash_bytes: int
+    flash_bytes: int = 0
+    """Rounded up to whole segments."""
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

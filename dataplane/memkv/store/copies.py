@@ -27,9 +27,7 @@ class BlockCopy(Append):
     def __init__(
         self, core: "StoreCore", reclaim: "Reclaim", wanted: "Wanted", extent: Extent
     ) -> None:
-        super().__init__(
-            wanted.tenant.queue, record_sectors(wanted.entry.length), urgent=True
-        )
+        super().__init__(wanted.tenant, record_sectors(wanted.entry.length), urgent=True)
         self._core = core
         self._reclaim = reclaim
         self._wanted = wanted
@@ -53,7 +51,8 @@ class BlockCopy(Append):
         if buffer >= 0:
             core.arena.hold(extent)
         else:
-            found = core.arena.allocate(record_sectors(wanted.entry.length)) or core.take_reserve()
+            sectors = record_sectors(wanted.entry.length)
+            found = core.arena.allocate(sectors, wanted.tenant.number) or core.take_reserve()
             if found is None:
                 return None
             extent = found
@@ -103,7 +102,7 @@ class BlockCopy(Append):
         if self._live() < 0:
             self.cancelled = True
 
-    def encode(self, segment: Segment, sector: int) -> tuple[memoryview, bytes, int]:
+    def encode(self, segment: Segment, sector: int) -> tuple[memoryview, bytes]:
         """Write the header for the new place, all else as it was."""
         assert self._header is not None
         header = self._header._replace(
@@ -115,7 +114,7 @@ class BlockCopy(Append):
             header.block_id, header.tenant_tag, header.generation, sector - segment.base_sector,
             header.length, header.expiry_s, header.depth, header.tenant_generation, Kind.BLOCK,
         )  # fmt: skip
-        return self._extent.view[: self.sectors * SECTOR_BYTES], entry, self._wanted.tenant.number
+        return self._extent.view[: self.sectors * SECTOR_BYTES], entry
 
     def written(self, ok: bool, error: int) -> None:
         """Point the index at the new place, unless the block was deleted meanwhile."""

@@ -13,16 +13,17 @@ from memkv.checksum import SUM_BYTES, chunk_count
 from memkv.clock import Clock
 from memkv.limits import BLOCK_ID_BYTES, ROOT_BYTES, SECTOR_BYTES
 from memkv.status import Status
-from memkv.store.arena import UNNAMED, Arena, Extent
+from memkv.store.arena import EVERYONE, UNNAMED, Arena, Extent
 from memkv.store.config import Randomness, StoreConfig
 from memkv.store.layout import RecordHeader, Superblock, record_sectors
 from memkv.store.log import Log
 from memkv.store.pins import Pins
 from memkv.store.puts import Put, PutState
-from memkv.store.reclaim import FREE_SEGMENTS_WANTED, Reclaim
+from memkv.store.quotas import Quotas
+from memkv.store.reclaim import Reclaim
 from memkv.store.records import Place
 from memkv.store.requests import IoRequest, PutRequest
-from memkv.store.segments import Segment, SegmentTable
+from memkv.store.segments import FREE_SEGMENTS_WANTED, Segment, SegmentTable
 from memkv.store.statistics import (
     Counters,
     StoreStatistics,
@@ -68,16 +69,14 @@ class StoreCore:
             superblock.segment_count, superblock.segment_bytes,
             superblock.incarnation << SEQUENCE_OPEN_SHIFT,
         )  # fmt: skip
-        self.arena = Arena(arena_bytes, lambda handle: index.set_buffer(handle, -1))
+        self.arena = Arena(arena_bytes, index.set_buffer)
         self.reserve = self.arena.allocate(record_sectors(self.block_bytes_max))
-        self.tenants = Tenants(
-            config.quotas, self.usable_bytes(), superblock.segment_bytes, index.capacity
-        )
-        queues = len(self.tenants.queue_guarantees)
+        self.tenants = Tenants(self.usable_bytes(), index.capacity)
         self.log = Log(
-            self.table, queues, superblock.device_uuid, self.counters, lambda: self.access_clock
+            self.table, superblock.device_uuid, self.counters, lambda: self.access_clock
         )
-        self.pins = Pins(self.table)
+        self.pins = Pins(self.table, self.tenants)
+        self.quotas = Quotas(self)
         self.tombstones = Tombstones(self)
         self.reclaim = Reclaim(self)
         self.undurable: dict[int, Put] = {}
@@ -85,6 +84,7 @@ class StoreCore:
         self.tenant_floors = dict(config.tenant_floors)
         self._generation = superblock.incarnation << GENERATION_OPEN_SHIFT
         self._last_prefix = b""
+        self.quotas.set(config.quotas)
 
     # --- small facts -------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class StoreCore:
         if self.log.paused(self.now_ns()) or not self._room_in_index(owner):
             self.counters.puts_refused += 1
             return Status.NO_SPACE
-        extent = self.arena.allocate(record_sectors(request.length))
+        extent = self.arena.allocate(record_sectors(request.length), owner.number)
         if extent is None:
             return Status.BUSY
         return Put(self, owner, request, extent)
@@ -298,8 +298,8 @@ class StoreCore:
     def give_back(self, extent: Extent) -> None:
         """Release a copy's extent, into the reserve if that was lent."""
         sectors = record_sectors(self.block_bytes_max)
-        alone = extent.references == 1 and extent.handle == UNNAMED
-        if self.reserve is None and alone and extent.sectors == sectors:
+        lent = extent.tenant == EVERYONE and extent.sectors == sectors
+        if self.reserve is None and lent and extent.references == 1 and extent.handle == UNNAMED:
             self.reserve = extent
         else:
             self.arena.release(extent)
@@ -447,9 +447,12 @@ class StoreCore:
     def statistics(self) -> StoreStatistics:
         """Return a moment of the store."""
         tenants = tuple(
-            TenantStatistics(t.name, t.tag, t.blocks, t.bytes, t.pinned_bytes, t.quota_bytes)
+            TenantStatistics(
+                t.name, t.tag, t.blocks, t.bytes, t.pinned_bytes, t.quota_bytes,
+                self.arena.held_sectors(t.number) * SECTOR_BYTES, t.memory_quota_bytes,
+            )
             for t in self.tenants.all
-        )
+        )  # fmt: skip
         states = {state.value: count for state, count in self.table.count_by_state.items() if count}
         return StoreStatistics(
             blocks=len(self.index),
@@ -464,5 +467,7 @@ class StoreCore:
             queued_puts=sum(map(len, self.log.pending)),
             tombstones=len(self.tombstones),
             tenants=tenants,
+            quota_bytes_max=self.usable_bytes(),
+            memory_quota_bytes_max=self.quotas.memory_bytes_max(),
             counters=counters_as_dict(self.counters),
         )

@@ -24,6 +24,7 @@ from memkv.store.layout import (
 from memkv.store.requests import IoKind, IoRequest
 from memkv.store.segments import Segment, SegmentTable, State
 from memkv.store.statistics import Counters
+from memkv.store.tenants import TenantState
 
 GROUP_BYTES_MAX = 512 * KIB  # small neighbours share one write; larger writes gain nothing
 GROUP_RECORDS_MAX = 32
@@ -38,10 +39,12 @@ Barrier = Callable[[bool], None]
 class Append:
     """A record that waits for its place. Subclasses know what it carries and who waits for it."""
 
-    __slots__ = ("cancelled", "entry_count", "queue", "sector", "sectors", "segment", "urgent")
+    __slots__ = ("cancelled", "entry_count", "sector", "sectors", "segment", "tenant", "urgent")
 
-    def __init__(self, queue: int, sectors: int, entry_count: int = 1, urgent: bool = False):
-        self.queue = queue
+    def __init__(
+        self, tenant: TenantState, sectors: int, entry_count: int = 1, urgent: bool = False
+    ) -> None:
+        self.tenant = tenant
         self.sectors = sectors
         self.entry_count = entry_count
         self.urgent = urgent  # may use the last free segment: reclaim's own writes
@@ -49,11 +52,16 @@ class Append:
         self.segment: Segment | None = None
         self.sector = 0
 
+    @property
+    def queue(self) -> int:
+        """Where it waits: in the queue of its tenant, which may get another one meanwhile."""
+        return self.tenant.queue
+
     def check(self) -> None:
         """Set `cancelled` if the record is not wanted any more; asked just before it is placed."""
 
-    def encode(self, segment: Segment, sector: int) -> tuple[memoryview, bytes, int]:
-        """Write the header for this place; return (record, footer entries, tenant number)."""
+    def encode(self, segment: Segment, sector: int) -> tuple[memoryview, bytes]:
+        """Write the header for this place; return (record, footer entries)."""
         raise NotImplementedError
 
     def written(self, ok: bool, error: int) -> None:
@@ -69,17 +77,20 @@ class Log:
     """Appends of every queue. Pure: `poll` gives requests, their `done` takes results."""
 
     def __init__(
-        self, table: SegmentTable, queue_count: int, device_uuid: bytes, counters: Counters,
+        self, table: SegmentTable, device_uuid: bytes, counters: Counters,
         access_clock: Callable[[], int],
     ) -> None:  # fmt: skip
         self.table = table
         self.device_uuid = device_uuid
         self.counters = counters
-        self.open: list[Segment | None] = [None] * queue_count
-        self.pending: list[deque[Append]] = [deque() for _ in range(queue_count)]
+        self.open: list[Segment | None] = [None]
+        """By queue, and so are the others; the first is the shared one."""
+        self.pending: list[deque[Append]] = [deque()]
         # Reclaim's own records do not wait behind puts that wait for what reclaim makes free.
-        self._urgent: list[deque[Append]] = [deque() for _ in range(queue_count)]
+        self._urgent: list[deque[Append]] = [deque()]
         self.reclaiming = False
+        self.owed = 0
+        """Free segments that puts leave alone beside the spare ones."""
         self.flush_wanted = False
         self.flushing = False
         self.writes_in_flight = 0
@@ -122,7 +133,18 @@ class Log:
         """Close every open segment, so that the next open reads its footer."""
         for segment in self.open:
             if segment is not None:
-                self._seal(segment)
+                self.seal(segment)
+
+    def give_queue(self, tenant: TenantState, before: int, after: int) -> None:
+        """Have a tenant's waiting records wait elsewhere, in their order; `after` may be new."""
+        if after == len(self.open):
+            self.open.append(None)
+            self.pending.append(deque())
+            self._urgent.append(deque())
+        for queues in (self.pending, self._urgent):
+            waiting = queues[before]
+            queues[after].extend(append for append in waiting if append.tenant is tenant)
+            queues[before] = deque(append for append in waiting if append.tenant is not tenant)
 
     # --- requests ----------------------------------------------------------------------------
 
@@ -179,14 +201,14 @@ class Log:
                 continue
             if group and size_bytes + append.sectors * SECTOR_BYTES > GROUP_BYTES_MAX:
                 break
-            if self.reclaiming and not append.urgent and not self.table.free:
+            if self.reclaiming and not append.urgent and len(self.table.free) <= self.owed:
                 # What reclaim has begun to copy fits the last segment, if nobody else writes there.
                 return group or None
             segment = self.open[append.queue]
             if segment is not None and not self._fits(segment, append):
                 if group:
                     break
-                self._seal(segment)
+                self.seal(segment)
                 segment = None
             if segment is None:
                 segment = self._open_next(append)
@@ -210,7 +232,7 @@ class Log:
         return segment.next_sector + append.sectors + footer <= self.table.sectors
 
     def _open_next(self, append: Append) -> Segment | None:
-        reserve = 0 if append.urgent else SPARE_SEGMENTS - 1
+        reserve = 0 if append.urgent else SPARE_SEGMENTS - 1 + self.owed
         if len(self.table.free) <= reserve:
             return None
         segment = self.table.free.popleft()
@@ -229,9 +251,9 @@ class Log:
         assert segment.entries is not None
         buffers = []
         for append in group:
-            record, entries, tenant = append.encode(segment, append.sector)
+            record, entries = append.encode(segment, append.sector)
             segment.entries += entries
-            segment.tenants.add(tenant)
+            segment.tenants.add(append.tenant.number)
             buffers.append(record)
         request = IoRequest(
             IoKind.WRITE, group[0].sector * SECTOR_BYTES, buffers,
@@ -313,7 +335,8 @@ class Log:
 
     # --- footers -----------------------------------------------------------------------------
 
-    def _seal(self, segment: Segment) -> None:
+    def seal(self, segment: Segment) -> None:
+        """Append nothing more to an open segment; its footer follows."""
         self.table.move(segment, State.SEALING)
         segment.horizon = self._access_clock()
         self.open[segment.queue] = None

@@ -10,7 +10,7 @@ from collections import Counter
 from memkv.limits import PINNED_FRACTION_MAX
 from memkv.status import Status
 from memkv.store.segments import SegmentTable
-from memkv.store.tenants import TenantState
+from memkv.store.tenants import Tenants, TenantState
 
 
 class Pin:
@@ -27,8 +27,9 @@ class Pin:
 class Pins:
     """Pinned blocks by index handle."""
 
-    def __init__(self, table: SegmentTable) -> None:
+    def __init__(self, table: SegmentTable, tenants: Tenants) -> None:
         self._table = table
+        self._tenants = tenants
         self._pins: dict[int, Pin] = {}
         self._queue_bytes: Counter[int] = Counter()
 
@@ -45,7 +46,8 @@ class Pins:
             known.expires_ns = expires_ns
             return Status.OK
         filled = self._table.filled_fraction(tenant.queue)
-        limit = int(tenant.quota_bytes * filled * PINNED_FRACTION_MAX)
+        guarantee = self._tenants.queue_guarantees[tenant.queue]
+        limit = int(guarantee * filled * PINNED_FRACTION_MAX)
         if self._queue_bytes[tenant.queue] + size_bytes > limit:
             self.expire(now_ns)
             if self._queue_bytes[tenant.queue] + size_bytes > limit:
@@ -70,6 +72,11 @@ class Pins:
         pin = self._pins.pop(handle, None)
         if pin is not None:
             self._count(pin.tenant, -pin.size_bytes)
+
+    def give_queue(self, tenant: TenantState, before: int, after: int) -> None:
+        """Count a tenant's pins to another queue. Those beyond its limit stay until they end."""
+        self._queue_bytes[before] -= tenant.pinned_bytes
+        self._queue_bytes[after] += tenant.pinned_bytes
 
     def _count(self, tenant: TenantState, change: int) -> None:
         tenant.pinned_bytes += change

@@ -42,15 +42,13 @@ class PutState(Enum):
 class Put(Append):
     """One block being stored. Everything here happens under the store's lock."""
 
-    __slots__ = ("alias", "core", "extent", "failure", "handle", "header", "request", "state",
-                 "tenant")  # fmt: skip
+    __slots__ = ("alias", "core", "extent", "failure", "handle", "header", "request", "state")
 
     def __init__(
         self, core: "StoreCore", tenant: TenantState, request: PutRequest, extent: Extent
     ) -> None:
-        super().__init__(tenant.queue, record_sectors(request.length))
+        super().__init__(tenant, record_sectors(request.length))
         self.core = core
-        self.tenant = tenant
         self.request = request
         self.extent = extent
         self.state = PutState.FILLING
@@ -87,7 +85,7 @@ class Put(Append):
         end = SECTOR_BYTES + r.length
         self.extent.view[end:] = ZEROS[: self.sectors * SECTOR_BYTES - end]
 
-    def encode(self, segment: Segment, sector: int) -> tuple[memoryview, bytes, int]:
+    def encode(self, segment: Segment, sector: int) -> tuple[memoryview, bytes]:
         """Complete the header with its place."""
         assert self.header is not None
         h = self.header = self.header._replace(
@@ -99,7 +97,7 @@ class Put(Append):
             h.block_id, h.tenant_tag, h.generation, sector - segment.base_sector, h.length,
             h.expiry_s, h.depth, 0, Kind.BLOCK,
         )  # fmt: skip
-        return self.extent.view, entry, self.tenant.number
+        return self.extent.view, entry
 
     def owns_entry(self) -> bool:
         """Say whether the index entry is still this put's."""

@@ -217,10 +217,9 @@ class StoreReader:
         core = self._core
 
         def ready() -> bool:
-            return core.arena.sectors_free + core.arena.sectors_clean >= found.sectors
+            return core.arena.room_sectors(batch.owner.number) >= found.sectors
 
-        before = core.arena.sectors_free + core.arena.sectors_clean
-        if before >= found.sectors:
+        if ready():
             return False  # there is room, but in pieces: waiting would not end
         return self._engine.wait(ready, batch.deadline_ns)
 
@@ -230,7 +229,7 @@ class StoreReader:
         if target is not None and not self._guarded(batch):
             batch.targets = target = None
         sectors = found.sectors if target is None else BOUNCE_SECTORS
-        extent = self._core.arena.allocate(sectors)
+        extent = self._core.arena.allocate(sectors, batch.owner.number)
         if extent is None:
             return False
         found.segment.readers += 1

@@ -29,15 +29,14 @@ from memkv.store.layout import (
     record_sectors,
 )
 from memkv.store.requests import IoKind, IoRequest
-from memkv.store.segments import Segment, State
-from memkv.store.tenants import TenantState
+from memkv.store.segments import FREE_SEGMENTS_WANTED, Segment, State
+from memkv.store.tenants import SHARED_QUEUE, TenantState
 
 if TYPE_CHECKING:
     from memkv.store.core import StoreCore
 
 ENTRIES_PER_STEP_MAX = 512  # work under the lock in one go: under a millisecond
 COPIES_IN_FLIGHT_MAX = 4
-FREE_SEGMENTS_WANTED = SPARE_SEGMENTS + 1
 INDEX_FULL_FRACTION = 0.98  # reclaim starts here even when segments are free
 RETRIES_MAX = 3  # of one segment, then it is retired
 
@@ -56,13 +55,16 @@ class Phase(Enum):
 class Wanted:
     """A live block of the victim."""
 
-    __slots__ = ("entry", "pinned", "sector", "tenant")
+    __slots__ = ("entry", "must_stay", "pinned", "sector", "tenant")
 
-    def __init__(self, entry: Entry, tenant: TenantState, sector: int, pinned: bool) -> None:
+    def __init__(
+        self, entry: Entry, tenant: TenantState, sector: int, pinned: bool, must_stay: bool
+    ) -> None:
         self.entry = entry
         self.tenant = tenant
         self.sector = sector
         self.pinned = pinned
+        self.must_stay = must_stay
 
 
 class Reclaim:
@@ -99,6 +101,7 @@ class Reclaim:
         while self._advance():
             pass
         self._log.reclaiming = self._phase is not Phase.IDLE
+        self._log.owed = self._core.quotas.owed
 
     def _advance(self) -> bool:
         if self._phase is Phase.IDLE:
@@ -115,6 +118,7 @@ class Reclaim:
 
     def _start(self) -> bool:
         core, table = self._core, self._table
+        core.quotas.join()
         crowded = len(core.index) >= core.index.capacity * INDEX_FULL_FRACTION
         if self._enough_free() and not crowded:
             return False
@@ -138,7 +142,8 @@ class Reclaim:
         return True
 
     def _enough_free(self) -> bool:
-        return len(self._table.free) + len(self._erasures) >= FREE_SEGMENTS_WANTED
+        free = len(self._table.free) + len(self._erasures)
+        return free >= FREE_SEGMENTS_WANTED + self._core.quotas.owed
 
     def _victim(self) -> Segment | None:
         """Return the oldest segment of the queue that is most over its guarantee.
@@ -155,6 +160,7 @@ class Reclaim:
         else:
             sizes = table.queue_sizes(len(guarantees))
             over = [size - guarantee for size, guarantee in zip(sizes, guarantees, strict=True)]
+            over[SHARED_QUEUE] += self._core.quotas.owed * table.segment_bytes
         by_excess = sorted(range(len(over)), key=lambda queue: -over[queue])
         oldest = [s for queue in by_excess if over[queue] > 0 and (s := table.oldest(queue))]
         if not oldest and table.count_by_state[State.RETIRED] and not self._room_for_puts():
@@ -230,14 +236,14 @@ class Reclaim:
             if handle < 0 or core.index.location(handle)[0] != sector:
                 continue
             pinned = core.pins.is_pinned(handle, now_ns)
-            self._wanted.append(Wanted(entry, tenant, sector, pinned))
-            if not pinned:
+            size_bytes = record_sectors(entry.length) * SECTOR_BYTES
+            must_stay = pinned or core.quotas.carries(segment, tenant, size_bytes)
+            self._wanted.append(Wanted(entry, tenant, sector, pinned, must_stay))
+            if not must_stay:
+                stamp = core.index.stamp(handle)
                 self._candidates.append(
-                    Candidate(
-                        len(self._wanted) - 1, core.index.stamp(handle), entry.depth,
-                        record_sectors(entry.length) * SECTOR_BYTES,
-                    )
-                )  # fmt: skip
+                    Candidate(len(self._wanted) - 1, stamp, entry.depth, size_bytes)
+                )
         self._next = end
         if end == len(self._entries):
             self._choose(segment)
@@ -262,6 +268,7 @@ class Reclaim:
         # A segment's worth is all one reclaim can use; more would only save up for a burst.
         self._credit_bytes = min(self._credit_bytes, float(self._table.segment_bytes))
         pinned = [wanted.entry.length for wanted in self._wanted if wanted.pinned]
+        # What a changed quota has carried is bounded by that quota, and no debt of anyone.
         # Pins must be kept; what they use is taken from the others. A turn of the log pays for them
         # (PINNED_FRACTION_MAX), but where they lie together they are in debt for a part of it.
         self._credit_bytes -= sum(map(record_sectors, pinned)) * SECTOR_BYTES
@@ -271,7 +278,7 @@ class Reclaim:
         self._credit_bytes -= sum(candidate.size_bytes for candidate in kept)
         positions = {candidate.position for candidate in kept}
         for position, wanted in enumerate(self._wanted):
-            if wanted.pinned:
+            if wanted.must_stay:
                 self._kept.append(wanted)
             elif position not in positions:
                 self.evict(wanted)

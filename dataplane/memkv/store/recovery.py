@@ -292,5 +292,4 @@ class Recovery:
             core.tenants.add_block(core.tenants.all[number], size_bytes, count)
             report.blocks += count
         segment.tenants = set(added)
-        queues = {core.tenants.all[number].queue for number in added}
-        segment.queue = queues.pop() if len(queues) == 1 else SHARED_QUEUE
+        segment.queue = SHARED_QUEUE  # until those with a quota join their queues

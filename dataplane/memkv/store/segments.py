@@ -8,7 +8,7 @@ from collections import Counter, deque
 from enum import Enum
 
 from memkv.errors import InternalBug
-from memkv.limits import SECTOR_BYTES
+from memkv.limits import SECTOR_BYTES, SPARE_SEGMENTS
 from memkv.store.layout import SUPERBLOCK_AREA_BYTES
 
 
@@ -53,6 +53,7 @@ IDENTIFIED = frozenset(
 life may, where recovery found a trailer of it."""
 RECLAIMABLE = frozenset({State.SEALED, State.FAULTY})
 OCCUPIED = IDENTIFIED - {State.RETIRED}
+FREE_SEGMENTS_WANTED = SPARE_SEGMENTS + 1  # reclaim goes on until there are as many
 
 
 class Everyone(set[int]):
@@ -107,6 +108,8 @@ class SegmentTable:
         self.changes = 0  # of states, so that nobody looks twice at what has not changed
         self._filled: dict[int, float] = {}  # by queue, as of that many changes:
         self._filled_changes = 0
+        self._sizes: list[int] = []
+        self._sizes_of = (-1, 0)  # changes, queues
 
     def move(self, segment: Segment, state: State) -> None:
         """Change a segment's state. Raises InternalBug for a change the table does not know."""
@@ -127,11 +130,21 @@ class SegmentTable:
 
     def queue_sizes(self, queue_count: int) -> list[int]:
         """Return the bytes each queue occupies, in whole segments; lost ones are nobody's."""
-        sizes = [0] * queue_count
+        if self._sizes_of != (self.changes, queue_count):
+            sizes = [0] * queue_count
+            for segment in self.all:
+                if segment.state in OCCUPIED:
+                    sizes[segment.queue] += self.segment_bytes
+            self._sizes, self._sizes_of = sizes, (self.changes, queue_count)
+        return self._sizes
+
+    def give_queue(self, tenant: int, queue: int) -> None:
+        """Count closed segments with records of one tenant alone to a queue."""
+        closed = OCCUPIED - {State.OPEN}
         for segment in self.all:
-            if segment.state in OCCUPIED:
-                sizes[segment.queue] += self.segment_bytes
-        return sizes
+            if segment.state in closed and segment.tenants == {tenant}:
+                segment.queue = queue
+        self.changes += 1
 
     def filled_fraction(self, queue: int) -> float:
         """Return which part of a queue's sealed segments is records. The rest is headers, footers,

@@ -52,6 +52,9 @@ class TenantStatistics:
     flash_bytes: int
     pinned_bytes: int
     quota_bytes: int
+    """Flash guaranteed to it alone, in whole segments; 0: it shares."""
+    memory_bytes: int = 0
+    memory_quota_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,9 @@ class StoreStatistics:
     queued_puts: int
     tombstones: int
     tenants: tuple[TenantStatistics, ...]
+    quota_bytes_max: int
+    """Flash that can be guaranteed to all tenants together."""
+    memory_quota_bytes_max: int
     counters: dict[str, int] = field(default_factory=dict)
 
 

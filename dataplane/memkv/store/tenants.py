@@ -1,12 +1,11 @@
 """Tenants in a store: numbers for the index, counters, guarantees and queues.
 
 Queue 0 is shared; each tenant with a quota has a queue, so a segment never holds blocks of a tenant
-with a guarantee together with anyone else's. The shared queue is guaranteed what is left over.
-Guarantees are whole segments, a quota is rounded up: the log gives and takes nothing smaller.
+with a guarantee together with anyone else's (but for those from before it had one: see `quotas`).
+The shared queue is guaranteed what is left over. Guarantees are whole segments.
 """
 
 from memkv.errors import ConfigError
-from memkv.store.config import TenantQuota
 from memkv.tenant import tenant_tag
 
 SHARED_QUEUE = 0
@@ -16,14 +15,19 @@ TENANTS_MAX = 65535  # u16 in the index
 class TenantState:
     """One tenant's numbers; bytes are those on flash, header sectors included."""
 
-    __slots__ = ("blocks", "bytes", "name", "number", "pinned_bytes", "queue", "quota_bytes", "tag")
+    __slots__ = (
+        "blocks", "bytes", "memory_quota_bytes", "name", "number", "pinned_bytes", "queue",
+        "quota_bytes", "tag",
+    )  # fmt: skip
 
-    def __init__(self, number: int, tag: bytes, name: str, queue: int, quota_bytes: int) -> None:
+    def __init__(self, number: int, tag: bytes, name: str) -> None:
         self.number = number
         self.tag = tag
         self.name = name
-        self.queue = queue
-        self.quota_bytes = quota_bytes
+        self.queue = SHARED_QUEUE
+        self.quota_bytes = 0
+        """Of flash, guaranteed to it alone; 0: it shares."""
+        self.memory_quota_bytes = 0
         self.blocks = 0
         self.bytes = 0
         self.pinned_bytes = 0
@@ -32,36 +36,21 @@ class TenantState:
 class Tenants:
     """Every tenant seen since the store was opened."""
 
-    def __init__(
-        self, quotas: tuple[TenantQuota, ...], usable_bytes: int, segment_bytes: int,
-        index_capacity: int,
-    ) -> None:  # fmt: skip
-        """Raises ConfigError when the quotas do not fit `usable_bytes`."""
-        guarantees = [-(-quota.flash_bytes // segment_bytes) * segment_bytes for quota in quotas]
-        total = sum(guarantees)
-        if total > usable_bytes:
-            raise ConfigError(
-                f"quotas ask for {total} bytes of flash in whole segments, the drive has"
-                f" {usable_bytes} for blocks; lower the quotas or add capacity"
-            )
+    def __init__(self, usable_bytes: int, index_capacity: int) -> None:
         self.by_tag: dict[bytes, TenantState] = {}
         self.all: list[TenantState] = []
-        self.shared_bytes = usable_bytes - total
-        self._usable_bytes = max(1, usable_bytes)
+        self._usable_bytes = usable_bytes
         self._index_capacity = index_capacity
-        self.queue_guarantees = [self.shared_bytes, *guarantees]
-        for queue, quota in enumerate(quotas, 1):
-            self._add(tenant_tag(quota.name), quota.name, queue, quota.flash_bytes)
-        self.queue_blocks = [0] * len(self.queue_guarantees)
-        self._blocks_unused = sum(map(self._reserved, range(len(self.queue_guarantees))))
+        self.queue_owners: list[TenantState | None] = [None]
+        """Who has a queue; None: everyone, or nobody any more."""
+        self.queue_guarantees = [usable_bytes]
+        self.queue_blocks = [0]
+        self._blocks_unused = self._reserved(SHARED_QUEUE)
 
-    def _add(self, tag: bytes, name: str, queue: int, quota_bytes: int) -> TenantState:
-        if len(self.all) >= TENANTS_MAX:
-            raise ConfigError(f"over {TENANTS_MAX} tenants on one drive; use more workers")
-        tenant = TenantState(len(self.all), tag, name, queue, quota_bytes)
-        self.all.append(tenant)
-        self.by_tag[tag] = tenant
-        return tenant
+    @property
+    def shared_bytes(self) -> int:
+        """Flash that those without a queue of their own are guaranteed together."""
+        return self.queue_guarantees[SHARED_QUEUE]
 
     def find(self, tag: bytes) -> TenantState | None:
         """Return a tenant that was seen before."""
@@ -71,13 +60,53 @@ class Tenants:
         """Return the tenant of this tag, new ones in the shared queue."""
         tenant = self.by_tag.get(tag)
         if tenant is None:
-            tenant = self._add(tag, name, SHARED_QUEUE, self.shared_bytes)
+            tenant = self._add(tag, name)
         elif name and not tenant.name:
             tenant.name = name
         return tenant
 
+    def named(self, name: str) -> TenantState:
+        """Return the tenant of this name."""
+        return self.get(tenant_tag(name), name)
+
+    def _add(self, tag: bytes, name: str) -> TenantState:
+        if len(self.all) >= TENANTS_MAX:
+            raise ConfigError(f"over {TENANTS_MAX} tenants on one drive; use more workers")
+        tenant = TenantState(len(self.all), tag, name)
+        self.all.append(tenant)
+        self.by_tag[tag] = tenant
+        return tenant
+
+    # --- queues ------------------------------------------------------------------------------
+
+    def give_queue(self, tenant: TenantState, queue: int) -> None:
+        """Count a tenant's blocks to another queue: one of its own, or the shared one."""
+        before = tenant.queue
+        if before != SHARED_QUEUE:
+            self.queue_owners[before] = None
+        if queue == len(self.queue_owners):
+            self.queue_owners.append(None)
+            self.queue_guarantees.append(0)
+            self.queue_blocks.append(0)
+        if queue != SHARED_QUEUE:
+            self.queue_owners[queue] = tenant
+        tenant.queue = queue
+        self.queue_blocks[before] -= tenant.blocks
+        self.queue_blocks[queue] += tenant.blocks
+        self.guarantee()
+
+    def guarantee(self) -> None:
+        """Have every queue keep what its owner's quota says now."""
+        given = [owner.quota_bytes if owner is not None else 0 for owner in self.queue_owners]
+        given[SHARED_QUEUE] = self._usable_bytes - sum(given)
+        self.queue_guarantees = given
+        self._blocks_unused = sum(map(self._unused, range(len(given))))
+
+    # --- shares of the index -----------------------------------------------------------------
+
     def _reserved(self, queue: int) -> int:
-        return self._index_capacity * self.queue_guarantees[queue] // self._usable_bytes
+        share = self._index_capacity * self.queue_guarantees[queue]
+        return share // max(1, self._usable_bytes)
 
     def blocks_over(self, queue: int, fraction: float) -> int:
         """Return how many entries of the index a queue has over this part of its share."""

@@ -36,12 +36,11 @@ Done = Callable[[bool], None]
 class TombstoneAppend(Append):
     """One record of tombstones. More ids may join it until it gets its place."""
 
-    __slots__ = ("_attempts", "_core", "_done", "_generation", "_ids", "_sealed", "_tenant")
+    __slots__ = ("_attempts", "_core", "_done", "_generation", "_ids", "_sealed")
 
     def __init__(self, core: "StoreCore", tenant: TenantState, urgent: bool = False) -> None:
-        super().__init__(tenant.queue, 1, entry_count=0, urgent=urgent)
+        super().__init__(tenant, 1, entry_count=0, urgent=urgent)
         self._core = core
-        self._tenant = tenant
         self._ids: list[tuple[bytes, int]] = []
         self._done: list[Done] = []
         self._attempts = 0
@@ -58,10 +57,10 @@ class TombstoneAppend(Append):
         self._done.append(done)
         return True
 
-    def encode(self, segment: Segment, sector: int) -> tuple[memoryview, bytes, int]:
+    def encode(self, segment: Segment, sector: int) -> tuple[memoryview, bytes]:
         """Build the record."""
         self._sealed = True
-        tenant = self._tenant
+        tenant = self.tenant
         page = aligned_buffer(SECTOR_BYTES)
         header = RecordHeader(
             Kind.TOMBSTONES, bytes(32), tenant.tag, 0, 0, max(g for _, g in self._ids),
@@ -74,7 +73,7 @@ class TombstoneAppend(Append):
             ENTRY.pack(block_id, tenant.tag, generation, place, 0, 0, 0, 0, Kind.TOMBSTONES)
             for block_id, generation in self._ids
         )
-        return page, entries, tenant.number
+        return page, entries
 
     def written(self, ok: bool, error: int) -> None:
         """Try again elsewhere when the write failed."""

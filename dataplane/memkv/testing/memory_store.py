@@ -200,7 +200,7 @@ class MemoryStore:
         return ListPage(request.kind, end if end < len(listed) else 0, page)
 
     def statistics(self) -> StoreStatistics:
-        return StoreStatistics(len(self.blocks), 0, 0, 0, 0, 0, {}, 0, 1 << 30, 0, 0, ())
+        return StoreStatistics(len(self.blocks), 0, 0, 0, 0, 0, {}, 0, 1 << 30, 0, 0, (), 0, 0)
 
 
 def _split(ids: bytes) -> list[bytes]:

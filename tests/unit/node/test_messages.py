@@ -11,17 +11,22 @@ from memkv.node.messages import (
     Failed,
     Message,
     MessageChannel,
+    Quota,
+    Quotas,
     Report,
     Sample,
     Start,
     Stop,
+    TenantUsage,
     decode_message,
     encode_message,
     map_bytes,
     map_message,
 )
 
-START = Start("p/q", "n", 0, "/dev/x", 1, 2, "127.0.0.1", 0, 4096, 8, "/s", True, {"a": 5})
+QUOTAS = (Quota("a", 5, 6), Quota("b", 0, 7))
+START = Start("p/q", "n", 0, "/dev/x", 1, 2, "127.0.0.1", 0, 4096, 8, "/s", True, QUOTAS)
+USAGES = (TenantUsage("a", 1, 2, 3, 4),)
 SAMPLES = (
     Sample("memkv_a", "A", {"b": "c"}, 1.5, counter=True),
     Sample("memkv_h", "H", {}, 2.0, ((0.5, 1), (float("inf"), 3))),
@@ -30,7 +35,8 @@ MESSAGES: list[Message] = [
     START,
     map_message(bytes(range(256))),
     Stop(),
-    Report("00" * 16, 3, 7070, 10, 5, "11" * 16, 4, ((1, 2), (3, 4)), SAMPLES),
+    Quotas(QUOTAS),
+    Report("00" * 16, 3, 7070, 10, 5, "11" * 16, 4, ((1, 2), (3, 4)), 8, 9, USAGES, SAMPLES),
     Failed("no such drive: mount it"),
 ]
 

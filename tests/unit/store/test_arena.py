@@ -10,7 +10,7 @@ SECTORS = 32
 
 def test_clean_extents_are_evicted_oldest_first_and_others_never() -> None:
     forgotten: list[int] = []
-    arena = Arena(4 * 4096, forgotten.append)
+    arena = Arena(4 * 4096, lambda handle, _start: forgotten.append(handle))
     extents = [arena.allocate(1) for _ in range(4)]
     for handle, extent in enumerate(extents):
         assert extent is not None
@@ -27,7 +27,7 @@ def test_clean_extents_are_evicted_oldest_first_and_others_never() -> None:
 
 def test_a_touched_extent_outlives_an_untouched_one() -> None:
     forgotten: list[int] = []
-    arena = Arena(2 * 4096, forgotten.append)
+    arena = Arena(2 * 4096, lambda handle, _start: forgotten.append(handle))
     extents = [arena.allocate(1), arena.allocate(1)]
     for handle, extent in enumerate(extents):
         assert extent is not None
@@ -41,7 +41,7 @@ def test_a_touched_extent_outlives_an_untouched_one() -> None:
 
 
 def test_a_dropped_extent_is_free_when_its_last_reader_is_done() -> None:
-    arena = Arena(4096, lambda _handle: None)
+    arena = Arena(4096, lambda _handle, _start: None)
     extent = arena.allocate(1)
     assert extent is not None
     arena.name(extent, 7)
@@ -56,7 +56,8 @@ def test_any_order_of_calls_keeps_the_free_list_whole(steps: list[tuple[str, int
     named: dict[int, Extent] = {}
     held: list[Extent] = []
 
-    def forget(handle: int) -> None:
+    def forget(handle: int, start: int) -> None:
+        assert start < 0
         del named[handle]
 
     arena = Arena(SECTORS * 4096, forget)

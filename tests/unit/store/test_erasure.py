@@ -16,7 +16,7 @@ class Bench:
 
     def __init__(self, count: int) -> None:
         self.table = SegmentTable(8, 64 * KIB, 0)
-        self.log = Log(self.table, 1, bytes(16), Counters(), lambda: 0)
+        self.log = Log(self.table, bytes(16), Counters(), lambda: 0)
         self.erasures = Erasures(self.log, self.table, random.Random(1).getrandbits)
         for _ in range(count):
             self.erasures.begin(self.table.blank.popleft())

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from memkv import checksum, keys
-from memkv.errors import ConfigError
 from memkv.limits import MIB, PINNED_FRACTION_MAX
 from memkv.status import Status
 from memkv.store import tombstones
@@ -168,7 +167,7 @@ def test_pins_take_at_most_their_part_of_the_quota(bench: Bench) -> None:
         for n in range(40)
     ]
     pinned = statuses.count(Status.OK)
-    quota = bench.store.statistics().tenants[0].quota_bytes
+    quota = bench.store._core.tenants.shared_bytes
     assert statuses == [Status.OK] * pinned + [Status.QUOTA] * (40 - pinned)
     limit = quota * PINNED_FRACTION_MAX * 12 / 16  # sectors of four blocks in those of a segment
     assert pinned * 12_288 <= limit < (pinned + 1) * 12_288
@@ -263,12 +262,16 @@ def test_tenants_do_not_see_each_other(bench: Bench) -> None:
     assert bench.get("a", other) is Status.OK
 
 
-def test_quotas_that_do_not_fit_are_refused(bench: Bench) -> None:
+def test_quotas_that_do_not_fit_are_cut_in_proportion_and_said(bench: Bench) -> None:
     bench.store.close()
-    for quota in (SEGMENT_BYTES, 40 * SEGMENT_BYTES):
-        bench.config = replace(bench.config, quotas=(TenantQuota("guest", quota),))
-        with pytest.raises(ConfigError, match="quota"):
-            bench.open()
+    bench.config = replace(
+        bench.config,
+        quotas=(TenantQuota("a", 40 * SEGMENT_BYTES), TenantQuota("b", 12 * SEGMENT_BYTES)),
+    )
+    bench.open()
+    statistics = bench.store.statistics()
+    assert statistics.quota_bytes_max == 13 * SEGMENT_BYTES
+    assert [tenant.quota_bytes // SEGMENT_BYTES for tenant in statistics.tenants] == [10, 3]
 
 
 def test_statistics_count_what_is_there(bench: Bench) -> None:
