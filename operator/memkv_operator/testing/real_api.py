@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 from memkv.errors import RetryLater
@@ -42,14 +43,17 @@ class RealApi:
         name: str = "a",
         lease_ms: int = 15_000,
         connect: Connect = connect_api_server,
+        authority_grace_s: float = 900.0,
     ) -> AsyncIterator[Operator]:
-        """Run one operator process."""
+        """Run one operator process. `authority_grace_s`: between the phases in which an authority
+        is replaced."""
         lease = LeaseConfig(
             self.namespace, "memkv-operator", name, lease_ms, lease_ms * 2 // 3, lease_ms // 10
         )
         settings = Settings(
-            lease, "memkv:1", (self.namespace,), "127.0.0.1", 0, resync_s=2.0, step_s=0.1
-        )
+            lease, "memkv:1", (self.namespace,), "127.0.0.1", 0, resync_s=2.0, step_s=0.1,
+            authority_grace=timedelta(seconds=authority_grace_s),
+        )  # fmt: skip
         operator = Operator(settings, dial=self.kubelets.nodes.dial, connect=connect)
         running = asyncio.create_task(operator.run())
         self.has_ended = running.done

@@ -1,0 +1,329 @@
+"""The operator replaces an authority while real processes work: no request fails.
+
+A metadata service, two nodes and clients on this machine; Secrets of an API server in memory come
+to their folders as kubelet brings them: late, each at another time, all files of one at once.
+"""
+
+import asyncio
+import base64
+import itertools
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memkv.client.credentials import Credentials
+from memkv.client.options import ConnectOptions
+from memkv.client.sync import Client
+from memkv.clock import SystemClock
+from memkv.errors import MemKVError
+from memkv.localpool.ports import free_ports
+from memkv.metadata.certificates import admin_name
+from memkv.metadata.kubernetes.api_server import APPLY
+from memkv.status import Status
+from memkv.testing.api_server import FakeApiServer
+from memkv_operator.api.names import CONFIG_MAPS, ROTATE_CA, SECRETS
+from memkv_operator.api.pool import Pool, read_pool
+from memkv_operator.identity import certificates, leaves
+from memkv_operator.identity.authority import make_authority
+from memkv_operator.identity.roles import Role, names_of
+from memkv_operator.identity.trust import certificates_of
+from memkv_operator.kube.objects import Objects
+from memkv_operator.nodes.admin import GrpcNodeAdmin
+from memkv_operator.render.connection import authority_in, connection
+from memkv_operator.run.identities import Identities, PoolIdentity, Unavailable
+from memkv_operator.testing.cluster import SPEC, pause
+from memkv_operator.testing.issuer import Issuer
+
+NAMESPACE, POOL = "inference", "pool-a"
+KEY = f"{NAMESPACE}/{POOL}"
+IN_TIME_S = 240
+LAG_S = 2.0  # kubelet's, at most
+GRACE = timedelta(seconds=10)
+DEADLINE_MS = 20_000
+SIZE = 200_000
+
+
+def local_names(role: Role, pool: Pool) -> tuple[str, ...]:
+    """Return the names of a certificate on a machine without the cluster's DNS. The metadata
+    process publishes here, so it is the admin, too."""
+    more = ("localhost", admin_name(pool.key)) if role is Role.METADATA else ()
+    return (*names_of(role, pool), *more)
+
+
+@dataclass
+class Kubelet:
+    """Brings one Secret, or what clients read, to one folder, some time after it changed."""
+
+    folder: Path
+    content: Callable[[], dict[str, bytes]]
+    _due: tuple[float, dict[str, bytes]] | None = None
+    _there: dict[str, bytes] = field(default_factory=dict)
+    _number: Iterator[int] = field(default_factory=itertools.count)
+
+    def tick(self, now_s: float, lag_s: float) -> None:
+        wanted = self.content()
+        if wanted == self._there:
+            return
+        if not self._there or (self._due is not None and now_s >= self._due[0]):
+            self._bring(wanted)
+        elif self._due is None:
+            self._due = now_s + lag_s, wanted
+
+    def _bring(self, content: dict[str, bytes]) -> None:
+        """All files change as one: `now` is a link, as kubelet's ..data."""
+        version = self.folder / f"v{next(self._number)}"
+        version.mkdir(parents=True)
+        for name, data in content.items():
+            (version / name).write_bytes(data)
+        fresh = self.folder / "fresh"
+        fresh.symlink_to(version)
+        fresh.replace(self.folder / "now")
+        self._there, self._due = content, None
+
+
+class World:
+    """The operator's part, kubelets, and processes."""
+
+    def __init__(self, folder: Path, mode: str, grace: timedelta) -> None:
+        self.folder = folder
+        self.mode = mode
+        self.annotations: dict[str, str] = {}
+        self.api = FakeApiServer()
+        self.issuer = Issuer(self.api, NAMESPACE)
+        self.identities = Identities(Objects(self.api), SystemClock(), grace)
+        self.identity: PoolIdentity | None = None
+        self.failures: list[str] = []
+        self.done = {"asked": 0, "long": 0, "fresh": 0}
+        self.phases: list[str] = []
+        self.stopping = threading.Event()
+        meta, *self.admin_ports = free_ports(3)
+        self.endpoint = f"localhost:{meta}"
+        self.kubelets = [
+            Kubelet(folder / name, partial(self.secret, secret))
+            for name, secret in (
+                ("n0", "node-identity"), ("n1", "node-identity"),
+                ("metadata", "metadata-identity"), ("proof", "node-identity"),
+            )
+        ]  # fmt: skip
+        self.kubelets.append(Kubelet(folder / "client", self.connection_file))
+
+    @property
+    def pool(self) -> Pool:
+        meta = {
+            "name": POOL, "namespace": NAMESPACE, "uid": "u", "annotations": self.annotations,
+        }  # fmt: skip
+        tls = {"mode": self.mode, "issuerRef": {"name": "ca"}}
+        spec = {**SPEC, "metadata": {"tls": tls, "auth": {"mode": "None"}}}
+        return read_pool({"metadata": meta, "spec": spec})
+
+    def secret(self, name: str) -> dict[str, bytes]:
+        found = self.api.objects[SECRETS.path(NAMESPACE, f"{POOL}-{name}")]["data"]
+        return {key: base64.b64decode(value) for key, value in found.items()}
+
+    def connection_file(self) -> dict[str, bytes]:
+        found = self.api.objects[CONFIG_MAPS.path(NAMESPACE, f"{POOL}-connection")]
+        return {"connection.json": json.dumps({"ca": authority_in(found)}).encode()}
+
+    # --- the operator ------------------------------------------------------------------------
+
+    def operate(self) -> None:
+        asyncio.run(self._operate())
+
+    async def _operate(self) -> None:
+        asking = asyncio.create_task(self._ask_nodes())
+        while not self.stopping.is_set():
+            if self.mode == "CertManager" and self.identity is not None:
+                await self.issuer.tick()
+            try:
+                self.identity = await self.identities.ensure(self.pool)
+            except Unavailable:
+                await self.issuer.tick()
+                continue
+            body = connection(self.pool, self.identity.view.authority)
+            path = CONFIG_MAPS.path(NAMESPACE, f"{POOL}-connection")
+            await self.api.request("PATCH", path, None, body, APPLY)
+            if self.phases[-1:] != [self.identity.view.phase]:
+                self.phases.append(self.identity.view.phase)
+            await pause(0.1)
+        await asking
+
+    async def _ask_nodes(self) -> None:
+        """As the operator polls, each time by a new connection."""
+        while not self.stopping.is_set():
+            await pause(0.3)
+            for port in self.admin_ports if self.done["long"] and self.identity else ():
+                assert self.identity is not None
+                admin = GrpcNodeAdmin(f"127.0.0.1:{port}", self.identity.admin)
+                try:
+                    await admin.facts()
+                    self.done["asked"] += 1
+                except MemKVError as error:
+                    self.failures.append(f"operator: {error}")
+                finally:
+                    await admin.close()
+
+    def bring_files(self) -> None:
+        chance = random.Random(1)
+        while not self.stopping.is_set():
+            if self.phases:
+                now_s = time.monotonic()
+                for kubelet in self.kubelets:
+                    kubelet.tick(now_s, chance.uniform(0, LAG_S))
+            self.stopping.wait(0.05)
+
+    # --- processes and clients ---------------------------------------------------------------
+
+    def start(self, *words: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "memkv.cli.main", *words]
+        with (self.folder / f"{words[0]}.log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log)
+
+    def tls_flags(self, name: str) -> tuple[str, ...]:
+        files = self.folder / name / "now"
+        return tuple(
+            f"--tls-{what}={files}/{file}"
+            for what, file in (("cert", "tls.crt"), ("key", "tls.key"), ("ca", "ca.crt"))
+        )
+
+    def start_all(self) -> Iterator["subprocess.Popen[bytes]"]:
+        for n, port in enumerate(self.admin_ports):
+            yield self.start(
+                "node", f"--pool={KEY}", f"--name=n{n}", f"--dir={self.folder}/data{n}",
+                "--capacity=64MiB", "--memory=32MiB", "--slots=64", "--data-port=0",
+                f"--admin-port={port}", "--http-port=0", f"--metadata={self.endpoint}",
+                f"--ticket-keys={self.folder}/n{n}/now/tickets.pub", *self.tls_flags(f"n{n}"),
+            )  # fmt: skip
+        nodes = ",".join(f"127.0.0.1:{port}" for port in self.admin_ports)
+        secrets = self.folder / "metadata/now"
+        listen = self.endpoint.replace("localhost", "127.0.0.1")
+        yield self.start(
+            "metadata", f"--pool={KEY}", f"--listen={listen}", "--publish",
+            f"--nodes={nodes}", f"--state={self.folder}/state", "--slots=64",
+            "--http-port=0", "--auth=none", f"--ticket-key={secrets}/tickets.key",
+            f"--salt-secret={secrets}/salt", *self.tls_flags("metadata"),
+        )  # fmt: skip
+
+    def client(self) -> Client:
+        proof = self.folder / "proof/now"
+        credentials = Credentials(
+            str(self.folder / "client/now/connection.json"),
+            certificate=proof / "tls.crt", key=proof / "tls.key",
+        )  # fmt: skip
+        options = ConnectOptions(
+            self.endpoint, pool=KEY, deadline_ms=DEADLINE_MS, credentials=credentials,
+            local_dir="off", bootstrap_timeout_ms=DEADLINE_MS,
+        )  # fmt: skip
+        return Client(options)
+
+    def work(self, client: Client, who: str) -> None:
+        number = self.done[who]
+        key, data = f"{who} {number % 8}", bytes([number % 8]) * SIZE
+        put = client.put(key, data)
+        got = client.get(key) if put == Status.OK else None
+        if got != data:
+            problems = "; ".join(client.attachment.problems())
+            self.failures.append(f"{who} {number}: put {put}, a miss: {problems}")
+        self.done[who] += 1
+
+    def work_long(self, client: Client) -> None:
+        while not self.stopping.is_set():
+            self.work(client, "long")
+
+    def work_fresh(self) -> None:
+        """New channels and new lanes each time."""
+        while not self.stopping.is_set():
+            with self.client() as fresh:
+                if not fresh.wait_ready(DEADLINE_MS):
+                    self.failures.append(f"fresh: {fresh.attachment.problems()}")
+                self.work(fresh, "fresh")
+
+
+@contextmanager
+def running(*loops: Callable[[], None]) -> Iterator[None]:
+    threads = [threading.Thread(target=loop) for loop in loops]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join()
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    event = threading.Event()
+    for _ in range(IN_TIME_S * 10):
+        if holds():
+            return
+        event.wait(0.1)
+    raise AssertionError(f"in vain: {what}")
+
+
+def rotate(world: World, stack: ExitStack) -> None:
+    """Run everything, replace the authority, and go on until nobody believes the old one."""
+    stack.enter_context(running(world.operate, world.bring_files))
+    stack.callback(world.stopping.set)
+    wait_until(lambda: (world.folder / "client/now").exists(), "files")
+    for process in world.start_all():
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+    client = stack.enter_context(world.client())
+    assert client.wait_ready(IN_TIME_S * 1000), client.attachment.problems()
+    old = world.secret("node-identity")
+    with running(lambda: world.work_long(client), world.work_fresh):
+        try:
+            wait_until(lambda: world.done["fresh"] > 2, "a first round")
+            before = len(world.failures)
+            assert before == 0, world.failures
+            if world.mode == "SelfSigned":
+                world.annotations[ROTATE_CA] = "now"
+            else:
+                world.issuer.authority = make_authority("test issuer", datetime.now(UTC))
+                world.annotations[ROTATE_CA] = "look now"
+            wait_until(lambda: len(world.phases) >= 4, f"{world.phases}")
+            # Files come last to whoever is the last to believe; then everything once more.
+            begun = dict(world.done)
+            files = [kubelet.folder / "now" for kubelet in world.kubelets[:4]]
+            new = world.secret("node-identity")["ca.crt"]
+            wait_until(lambda: all((f / "ca.crt").read_bytes() == new for f in files), "kubelets")
+            wait_until(lambda: all(world.done[k] > begun[k] + 2 for k in begun), "a last round")
+        finally:
+            world.stopping.set()
+    assert world.phases == ["", "AuthorityAnnounced", "AuthorityRetiring", ""]
+    now: dict[str, Any] = world.secret("node-identity")
+    assert len(certificates_of(now["ca.crt"])) == 1
+    assert now["ca.crt"] not in old["ca.crt"]
+    assert now["tls.crt"] != old["tls.crt"]
+
+
+@pytest.fixture(autouse=True)
+def names_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaves, "names_of", local_names)
+    monkeypatch.setattr(certificates, "names_of", local_names)
+
+
+@pytest.mark.parametrize("mode", ["SelfSigned", "CertManager"])
+def test_no_request_fails_while_an_authority_is_replaced(tmp_path: Path, mode: str) -> None:
+    world = World(tmp_path, mode, GRACE)
+    with ExitStack() as stack:
+        rotate(world, stack)
+    assert world.failures == []
+    assert all(count > 10 for count in world.done.values()), world.done
+
+
+def test_without_the_grace_requests_fail(tmp_path: Path) -> None:
+    """So the other test would see it."""
+    world = World(tmp_path, "SelfSigned", timedelta(0))
+    with ExitStack() as stack:
+        rotate(world, stack)
+    assert any("CERTIFICATE" in one.upper() for one in world.failures), world.failures
