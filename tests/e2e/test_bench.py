@@ -53,3 +53,21 @@ def test_existence_is_measured() -> None:
     found = bench("--op", "exists")
     assert found["blocks_per_call"] == 512
     assert "keys/s" in str(found["remark"])
+
+
+@pytest.mark.slow
+def test_gets_under_tls_are_measured_beside_a_bare_openssl_stream(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*MEMKV, "bench", "--suite", "must-reach", "--only", "tls", "--pairs", "2", "--seconds",
+         "400ms", "--dir", str(tmp_path), "--json"],
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode in (Exit.OK, Exit.FAILED), done.stderr  # its figures are not judged
+    gets, loop = json.loads(done.stdout)["verdicts"]
+    assert gets["what"] == "tls get, dram, 2 MiB"
+    assert "bare OpenSSL stream, TLS_AES_128_GCM_SHA256" in gets["limit"]
+    assert gets["ratio"] > 0
+    assert len(gets["result"]["pairs"]) == 2
+    assert loop["what"] == "slowdown of a busy Python loop under TLS"
+    assert "GB/s inside" in loop["remark"]
+    assert list(tmp_path.iterdir()) == [], "its files are removed"

@@ -11,11 +11,13 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 from memkv.bench.pump import Pump
 from memkv.bench.results import MeasurementFailed
 from memkv.bench.statistics import PAIRS_MIN, Pair, PairSummary, interleave, median, summarize
 from memkv.bench.target import Target, attach
+from memkv.client.credentials import Credentials
 from memkv.limits import MIB
 
 SIZE_BYTES = 2 * MIB
@@ -51,7 +53,7 @@ def loop_steps_per_s(seconds: float) -> float:
     return steps / (now - begin)
 
 
-def measure(target: Target, endpoint: str, pairs: int = PAIRS_MIN) -> BusyLoop:
+def measure(target: Target, pairs: int = PAIRS_MIN, pace_gbps: float = PACE_GBPS) -> BusyLoop:
     """Measure both ways in turns."""
     keys = [f"busy-loop/{number}" for number in range(DATA_BYTES // SIZE_BYTES)]
     inside: list[float] = []
@@ -63,7 +65,7 @@ def measure(target: Target, endpoint: str, pairs: int = PAIRS_MIN) -> BusyLoop:
 
         def with_own_load() -> float:
             load = threading.Thread(
-                target=lambda: inside.append(pump.get(keys, load_s, PACE_GBPS).gbps)
+                target=lambda: inside.append(pump.get(keys, load_s, pace_gbps).gbps)
             )
             load.start()
             time.sleep(LEAD_S)
@@ -71,7 +73,7 @@ def measure(target: Target, endpoint: str, pairs: int = PAIRS_MIN) -> BusyLoop:
             load.join()
             return steps
 
-        with closing(OtherProcess(endpoint, target)) as other:
+        with closing(OtherProcess(target, pace_gbps)) as other:
 
             def with_foreign_load() -> float:
                 other.begin(load_s)
@@ -89,12 +91,14 @@ def measure(target: Target, endpoint: str, pairs: int = PAIRS_MIN) -> BusyLoop:
 class OtherProcess:
     """Loads the same keys at the same pace from a process of its own."""
 
-    def __init__(self, endpoint: str, target: Target) -> None:
-        options = target.client.attachment.core.options
+    def __init__(self, target: Target, pace_gbps: float) -> None:
+        options, proof = target.client.attachment.core.options, target.credentials
         command = [
-            sys.executable, "-m", "memkv.bench.busy_loop", endpoint, options.pool, options.tenant,
-            options.local_dir,
+            sys.executable, "-m", "memkv.bench.busy_loop", options.endpoint, options.pool,
+            options.tenant, options.local_dir, str(pace_gbps),
         ]  # fmt: skip
+        if proof is not None:
+            command += [proof.ca, str(proof.certificate), str(proof.key)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -124,15 +128,18 @@ class OtherProcess:
 
 def serve(arguments: Sequence[str]) -> None:
     """The other process: a load of so many seconds for each line on stdin."""
-    endpoint, pool, tenant, local_dir = arguments
+    endpoint, pool, tenant, local_dir, pace_gbps, *proof = arguments
+    credentials = None
+    if proof:
+        credentials = Credentials(proof[0], certificate=Path(proof[1]), key=Path(proof[2]))
     keys = [f"busy-loop/{number}" for number in range(DATA_BYTES // SIZE_BYTES)]
     with (
-        attach(endpoint, pool, tenant, local_dir) as client,
+        attach(endpoint, pool, tenant, local_dir, credentials) as client,
         closing(Pump(client, SIZE_BYTES)) as pump,
     ):
         print("ready", flush=True)
         for line in sys.stdin:
-            print(pump.get(keys, float(line), PACE_GBPS).gbps, flush=True)
+            print(pump.get(keys, float(line), float(pace_gbps)).gbps, flush=True)
 
 
 if __name__ == "__main__":

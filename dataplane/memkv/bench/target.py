@@ -42,6 +42,13 @@ class Target:
     pool: LocalPool | None
     directory: Path
     local_dir: str = ""
+    credentials: Credentials | None = None
+    """What proves the client, and further ones; None: a pool without TLS."""
+
+    @property
+    def endpoint(self) -> str:
+        """Where further clients connect."""
+        return self.client.attachment.core.options.endpoint
 
 
 @contextmanager
@@ -61,7 +68,7 @@ def own_pool(
 
 def attach(
     endpoint: str, pool: str, tenant: str, local_dir: str = "",
-    credentials: Credentials | None = None,
+    credentials: Credentials | None = None, timeout_ms: int = ATTACH_TIMEOUT_MS,
 ) -> Client:  # fmt: skip
     """Connect and wait until every node is reached. RetryLater when that takes too long."""
     client = Client(
@@ -70,7 +77,7 @@ def attach(
             credentials=credentials,
         )
     )
-    if not client.wait_ready(ATTACH_TIMEOUT_MS):
+    if not client.wait_ready(timeout_ms):
         problems = "; ".join(client.attachment.problems())
         client.close()
         raise RetryLater(f"the pool at {endpoint} is not complete: {problems}")
