@@ -16,6 +16,7 @@ from enum import Enum
 
 from memkv import limits
 from memkv.errors import CallerError, InternalBug
+from memkv.metadata.dropping import TenantDrops
 from memkv.metadata.ownership import (
     OpenMove,
     Ownership,
@@ -54,6 +55,7 @@ class Reason(Enum):
     SLOTS_MOVED = "slots changed owners"
     MOVES_ENDED = "moves ended"
     TENANT_DROPPED = "a tenant was dropped"
+    TENANTS_NAMED = "tenants were named"
     WAITING_FOR_WORKERS = "waiting for the first workers"
     MASS_LOSS_SUSPECTED = "MassLossSuspected"
     NO_LIVE_WORKERS = "no worker answers"
@@ -72,6 +74,9 @@ class PublisherConfig:
     """How long nodes may take that start together with the publisher: before a first map is made
     without them, and before a worker of the stored map that was not seen yet counts as silent."""
     loss: LossPolicy = field(default_factory=LossPolicy)
+    tenants: frozenset[bytes] | None = None
+    """Tags of the tenants that the pool names; one that was named and is not any more is dropped.
+    None: nobody is named, and tenants are dropped by `drop_tenant` alone."""
 
     @property
     def moving_slots_max(self) -> int:
@@ -87,6 +92,8 @@ class PublisherState:
     trails: Mapping[int, tuple[Tenure, ...]] = field(default_factory=dict)
     epoch_times_s: Mapping[int, int] = field(default_factory=dict)
     """When the maps that started open moves were made, wall clock."""
+    tenants: frozenset[bytes] = frozenset()
+    """Tags of the tenants that the pool names, or did and are being dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,7 @@ class Publisher:
         self._nodes_answered: set[str] = set()
         self._built: tuple[tuple[Candidate, ...], tuple[bytes, ...]] | None = None
         self._dropped_tenants: dict[bytes, int] = {}
+        self._drops = TenantDrops()
         self._vouched: frozenset[str] = frozenset()
         self._dismissed: frozenset[str] = frozenset()
         for worker in state.shard_map.workers if state is not None else ():
@@ -215,7 +223,8 @@ class Publisher:
         ownership = Ownership(self._targets(workers))
         version = MapVersion(self._make_lineage(), self._term_floor + 1, 1)
         shard_map = _make_map(version, workers, ownership, self._tenant_generations({}))
-        return Outcome(PublisherState(shard_map), (Reason.FIRST_MAP,))
+        state = PublisherState(shard_map, tenants=self._config.tenants or frozenset())
+        return Outcome(state, (Reason.FIRST_MAP,))
 
     def _next_map(self, state: PublisherState, now_ms: int, wall_s: int) -> Outcome:
         old = state.shard_map
@@ -269,6 +278,7 @@ class Publisher:
         wall_s: int,
     ) -> Outcome:
         old = state.shard_map
+        tenants = self._drop_unnamed(state)
         generations = self._tenant_generations(old.tenant_generations)
         changes = [
             (not self._taken_over, Reason.TAKEN_OVER),
@@ -276,6 +286,7 @@ class Publisher:
             (after.owners != before.owners, Reason.SLOTS_MOVED),
             ((after.moves, after.fenced) != (before.moves, before.fenced), Reason.MOVES_ENDED),
             (generations != dict(old.tenant_generations), Reason.TENANT_DROPPED),
+            (not tenants <= state.tenants, Reason.TENANTS_NAMED),
         ]
         changed = [reason for holds, reason in changes if holds]
         if not changed:
@@ -289,7 +300,7 @@ class Publisher:
         open_epochs = {move.since_epoch for move in after.moves.values()}
         times = {e: state.epoch_times_s.get(e, wall_s) for e in sorted(open_epochs)}
         return Outcome(
-            PublisherState(shard_map, after.trails, times), (*reasons, *changed), waiting
+            PublisherState(shard_map, after.trails, times, tenants), (*reasons, *changed), waiting
         )
 
     def _targets(self, workers: Sequence[Worker]) -> tuple[bytes, ...]:
@@ -320,6 +331,18 @@ class Publisher:
                 epoch for epoch, at_s in state.epoch_times_s.items() if wall_s - at_s >= timeout_s
             },
         )
+
+    def _drop_unnamed(self, state: PublisherState) -> frozenset[bytes]:
+        wanted = self._config.tenants
+        if wanted is None:
+            return state.tenants
+        epoch = state.shard_map.version.epoch + 1
+        tenants, raised = self._drops.step(
+            state.tenants, wanted, epoch, lambda since: not self.lagging(since)
+        )
+        for tag in raised:
+            self.drop_tenant(tag)
+        return tenants
 
     def _tenant_generations(self, before: Mapping[bytes, int]) -> dict[bytes, int]:
         after = dict(before)

@@ -75,6 +75,7 @@ def _rest_of(state: PublisherState) -> dict[str, object]:
             for slot, trail in sorted(state.trails.items())
         },
         "epoch_times_s": {str(epoch): at for epoch, at in sorted(state.epoch_times_s.items())},
+        "tenants": sorted(tag.hex() for tag in state.tenants),
     }
 
 
@@ -86,8 +87,11 @@ def _checked(document: Mapping[str, object]) -> Mapping[str, object]:
 
 def _joined(shard_map: ShardMap, document: Mapping[str, object]) -> PublisherState:
     workers, trails, times = document["workers"], document["trails"], document["epoch_times_s"]
+    tenants = document.get("tenants", [])  # states of earlier versions name none
     if not (isinstance(workers, list) and isinstance(trails, dict) and isinstance(times, dict)):
         raise TypeError("a field has another type")
+    if not isinstance(tenants, list):
+        raise TypeError("the tenants are no list")
     uuids = [bytes.fromhex(text) for text in workers]
     return PublisherState(
         shard_map,
@@ -96,4 +100,5 @@ def _joined(shard_map: ShardMap, document: Mapping[str, object]) -> PublisherSta
             for slot, trail in trails.items()
         },
         {int(epoch): int(at) for epoch, at in times.items()},
+        frozenset(bytes.fromhex(tag) for tag in tenants),
     )

@@ -55,6 +55,7 @@ class SimulatedNode:
             weight=1.0,
             state=self.spec.state or pb.NODE_STATE_ACTIVE,
             spec_generation=self.spec.generation,
+            spec_revision=self.spec.revision,
             software_version="1.2.3",
             workers=[
                 pb.WorkerFacts(
@@ -64,6 +65,16 @@ class SimulatedNode:
                     host=self.host,
                     port=7070,
                     capacity_bytes=self.capacity_bytes,
+                    flash_guaranteed_bytes_max=self.capacity_bytes,
+                    memory_guaranteed_bytes_max=GIB,
+                    tenants=[
+                        pb.TenantUsage(
+                            tenant=quota.tenant,
+                            flash_guaranteed_bytes=quota.flash_bytes,
+                            memory_guaranteed_bytes=quota.memory_bytes,
+                        )
+                        for quota in self.spec.quotas
+                    ],
                     map_lineage=self.applied[0],
                     applied_epoch=self.applied[1],
                     finished_moves=[

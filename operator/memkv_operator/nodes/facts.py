@@ -6,7 +6,7 @@ from memkv.errors import ProtocolError
 from memkv.metadata.facts import reports_of
 from memkv.metadata.roster import WorkerReport
 from memkv.shardmap import WorkerState
-from memkv_operator.plan.facts import NodeFacts, WorkerFacts
+from memkv_operator.plan.facts import NodeFacts, TenantFacts, WorkerFacts
 from memkv_proto import node_admin_pb2 as pb
 
 PHASES = {
@@ -28,6 +28,7 @@ def facts_of(answer: pb.GetFactsResponse, pool: str, node_name: str) -> NodeFact
         version=answer.software_version,
         draining=answer.state == pb.NODE_STATE_DRAINING,
         spec_generation=answer.spec_generation,
+        spec_revision=answer.spec_revision,
         workers=tuple(_worker(worker) for worker in answer.workers),
         reports=tuple(reports_of(answer, pool)),
     )
@@ -61,4 +62,16 @@ def _worker(worker: pb.WorkerFacts) -> WorkerFacts:
         applied_epoch=worker.applied_epoch,
         restarts=worker.restarts,
         message=worker.message,
+        flash_guaranteed_bytes_max=worker.flash_guaranteed_bytes_max,
+        memory_guaranteed_bytes_max=worker.memory_guaranteed_bytes_max,
+        tenants=tuple(
+            TenantFacts(
+                usage.tenant,
+                usage.flash_bytes,
+                usage.flash_guaranteed_bytes,
+                usage.memory_bytes,
+                usage.memory_guaranteed_bytes,
+            )
+            for usage in worker.tenants
+        ),
     )

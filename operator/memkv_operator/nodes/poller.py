@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from memkv.errors import MemKVError
 from memkv_operator.nodes.admin import CALL_TIMEOUT_S, AdminTls, Dial, NodeAdmin
 from memkv_operator.nodes.facts import facts_of
-from memkv_operator.plan.facts import NodeSeen
-from memkv_proto import node_admin_pb2 as pb
+from memkv_operator.nodes.orders import spec_of
+from memkv_operator.plan.facts import NodeFacts, NodeSeen
+from memkv_operator.plan.orders import Order
 
 log = logging.getLogger("memkv.operator.nodes")
 
@@ -21,11 +22,10 @@ JITTER = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A node's pod, and what the node shall be."""
+    """A node's pod, and how it is reached."""
 
     endpoint: str
     pod_uid: str
-    draining: bool
     tls: AdminTls | None = None
 
 
@@ -41,11 +41,16 @@ class NodePoller:
         self._dial = dial
         self._on_seen = on_seen
         self._tasks: dict[str, tuple[Target, asyncio.Task[None]]] = {}
+        self._orders: Mapping[str, Order] = {}
+        self._refused: dict[str, str] = {}
+        """Revision of the spec that a node does not take, said once."""
         self.seen: dict[str, NodeSeen] = {}
         """What polling came to, of nodes that have a target."""
 
-    def set_targets(self, targets: Mapping[str, Target]) -> None:
-        """Poll these from now on. A pod that was replaced is another target."""
+    def set_targets(self, targets: Mapping[str, Target], orders: Mapping[str, Order]) -> None:
+        """Poll these from now on, and tell each what its order says if that is not in force. A pod
+        that was replaced is another target."""
+        self._orders = orders
         for node in self._tasks.keys() - targets.keys():
             self._drop(node)
         for node, target in targets.items():
@@ -92,8 +97,7 @@ class NodePoller:
         try:
             async with asyncio.timeout(2 * CALL_TIMEOUT_S):
                 facts = facts_of(await admin.facts(), self._pool, node)
-                if facts.draining != target.draining:
-                    await self._tell(node, admin, target, facts.spec_generation)
+                await self._tell(node, admin, facts)
             problem = ""
         except (MemKVError, TimeoutError) as error:
             problem = str(error) or "no answer in time"
@@ -103,13 +107,23 @@ class NodePoller:
         self.seen[node] = seen
         self._on_seen(node, seen)
 
-    async def _tell(self, node: str, admin: NodeAdmin, target: Target, generation: int) -> None:
-        """Tell the node what to be. A refusal is no sign of death: the next poll tries again."""
-        state = pb.NODE_STATE_DRAINING if target.draining else pb.NODE_STATE_ACTIVE
+    async def _tell(self, node: str, admin: NodeAdmin, facts: NodeFacts) -> None:
+        """Tell the node what to be, if it is not. A refusal is no sign of death: the next poll
+        tries again. An answer that is lost is made up for by what the next poll finds in force."""
+        order = self._orders.get(node)
+        if order is None:
+            return
+        spec = spec_of(order)
+        if facts.spec_revision == spec.revision:
+            self._refused.pop(node, None)
+            return
+        spec.generation = facts.spec_generation + 1
         try:
-            await admin.apply(pb.NodeSpec(generation=generation + 1, state=state))
+            await admin.apply(spec)
         except MemKVError as error:
-            log.warning("pool %s: node %s does not take its state: %s", self._pool, node, error)
+            if self._refused.get(node) != spec.revision:
+                self._refused[node] = spec.revision
+                log.warning("pool %s: node %s does not take its spec: %s", self._pool, node, error)
 
     def _interval_s(self) -> float:
         """Grows with the pool, so that a large one does not eat the operator."""

@@ -9,6 +9,17 @@ USED_STEPS = 64  # used bytes are shown in such parts of the capacity, or each p
 
 
 @dataclass(frozen=True, slots=True)
+class TenantFacts:
+    """A tenant's room on a worker: what its blocks take, and what is guaranteed and in force."""
+
+    name: str
+    flash_bytes: int
+    flash_guaranteed_bytes: int
+    memory_bytes: int
+    memory_guaranteed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerFacts:
     """One worker of a node, as the node says."""
 
@@ -25,6 +36,10 @@ class WorkerFacts:
     applied_epoch: int
     restarts: int
     message: str
+    flash_guaranteed_bytes_max: int = 0
+    """What can be guaranteed to all tenants together; 0: not known yet."""
+    memory_guaranteed_bytes_max: int = 0
+    tenants: tuple[TenantFacts, ...] = ()
 
     @property
     def used_bytes_roughly(self) -> int:
@@ -40,6 +55,8 @@ class NodeFacts:
     version: str
     draining: bool
     spec_generation: int
+    spec_revision: str
+    """Of the spec in force."""
     workers: tuple[WorkerFacts, ...]
     reports: Collection[WorkerReport]
     """The same for the publisher."""

@@ -23,6 +23,8 @@ class IdentityView:
     faults: tuple[Fault, ...] = ()
     phase: str = ""
     """How far a change of the authority is; empty: there is none under way."""
+    ticket_keys: tuple[bytes, ...] = ()
+    """Public keys, 32 bytes each, of the tickets that nodes take."""
 
     @property
     def blocks(self) -> bool:

@@ -22,6 +22,8 @@ from memkv_operator.plan.health import MapView, pool_conditions
 from memkv_operator.plan.identity import IdentityView, certificates_valid
 from memkv_operator.plan.membership import Member, members_of
 from memkv_operator.plan.nodes import lost_nodes, node_actions
+from memkv_operator.plan.orders import Order, orders_of
+from memkv_operator.plan.quotas import Sharing, quotas_guaranteed, share_quotas
 from memkv_operator.plan.rollout import Rolling, available_min, rolling_update
 from memkv_operator.plan.status import pool_figures
 from memkv_operator.plan.validity import Finding, findings
@@ -60,6 +62,8 @@ class Plan:
     members: tuple[Member, ...]
     may_publish: bool
     """Whether the pool's map may change."""
+    orders: Mapping[str, Order] = field(default_factory=dict)
+    """What each node shall be; nothing for nodes that are not to be told anything yet."""
 
 
 def plan(observed: Observed, own_image: str, time: str) -> Plan:
@@ -104,12 +108,18 @@ def plan(observed: Observed, own_image: str, time: str) -> Plan:
             with_figures=observed.with_figures,
         )
     revision = digest_of(templates)
-    status, events = _status(observed, members, found, rolling, revision, time)
-    if not observed.with_figures and "capacity" in pool.status:
-        status["capacity"] = pool.status["capacity"]
+    sharing = share_quotas(pool, members, lost)
+    status, events = _status(observed, members, found, rolling, sharing, revision, time)
+    if not observed.with_figures:
+        status |= {name: pool.status[name] for name in _FIGURES if name in pool.status}
     if status != pool.status:
         actions.append(WritePoolStatus(status))
-    return Plan(tuple(actions), events, tuple(members), not blocked and not pool.spec.paused)
+    orders = orders_of(members, sharing, observed.identity.ticket_keys)
+    may_publish = not blocked and not pool.spec.paused
+    return Plan(tuple(actions), events, tuple(members), may_publish, orders)
+
+
+_FIGURES = ("capacity", "tenants")  # of the status: those that change all the time
 
 
 def _plan_deletion(pool: Pool) -> Plan:
@@ -141,6 +151,7 @@ def _status(
     members: Sequence[Member],
     found: Sequence[Finding],
     rolling: Rolling,
+    sharing: Sharing,
     revision: str,
     time: str,
 ) -> tuple[Manifest, tuple[Event, ...]]:
@@ -151,6 +162,8 @@ def _status(
     )
     if pool.has_tls:
         now.append(certificates_valid(observed.identity))
+    if (quotas := quotas_guaranteed(pool, sharing)) is not None:
+        now.append(quotas)
     generation = pool.meta.generation
     status: Manifest = {
         **pool_figures(pool, members, observed.map_view, rolling, revision),
@@ -169,6 +182,7 @@ _WORTH_AN_EVENT = frozenset(
         "ShardMapPublished",
         "MetadataAvailable",
         "Paused",
+        "QuotasGuaranteed",
     }
 )
 

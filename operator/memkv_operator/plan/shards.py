@@ -16,6 +16,7 @@ from memkv.metadata.publisher import (
     PublisherState,
 )
 from memkv.metadata.roster import LossPolicy, WorkerReport
+from memkv.tenant import tenant_tag
 from memkv_operator.api.names import ACCEPT_MASS_LOSS
 from memkv_operator.api.pool import Pool
 from memkv_operator.plan.membership import Member
@@ -35,6 +36,7 @@ def publisher_config(pool: Pool, members: Sequence[Member]) -> PublisherConfig:
             grace_ms=pool.spec.node_lost_grace_s * 1000,
             accept_mass_loss=pool.meta.annotations.get(ACCEPT_MASS_LOSS) == "true",
         ),
+        tenants=frozenset(tenant_tag(tenant.name) for tenant in pool.spec.tenants),
     )
 
 

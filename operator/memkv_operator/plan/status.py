@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from memkv.metadata.kubernetes.json_values import Manifest, Reader
+from memkv.metadata.kubernetes.json_values import JsonValue, Manifest, Reader
 from memkv.shardmap import UNASSIGNED, ShardMap, unpack_owners
 from memkv_operator.api.pool import Pool
 from memkv_operator.api.quantity import format_bytes_roughly
@@ -31,6 +31,8 @@ def pool_figures(
         "updateRevision": revision,
         "capacity": _capacity(members),
     }
+    if pool.spec.tenants:
+        figures["tenants"] = _tenants(pool, members)
     if not rolling.outdated:
         figures["currentRevision"] = revision
     elif pool.status.get("currentRevision"):
@@ -52,6 +54,28 @@ def _capacity(members: Sequence[Member]) -> Manifest:
         "used": format_bytes_roughly(used),
         "available": format_bytes_roughly(total - used),
     }
+
+
+def _tenants(pool: Pool, members: Sequence[Member]) -> list[JsonValue]:
+    """Return what the tenants of the spec use, and what of their quotas the nodes have in force."""
+    workers = [w for m in members if m.seen and m.seen.facts for w in m.seen.facts.workers]
+    figures: list[JsonValue] = []
+    for tenant in pool.spec.tenants:
+        found = [usage for w in workers for usage in w.tenants if usage.name == tenant.name]
+        figures.append(
+            {
+                "name": tenant.name,
+                "flashUsed": format_bytes_roughly(sum(u.flash_bytes for u in found)),
+                "flashGuaranteed": format_bytes_roughly(
+                    sum(u.flash_guaranteed_bytes for u in found)
+                ),
+                "memoryUsed": format_bytes_roughly(sum(u.memory_bytes for u in found)),
+                "memoryGuaranteed": format_bytes_roughly(
+                    sum(u.memory_guaranteed_bytes for u in found)
+                ),
+            }
+        )
+    return figures
 
 
 def _map_figures(pool: Pool, shard_map: ShardMap, published_at: str) -> Manifest:

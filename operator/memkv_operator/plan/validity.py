@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from memkv_operator.api.cluster import KubeNode
 from memkv_operator.api.pool import HUGE_PAGES_NONE, NodeGroup, Pool
+from memkv_operator.api.tenants import contested
 from memkv_operator.plan.identity import IdentityView, blocking
 
 NAMES_SHOWN = 5
@@ -26,9 +27,19 @@ def findings(
     pool: Pool, kube_nodes: Mapping[str, KubeNode], identity: IdentityView = NO_IDENTITY
 ) -> list[Finding]:
     """Return everything that is wrong, what blocks first."""
-    found = [*_unsupported(pool), *_of_nodes(pool, list(kube_nodes.values()))]
+    found = [*_unsupported(pool), *_of_tenants(pool), *_of_nodes(pool, list(kube_nodes.values()))]
     found += [_blocks(fault.reason, fault.message) for fault in blocking(identity)]
     return sorted(found, key=lambda finding: not finding.blocks)
+
+
+def _of_tenants(pool: Pool) -> Iterable[Finding]:
+    for (namespace, name), tenants in contested(pool.spec.tenants).items():
+        yield Finding(
+            "DuplicateSubject",
+            f"ServiceAccount {namespace}/{name} stands in tenants {', '.join(tenants)}: it belongs "
+            f"to {tenants[0]}, the first; leave it in one of them",
+            False,
+        )
 
 
 def _unsupported(pool: Pool) -> Iterable[Finding]:

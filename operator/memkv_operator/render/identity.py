@@ -15,6 +15,7 @@ from memkv_operator.api.names import (
     pool_labels,
 )
 from memkv_operator.api.pool import Pool
+from memkv_operator.api.tenants import owners_of
 
 DIRECTORY = "/etc/memkv/identity"
 TENANTS_DIRECTORY = "/etc/memkv/tenants"
@@ -122,12 +123,15 @@ def tenants_mount() -> Manifest:
 
 def tenants_map(pool: Pool) -> Manifest:
     """Return the ConfigMap that says who is which tenant."""
+    owners = owners_of(pool.spec.tenants)
     document = {
         "tenants": [
             {
                 "name": tenant.name,
                 "subjects": [
-                    {"namespace": namespace, "name": name} for namespace, name in tenant.subjects
+                    {"namespace": namespace, "name": name}
+                    for namespace, name in tenant.subjects
+                    if owners[namespace, name] == tenant.name
                 ],
             }
             for tenant in pool.spec.tenants

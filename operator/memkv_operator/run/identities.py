@@ -14,6 +14,7 @@ from memkv.errors import ConfigError, RetryLater
 from memkv.metadata.certificates import node_name
 from memkv.metadata.kubernetes.errors import Conflict
 from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
+from memkv.wire.signed import public_keys_from_pem
 from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import (
     CONFIG_MAPS,
@@ -26,7 +27,12 @@ from memkv_operator.api.names import (
 )
 from memkv_operator.api.pool import Pool
 from memkv_operator.api.times import utc
-from memkv_operator.identity.authority import Pair, make_authority, make_ticket_key
+from memkv_operator.identity.authority import (
+    Pair,
+    make_authority,
+    make_ticket_key,
+    public_ticket_key,
+)
 from memkv_operator.identity.leaves import Held, is_given_to_pods, leaves_of, next_trust
 from memkv_operator.identity.offers import Offer
 from memkv_operator.identity.roles import Role
@@ -73,6 +79,13 @@ class PoolIdentity:
     asked: tuple[object, ...]
     """What was wanted of it when it was looked at."""
     look_again_ns: int
+
+
+def ticket_keys_of(private: bytes) -> tuple[bytes, ...]:
+    """Return what nodes verify tickets by that were signed with this key. ConfigError when it is
+    damaged."""
+    pem = public_ticket_key(private).decode("ascii")
+    return tuple(key.public_key for key in public_keys_from_pem(pem))
 
 
 class Identities:
@@ -148,7 +161,9 @@ class Identities:
             pause_s = min(LOOK_AGAIN_S, self._grace.total_seconds() / PARTS_OF_GRACE)
         phase = "" if trust.phase is Phase.STEADY else trust.phase.value
         return PoolIdentity(
-            IdentityView(trust.bundle.decode("ascii"), offer.faults, phase),
+            IdentityView(
+                trust.bundle.decode("ascii"), offer.faults, phase, ticket_keys_of(root.ticket_key)
+            ),
             AdminTls(trust.bundle, admin.certificate, admin.key, node_name(pool.key)),
             _asked(pool),
             self._clock.monotonic_ns() + int(pause_s * 1e9),

@@ -23,6 +23,7 @@ from memkv_operator.nodes.poller import NodePoller, Target
 from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.health import MapView
 from memkv_operator.plan.membership import Member
+from memkv_operator.plan.planner import Plan
 from memkv_operator.plan.shards import PoolMaps
 from memkv_operator.run.heartbeats import HeartbeatReader
 from memkv_operator.run.stored_map import StoredMap
@@ -78,20 +79,17 @@ class PoolPublisher:
         waited_s = self._clock.monotonic_ns() / 1e9 - self._started_s
         return waited_s >= INFORMED_AFTER_S or self._poller.all_asked
 
-    def update(
-        self, pool: Pool, members: Sequence[Member], may_publish: bool, tls: AdminTls | None
-    ) -> None:
+    def update(self, pool: Pool, decided: Plan, tls: AdminTls | None) -> None:
         """Go by the newest look at the cluster. `tls`: how nodes are reached."""
-        self._pool, self._members, self._may_publish = pool, members, may_publish
+        members = decided.members
+        self._pool, self._members, self._may_publish = pool, members, decided.may_publish
         port = pool.spec.ports.admin
         targets = {
-            member.name: Target(
-                join_endpoint(member.pod.ip, port), member.pod.uid, member.draining, tls
-            )
+            member.name: Target(join_endpoint(member.pod.ip, port), member.pod.uid, tls)
             for member in members
             if member.pod is not None and member.pod.ip and not member.pod.deleting
         }
-        self._poller.set_targets(targets)
+        self._poller.set_targets(targets, decided.orders)
         if self._maps is not None:
             self._maps.polled_only(targets)
             self._maps.configure(pool, members)
@@ -220,7 +218,10 @@ def face_of(seen: NodeSeen) -> Face:
     if facts is None:
         return seen.pod_uid, seen.problem
     workers = tuple(
-        (w.position, w.uuid, w.incarnation, w.phase, w.host, w.port, w.capacity_bytes, w.message)
+        (
+            (w.position, w.uuid, w.incarnation, w.phase, w.host, w.port, w.message),
+            (w.capacity_bytes, w.flash_guaranteed_bytes_max, w.memory_guaranteed_bytes_max),
+        )
         for w in facts.workers
     )
     return seen.pod_uid, bool(seen.problem), facts.version, facts.draining, workers

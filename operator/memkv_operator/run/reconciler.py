@@ -93,7 +93,7 @@ class Reconciler:
         identity, view = await self._identity_of(pool)
         decided = self._decide(pool, publisher, view)
         tls = identity.admin if identity is not None else None
-        publisher.update(pool, decided.members, decided.may_publish, tls)
+        publisher.update(pool, decided, tls)
         if not publisher.informed:
             self._enqueue(pool.key, INFORMED_AFTER_S)
         await self._carry_out(pool, decided)

@@ -28,7 +28,7 @@ def state_of_size(slots: int, workers: int, trail: int) -> PublisherState:
         slot: tuple(Tenure(source.choice(names), bool(source.randrange(2))) for _ in range(trail))
         for slot in range(slots)
     }
-    return PublisherState(shard_map, trails, {8: 1_700_000_000})
+    return PublisherState(shard_map, trails, {8: 1_700_000_000}, frozenset({b"t" * 16}))
 
 
 def test_rest_of_a_state_round_trips() -> None:

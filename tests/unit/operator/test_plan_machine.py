@@ -231,7 +231,7 @@ class Machine(RuleBasedStateMachine):
             frozenset((slot, move.since_epoch) for slot, move in moves),
         )
         facts = WorkerFacts(0, worker.uuid.hex(), 1, "Ready", "h", 7070, 1 << 30, 0, 0, 0, "")
-        return NodeSeen(uid, NodeFacts("1", name in self.draining, 1, (facts,), (report,)))
+        return NodeSeen(uid, NodeFacts("1", name in self.draining, 1, "", (facts,), (report,)))
 
     # --- what must hold ----------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import pytest
 from memkv import keys
 from memkv.limits import KIB, MIB
 from memkv.status import Status
+from memkv.store.api import PendingPut
 from memkv.store.config import TenantQuota
 from memkv.store.guarantees import SEGMENTS_MIN, fitted_bytes, fitted_segments
 from memkv.tenant import Tenant
@@ -196,7 +197,7 @@ def test_memory_that_is_guaranteed_holds_what_others_cannot_push_out() -> None:
 def test_memory_that_is_guaranteed_and_not_used_yet_is_not_given_to_puts_of_others() -> None:
     bench = store(memory_bytes=512 * KIB)
     bench.store.set_quotas([TenantQuota("guest", memory_bytes=16 * RECORD_BYTES)])
-    flood = []
+    flood: list[PendingPut] = []
     while not isinstance(
         put := bench.store.begin_put(
             NOISE, bench.request(f"flood-{len(flood)}", NOISE), bench.deadline_ns
