@@ -83,6 +83,7 @@ def test_account_without_the_right_is_refused(release: LiveCluster, home: str) -
     succeeded, logs = pods.outcome("stranger", "memkv get block-0 -o /tmp/found 2>&1")
     assert not succeeded
     assert "memkvpools/connect" in logs, logs
+    assert "refuses this client" in logs, logs
     pods = ClientPods(release, home, POOL, READY_S)
     succeeded, logs = pods.outcome("nobody", "memkv get block-0 -o /tmp/found 2>&1")
     assert not succeeded

@@ -11,6 +11,7 @@ import pytest
 import memkv
 from memkv.cli import main as cli
 from memkv.cli import settings
+from memkv.cli.exits import Exit
 from memkv.client import options
 from memkv.client.options import PutOptions
 from memkv.client.sync import Client
@@ -40,6 +41,25 @@ def client(pool: SecurePool) -> Iterator[Client]:
         yield made
 
 
+@pytest.fixture
+def connection_file(
+    pool: SecurePool, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A connection file with the client's certificate, where programs look for one."""
+    files = pool.files["client"]
+    path = tmp_path / "connection.json"
+    document = {
+        "endpoint": pool.endpoint, "pool": POOL, "ca": files.authority.read_text(),
+        "tls_cert": str(files.certificate), "tls_key": str(files.key),
+    }  # fmt: skip
+    path.write_text(json.dumps(document))
+    read = settings.connection_source
+    monkeypatch.setattr(settings, "connection_source", lambda: read(path))
+    monkeypatch.setattr(options, "CONNECTION_FILE", path)
+    monkeypatch.delenv("MEMKV_ENDPOINT", raising=False)
+    return path
+
+
 def problem_of(client: Client, words: str) -> str:
     """Return what a client says of its trouble, once it says something with these words."""
     pause = threading.Event()
@@ -63,20 +83,8 @@ def test_blocks_round_trip_under_tls(client: Client, size: int) -> None:
 
 
 def test_a_connection_file_is_all_that_commands_and_programs_need(
-    pool: SecurePool, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    files = pool.files["client"]
-    path = tmp_path / "connection.json"
-    document = {
-        "endpoint": pool.endpoint, "pool": POOL, "ca": files.authority.read_text(),
-        "tls_cert": str(files.certificate), "tls_key": str(files.key),
-    }  # fmt: skip
-    path.write_text(json.dumps(document))
-    read = settings.connection_source
-    monkeypatch.setattr(settings, "connection_source", lambda: read(path))
-    monkeypatch.setattr(options, "CONNECTION_FILE", path)
-    monkeypatch.delenv("MEMKV_ENDPOINT", raising=False)
+    connection_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "block").write_bytes(b"by command" * 100)
     assert cli.main(["put", "by-command", str(tmp_path / "block")]) == 0
     assert cli.main(["get", "by-command", "--output", str(tmp_path / "back")]) == 0
@@ -86,6 +94,17 @@ def test_a_connection_file_is_all_that_commands_and_programs_need(
     with memkv.connect() as program:
         assert program.wait_ready(READY_MS), program.attachment.problems()
         assert program.get("by-command") == b"by command" * 100
+
+
+@pytest.mark.usefixtures("connection_file")
+def test_commands_tell_a_refusal_from_a_pool_that_is_away(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["get", "by-command", "--tenant", "team-b"]) == Exit.UNREACHABLE
+    message = capfd.readouterr().err
+    assert "refuses this client" in message
+    assert "may not use 'team-b'" in message
+    assert "memkv up" not in message
 
 
 def test_the_ticket_is_signed_and_names_the_certificates_tenant(

@@ -32,6 +32,7 @@ EXPLANATIONS: dict[Status, str] = {
     Status.QUOTA: "the tenant's pins or bytes are at their limit",
 }
 
+REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")  # such causes name their own fix
 UNREACHABLE = frozenset({Status.UNAVAILABLE, Status.TIMEOUT, Status.QUARANTINED, Status.CLOSED})
 
 
@@ -76,15 +77,20 @@ def open_client(settings: Settings) -> Client:
         settings[ENDPOINT], pool=settings[POOL], tenant=settings[TENANT],
         deadline_ms=settings[DEADLINE], credentials=credentials(settings),
     )  # fmt: skip
-    if client.attachment.shard_map is None:
-        problems = client.attachment.problems()
-        client.close()
-        raise RetryLater(
-            f"no pool {settings[POOL]} at {settings[ENDPOINT]} "
-            f"(from {settings.origin(ENDPOINT)}).\n"
-            f"  cause: {problems[0] if problems else 'the metadata service did not answer'}\n"
-            "  fix:   start one with `memkv up --nodes 3 --dir DIR`, or name another --endpoint"
-        )
+    where = f"{settings[POOL]} at {settings[ENDPOINT]} (from {settings.origin(ENDPOINT)})"
+    has_map = client.attachment.shard_map is not None
     # A call would answer UNAVAILABLE for a node that is still being reached; a person can wait.
-    client.wait_ready(settings[DEADLINE])
-    return client
+    if has_map and client.wait_ready(settings[DEADLINE]):
+        return client
+    problems = client.attachment.problems()
+    refusals = [found for found in problems if any(code in found for code in REFUSALS)]
+    if has_map and not refusals:
+        return client  # some nodes are away: calls say which keys miss them
+    client.close()
+    if refusals:
+        raise RetryLater(f"pool {where} refuses this client.\n  cause: {refusals[0]}")
+    raise RetryLater(
+        f"no pool {where}.\n"
+        f"  cause: {problems[0] if problems else 'the metadata service did not answer'}\n"
+        "  fix:   start one with `memkv up --nodes 3 --dir DIR`, or name another --endpoint"
+    )

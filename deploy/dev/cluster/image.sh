@@ -4,7 +4,7 @@
 #   image.sh build             builds this tree's image if its inputs changed; prints its name
 #   image.sh small             makes the images of the pause container and of CoreDNS
 #   image.sh import-small N    imports those into node N's containerd
-#   image.sh all               builds, and imports into every node that runs; prints its name
+#   image.sh all [NAME]        builds (or takes NAME), and imports into every node; prints its name
 #   image.sh rename OLD NEW    gives an image of every node that runs a second name
 #
 # BASE_IMAGE=... takes another base than a Debian 12 made by debootstrap. Archives are kept in
@@ -169,7 +169,7 @@ import_into() {
 
 all() {
     local folder name
-    name=$(build)
+    name=${1:-$(build)}
     for folder in $(nodes_running); do
         ctr -a "$folder/containerd.sock" -n k8s.io images ls -q | grep -qx "$name" ||
             import_into "${folder##*node}" "$IMAGES/memkv-${name##*:}.tar"
@@ -189,7 +189,7 @@ case ${1:-} in
     build) build ;;
     small) small ;;
     import-small) import_into "$2" "$IMAGES/pause.tar" "$IMAGES/coredns.tar" ;;
-    all) all ;;
+    all) shift; all "$@" ;;
     rename) rename "$2" "$3" ;;
     *) die "say build, small, import-small, all or rename" ;;
 esac

@@ -13,10 +13,11 @@ if [ -n "${KUBECONFIG:-}" ]; then
     fi
 else
     [ ! -e /run/memkv-cluster ] || "$folder/cluster.sh" down
-    "$folder/image.sh" build
+    # Once: a tree that is edited meanwhile would be another image.
+    MEMKV_TEST_IMAGE=$("$folder/image.sh" build)
     trap '"$folder/cluster.sh" down' EXIT
     "$folder/cluster.sh" up 2
-    MEMKV_TEST_IMAGE=$("$folder/image.sh" all)
+    "$folder/image.sh" all "$MEMKV_TEST_IMAGE"
     MEMKV_TEST_NEXT_IMAGE=$("$folder/image.sh" rename "$MEMKV_TEST_IMAGE" memkv.local/memkv:next)
     export MEMKV_TEST_NEXT_IMAGE
     export KUBECONFIG=/run/memkv-cluster/kubeconfig MEMKV_TEST_LOCAL_NODES=1
