@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -108,7 +109,7 @@ class World:
         self.done = {"asked": 0, "long": 0, "fresh": 0}
         self.phases: list[str] = []
         self.stopping = threading.Event()
-        meta, *self.admin_ports = free_ports(3)
+        meta, self.metrics_port, *self.admin_ports = free_ports(4)
         self.endpoint = f"localhost:{meta}"
         self.kubelets = [
             Kubelet(folder / name, partial(self.secret, secret))
@@ -121,7 +122,7 @@ class World:
 
     @property
     def pool(self) -> Pool:
-        meta = {
+        meta: dict[str, Any] = {
             "name": POOL, "namespace": NAMESPACE, "uid": "u", "annotations": self.annotations,
         }  # fmt: skip
         tls = {"mode": self.mode, "issuerRef": {"name": "ca"}}
@@ -211,8 +212,9 @@ class World:
         yield self.start(
             "metadata", f"--pool={KEY}", f"--listen={listen}", "--publish",
             f"--nodes={nodes}", f"--state={self.folder}/state", "--slots=64",
-            "--http-port=0", "--auth=none", f"--ticket-key={secrets}/tickets.key",
-            f"--salt-secret={secrets}/salt", *self.tls_flags("metadata"),
+            f"--http-port={self.metrics_port}", "--auth=none",
+            f"--ticket-key={secrets}/tickets.key", f"--salt-secret={secrets}/salt",
+            *self.tls_flags("metadata"),
         )  # fmt: skip
 
     def client(self) -> Client:
@@ -269,6 +271,14 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
     raise AssertionError(f"in vain: {what}")
 
 
+def shown_end(port: int, certificate: str) -> float:
+    """Return when a process says that its certificate ends."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=IN_TIME_S) as answer:
+        page = answer.read().decode()
+    name = f'memkv_tls_cert_expiry_timestamp_seconds{{certificate="{certificate}"}} '
+    return float(page.partition(name)[2].partition("\n")[0])
+
+
 def rotate(world: World, stack: ExitStack) -> None:
     """Run everything, replace the authority, and go on until nobody believes the old one."""
     stack.enter_context(running(world.operate, world.bring_files))
@@ -297,6 +307,12 @@ def rotate(world: World, stack: ExitStack) -> None:
             new = world.secret("node-identity")["ca.crt"]
             wait_until(lambda: all((f / "ca.crt").read_bytes() == new for f in files), "kubelets")
             wait_until(lambda: all(world.done[k] > begun[k] + 2 for k in begun), "a last round")
+            for role, port in (
+                ("node", json.loads((world.folder / "data0/node.json").read_text())["http_port"]),
+                ("metadata", world.metrics_port),
+            ):
+                leaf = certificates_of(world.secret(f"{role}-identity")["tls.crt"])[0]
+                assert shown_end(port, role) == leaf.not_valid_after_utc.timestamp()
         finally:
             world.stopping.set()
     assert world.phases == ["", "AuthorityAnnounced", "AuthorityRetiring", ""]

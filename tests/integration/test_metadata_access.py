@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,12 +12,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from memkv.clock import SystemClock
-from memkv.errors import ConfigError
+from memkv.errors import ConfigError, PeerGone, RetryLater
 from memkv.metadata.access import AccessConfig, CertificateCallers, Mode
 from memkv.metadata.bearer import ServiceAccount, TokenCallers
 from memkv.metadata.callers import Authenticator
 from memkv.metadata.certificates import ClientTls, admin_name, node_name
-from memkv.metadata.endpoint import open_channel
+from memkv.metadata.endpoint import call_metadata, open_channel
 from memkv.metadata.server import MetadataServer, ServerConfig
 from memkv.metadata.tenants import TenantMap
 from memkv.metadata.tickets import AnonymousIssuer
@@ -71,6 +72,11 @@ class Service:
     def refused(self) -> int:
         return self._server.statistics().refused
 
+    @property
+    def nothing_was_asked(self) -> bool:
+        counts = self._server.statistics()
+        return counts.refused == counts.snapshots == counts.tickets == counts.watchers == 0
+
 
 REVIEWER = FakeReviewer()
 
@@ -88,13 +94,13 @@ def proof(service: Service, folder: Path, token: str) -> ClientTls:
     return ClientTls(service.authority.pem, token_file=folder / "token")
 
 
-def watch(endpoint: str, pool: str, *, tls: ClientTls) -> object:
+def watch(endpoint: str, pool: str, *, tls: ClientTls | None) -> object:
     with open_channel(endpoint, tls) as channel:
         stub = pb_grpc.MetadataServiceStub(channel)
         request = pb.WatchShardMapRequest(pool=pool)
         try:
             for event in stub.WatchShardMap(
-                request, timeout=WAIT_S, metadata=tls.call_metadata()
+                request, timeout=WAIT_S, metadata=call_metadata(tls)
             ):
                 return event.snapshot.version.epoch
         except grpc.RpcError as error:
@@ -102,7 +108,7 @@ def watch(endpoint: str, pool: str, *, tls: ClientTls) -> object:
     return None
 
 
-RPCS: dict[str, Callable[[str, ClientTls], object]] = {
+RPCS: dict[str, Callable[[str, ClientTls | None], object]] = {
     "GetShardMap": lambda endpoint, tls: fetch_map(endpoint, POOL, tls=tls, timeout_s=WAIT_S),
     "WatchShardMap": lambda endpoint, tls: watch(endpoint, POOL, tls=tls),
     "GetTicket": lambda endpoint, tls: fetch_ticket(
@@ -250,3 +256,32 @@ def test_callers_by_certificate(tmp_path: Path, case: str) -> None:
 def test_proof_without_tls_is_refused_at_the_start(mode: Mode) -> None:
     with pytest.raises(ConfigError, match="--tls-cert"):
         AccessConfig(mode).check(has_tls=False)
+
+
+STRANGERS = ("no TLS", "no certificate", "another authority", "expired", "expecting another host")
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+def test_strangers_get_no_connection_for_any_call(tmp_path: Path, case: str) -> None:
+    running = Service(tmp_path, CertificateCallers(POOL, TenantMap), asks=True)
+    good = "spiffe://cluster.local/ns/team-b/sa/engine"
+    signer = Authority() if case == "another authority" else running.authority
+    pair = signer.issue(good, until=datetime(2021 if case == "expired" else 2100, 1, 1, tzinfo=UTC))
+    certificate, key = tmp_path / "crt", tmp_path / "key"
+    certificate.write_bytes(pair.certificate)
+    key.write_bytes(pair.key)
+    tls: ClientTls | None = ClientTls(running.authority.pem, certificate, key)
+    if case == "no TLS":
+        tls = None
+    elif case == "no certificate":
+        tls = ClientTls(running.authority.pem)
+    elif case == "expecting another host":
+        tls = ClientTls(running.authority.pem, certificate, key, server_name="else.example")
+    try:
+        for rpc in RPCS.values():
+            # The service is there: that it is not reached is the handshake's doing.
+            with pytest.raises((RetryLater, PeerGone, MetadataRefused), match="UNAVAILABLE"):
+                rpc(running.endpoint, tls)
+        assert running.nothing_was_asked
+    finally:
+        running.stop()

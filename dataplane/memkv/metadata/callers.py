@@ -29,7 +29,7 @@ class Presented:
     bearer: str = ""
     """Of the header `authorization: Bearer ...`; "" when there is none. Never logged."""
     certificate_names: Sequence[str] = ()
-    """Names in the certificate that TLS verified: URIs, DNS names and the common name."""
+    """Names in the certificate that TLS verified: URIs and DNS names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from memkv.tcp.store_api import BlockStore
 from memkv.testing.certificates import Authority
 from memkv.testing.encrypted_address import EncryptedAddress
 from memkv.testing.wire_client import Wire, WireClient
-from memkv.wire.ticket import AnonymousVerifier
+from memkv.wire.ticket import AnonymousVerifier, TicketVerifier
 
 POOL = "default/test"
 NODE_NAME = "node.test.default.memkv"
@@ -57,20 +57,22 @@ class RunningWorker:
 @contextmanager
 def running_worker(
     store: BlockStore, *, shard_map: ShardMap | None = None, encrypted: bool = False,
-    **settings: Any,
+    verifier: TicketVerifier | None = None, clock: Clock | None = None, **settings: Any,
 ) -> Iterator[RunningWorker]:  # fmt: skip
-    """Serve `store` until the block ends; `settings` are fields of `WorkerConfig`."""
+    """Serve `store` until the block ends; `settings` are fields of `WorkerConfig`. `verifier`:
+    default: unsigned tickets pass. `clock`: default: the machine's."""
     authority = Authority() if encrypted else None
     tls = None
     if authority is not None:
         pair = authority.issue(NODE_NAME)
         context = TlsContext.server(pair.certificate, pair.key)
         tls = lambda: context  # noqa: E731  one certificate for as long as it runs
-    clock = SystemClock()
+    clock = clock or SystemClock()
     config = WorkerConfig(POOL, WORKER_UUID, 1, **settings)
     server = WorkerServer(
-        store, config, clock, AnonymousVerifier(loopback=True), shard_map=shard_map, tls=tls
-    )
+        store, config, clock, verifier or AnonymousVerifier(loopback=True),
+        shard_map=shard_map, tls=tls,
+    )  # fmt: skip
     server.start()
     worker = RunningWorker(server, clock, authority=authority)
     try:

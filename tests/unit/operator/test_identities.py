@@ -59,12 +59,14 @@ class World:
 
     def use(self, mode: str) -> None:
         """Have the certificates made in another way."""
-        more = {"CertManager": {"issuerRef": {"name": "ca"}}, "Secret": {"secretName": "mine"}}
+        more: dict[str, dict[str, Any]] = {
+            "CertManager": {"issuerRef": {"name": "ca"}}, "Secret": {"secretName": "mine"},
+        }  # fmt: skip
         self.tls = {"mode": mode, **more.get(mode, {})}
 
     @property
     def pool(self) -> Pool:
-        meta = {
+        meta: dict[str, Any] = {
             "name": "pool-a", "namespace": NAMESPACE, "uid": "u", "annotations": self.annotations,
         }  # fmt: skip
         return read_pool({"metadata": meta, "spec": {**SPEC, "metadata": {"tls": self.tls}}})
@@ -111,7 +113,7 @@ class World:
 
     async def put_secret(self, content: dict[str, bytes]) -> None:
         data = {name: base64.b64encode(value).decode() for name, value in content.items()}
-        body = {"kind": "Secret", "metadata": {"name": "mine"}, "data": data}
+        body: dict[str, Any] = {"metadata": {"name": "mine"}, "data": data}
         path = SECRETS.path(NAMESPACE, "mine")
         await self.api.request("PATCH", path, None, body, APPLY)
 
