@@ -413,6 +413,8 @@ class GetFactsResponse(_message.Message):
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
     METADATA_CONNECTED_FIELD_NUMBER: _builtins.int
     SPEC_REVISION_FIELD_NUMBER: _builtins.int
+    TRANSPORTS_FIELD_NUMBER: _builtins.int
+    HUGE_PAGE_BYTES_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     """The node's name."""
     pool: _builtins.str
@@ -431,9 +433,15 @@ class GetFactsResponse(_message.Message):
     """Whether the node has a stream to a metadata service now."""
     spec_revision: _builtins.str
     """`revision` of the NodeSpec in force."""
+    huge_page_bytes: _builtins.int
+    """Bytes of the reserved huge pages that hold blocks in DRAM; 0: ordinary pages."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerFacts]:
         """Its workers by position."""
+
+    @_builtins.property
+    def transports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Transports of payload that its workers serve: tcp, local, rdma."""
 
     def __init__(
         self,
@@ -448,10 +456,12 @@ class GetFactsResponse(_message.Message):
         software_version: _builtins.str = ...,
         metadata_connected: _builtins.bool = ...,
         spec_revision: _builtins.str = ...,
+        transports: _abc.Iterable[_builtins.str] | None = ...,
+        huge_page_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_domain", b"failure_domain", "metadata_connected", b"metadata_connected", "node_name", b"node_name", "pool", b"pool", "software_version", b"software_version", "spec_generation", b"spec_generation", "spec_revision", b"spec_revision", "state", b"state", "weight", b"weight", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_domain", b"failure_domain", "huge_page_bytes", b"huge_page_bytes", "metadata_connected", b"metadata_connected", "node_name", b"node_name", "pool", b"pool", "software_version", b"software_version", "spec_generation", b"spec_generation", "spec_revision", b"spec_revision", "state", b"state", "transports", b"transports", "weight", b"weight", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,6 +21,7 @@ from memkv.node.messages import map_message
 from memkv.node.node_config import DriveConfig, NodeConfig
 from memkv.node.supervisor import Supervisor
 from memkv.status import Status
+from memkv.testing.reserved_pages import PAGE_BYTES, reserved_pages
 from memkv.testing.wire_client import Block, WireClient
 from memkv.wire.client_session import SessionRefused
 from memkv.wire.items import Durability
@@ -164,9 +165,7 @@ def test_a_map_that_comes_while_a_worker_starts_is_its_second_message() -> None:
     assert "status 7" in ended[0]
 
 
-def test_the_log_level_reaches_the_workers(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_level_reaches_the_workers(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one writes it: a worker that read it by itself knew capital letters only, and ended."""
     monkeypatch.setenv("MEMKV_LOG_LEVEL", "debug")
     view = wait_for(start(), lambda view: view.phase is Phase.READY or view.restarts > 0)
@@ -273,3 +272,25 @@ def test_keys_of_the_spec_are_in_force_at_once_and_open_sessions_stay(start: Sta
         )
         with WireClient(address, POOL, now_s=now_s, ticket=ticket.encode()) as after:
             assert after.exists(b"b" * 32) == [0]
+
+
+def test_blocks_lie_in_huge_pages_and_the_facts_say_so(start: Start) -> None:
+    with reserved_pages(17):
+        supervisor = start(memory_bytes=33 * MIB, huge_page_bytes=PAGE_BYTES)
+        view = wait_for(supervisor, lambda view: view.phase is Phase.READY)
+        assert view.report is not None
+        memory = [s.value for s in view.report.samples if s.name == "memkv_store_memory_bytes"]
+        assert memory == [32 * MIB]
+        with open_channel(supervisor.admin_endpoint, None) as channel:
+            facts = pb_grpc.NodeAdminStub(channel).GetFacts(pb.GetFactsRequest(), timeout=WAIT_S)
+        assert facts.huge_page_bytes == PAGE_BYTES
+        assert list(facts.transports) == ["tcp"]
+        supervisor.stop()
+
+
+def test_a_worker_without_its_huge_pages_says_how_to_get_them(start: Start) -> None:
+    huge = 1 << 50  # no machine has so many
+    supervisor = start(memory_bytes=huge, huge_page_bytes=PAGE_BYTES)
+    view = wait_for(supervisor, lambda view: view.phase is Phase.FAILED)
+    assert "huge pages of 2Mi are wanted" in view.message or "no huge pages" in view.message
+    assert "--huge-pages none" in view.message or "hugepagesz" in view.message

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memkv.cli import units
-from memkv.limits import GIB, HTTP_PORT_DEFAULT, MEMLOCK_BYTES_WANTED, SECTOR_BYTES
+from memkv.io.huge_pages import free_pages
+from memkv.limits import GIB, HTTP_PORT_DEFAULT, MEMLOCK_BYTES_WANTED, MIB, SECTOR_BYTES
 
 OK, WARNING, BROKEN = "ok", "warning", "broken"
 PYTHON_MIN = (3, 11)
@@ -128,6 +129,13 @@ def memory_lock() -> Check:
     )  # fmt: skip
 
 
+def huge_pages() -> Check:
+    """Optional: `memkv node --huge-pages` wants them reserved."""
+    counted = {name: free_pages(size) for name, size in (("2Mi", 2 * MIB), ("1Gi", GIB))}
+    found = [f"{n} of {total} {name}" for name, c in counted.items() if c for n, total in [c]]
+    return Check("huge pages", OK, f"free: {', '.join(found)}" if found else "none")
+
+
 def open_files() -> Check:
     """A session is a few descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -184,7 +192,8 @@ def all_checks(directory: Path) -> list[Check]:
     native = native_module()
     single: list[Callable[[], Check]] = [
         python, kernel, *([lambda: io_uring(directory)] if native.state != BROKEN else []),
-        lambda: direct_io(directory), lambda: room(directory), memory_lock, open_files, clock, rdma,
+        lambda: direct_io(directory), lambda: room(directory), memory_lock, huge_pages, open_files,
+        clock, rdma,
     ]  # fmt: skip
     found = [native]
     for check in single:

@@ -13,6 +13,7 @@ from memkv.cli.identity import NODE_TLS, NODE_TOKEN, PAYLOAD, TICKET_KEYS, path_
 from memkv.cli.logs import LOG_LEVEL, start_logging
 from memkv.cli.metadata import parse_endpoints
 from memkv.cli.settings import POOL, Field, UsageError
+from memkv.io.huge_pages import parse_page_size
 from memkv.limits import GIB, HTTP_PORT_DEFAULT, SLOTS_DEFAULT, WORKER_MEMORY_BYTES_DEFAULT
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ CAPACITY: Field[int] = Field(
 MEMORY: Field[int] = Field(
     "memory", units.parse_size, WORKER_MEMORY_BYTES_DEFAULT,
     "DRAM of each worker for blocks and index", "node", "SIZE",
+)  # fmt: skip
+HUGE_PAGES: Field[int] = Field(
+    "huge_pages", parse_page_size, 0,
+    "reserved huge pages that hold the blocks in DRAM: 2Mi, 1Gi or none; the index, of at most an"
+    " eighth of --memory, is beside them", "node", "SIZE", default_shown="none",
 )  # fmt: skip
 METADATA: Field[tuple[str, ...]] = Field(
     "metadata", parse_endpoints, (),
@@ -103,6 +109,7 @@ def run(call: Call) -> int:
         state_dir=directory,
         drives=drives,
         memory_bytes=settings[MEMORY],
+        huge_page_bytes=settings[HUGE_PAGES],
         host=settings[HOST],
         advertised_host=settings[ADVERTISE],
         data_port=settings[DATA_PORT],
@@ -143,9 +150,9 @@ COMMAND = Command(
     "Run one storage node until SIGTERM: a supervisor, and a worker process for each drive.\n"
     "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
-    (NAME, POOL, DIR, DRIVES, CAPACITY, MEMORY, METADATA, HOST, ADVERTISE, DATA_PORT, ADMIN_PORT,
-     HTTP_PORT, SLOTS, FAILURE_DOMAIN, LOCAL_DIR, *NODE_TLS.all(), NODE_TOKEN, PAYLOAD, TICKET_KEYS,
-     INSECURE, LOG_LEVEL),
+    (NAME, POOL, DIR, DRIVES, CAPACITY, MEMORY, HUGE_PAGES, METADATA, HOST, ADVERTISE, DATA_PORT,
+     ADMIN_PORT, HTTP_PORT, SLOTS, FAILURE_DOMAIN, LOCAL_DIR, *NODE_TLS.all(), NODE_TOKEN, PAYLOAD,
+     TICKET_KEYS, INSECURE, LOG_LEVEL),
     examples=(
         "memkv node --dir /var/lib/memkv --capacity 20GiB",
         "memkv node --dir /var/lib/memkv --drives /dev/nvme1n1,/dev/nvme2n1 \\\n"

@@ -68,6 +68,8 @@ def facts_of(config: NodeConfig, view: NodeView, software_version: str) -> pb.Ge
         workers=[_worker_facts(config, worker) for worker in view.workers],
         software_version=software_version,
         metadata_connected=view.metadata_connected,
+        transports=["tcp", *(["local"] if config.local_dir is not None else [])],
+        huge_page_bytes=config.huge_page_bytes,
     )
 
 

@@ -59,6 +59,8 @@ class Start:
     tls_key: str = ""
     tls_authority: str = ""
     """File by which other workers are believed."""
+    huge_page_bytes: int = 0
+    """Of the huge pages that hold blocks in DRAM; 0: ordinary pages."""
 
 
 @dataclass(frozen=True, slots=True)

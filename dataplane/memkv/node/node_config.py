@@ -5,6 +5,7 @@ from pathlib import Path
 
 from memkv import limits
 from memkv.errors import ConfigError
+from memkv.io.huge_pages import page_name
 from memkv.metadata.certificates import ClientTls, TlsFiles, client_tls
 from memkv.metadata.endpoint import check_exposure, is_loopback
 
@@ -30,6 +31,8 @@ class NodeConfig:
     drives: tuple[DriveConfig, ...]
     memory_bytes: int = limits.WORKER_MEMORY_BYTES_DEFAULT
     """DRAM of each worker: blocks and index."""
+    huge_page_bytes: int = 0
+    """Of the huge pages that hold blocks in DRAM; 0: ordinary pages."""
     host: str = "127.0.0.1"
     """Address the data ports listen on."""
     advertised_host: str = ""
@@ -76,6 +79,11 @@ class NodeConfig:
             )
         if self.data_port and self.data_port + len(self.drives) > 0x10000:
             raise ConfigError(f"data ports from {self.data_port} on do not fit {len(self.drives)}")
+        if self.memory_bytes < self.huge_page_bytes:
+            raise ConfigError(
+                f"{self.memory_bytes} bytes of memory are less than one huge page of "
+                f"{page_name(self.huge_page_bytes)}: raise --memory, or take smaller pages"
+            )
         if self.payload_encryption and self.tls is None:
             raise ConfigError(
                 "payload encryption without certificates: give --tls-cert, --tls-key and --tls-ca"

@@ -235,6 +235,7 @@ class Supervisor:
             drive=str(path),
             capacity_bytes=capacity_bytes,
             memory_bytes=config.memory_bytes,
+            huge_page_bytes=config.huge_page_bytes,
             host=config.host,
             port=config.data_port + position if config.data_port else 0,
             slots=config.slots,

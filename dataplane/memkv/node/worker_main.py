@@ -176,6 +176,7 @@ class Worker:
         start = self._start
         config = StoreConfig(
             memory_bytes=start.memory_bytes,
+            huge_page_bytes=start.huge_page_bytes,
             slots=start.slots,
             quotas=store_quotas(start.quotas),
             slot_floors=memory.floors,

@@ -7,6 +7,7 @@ from memkv import _hotpath
 from memkv.clock import Clock
 from memkv.errors import ConfigError
 from memkv.io.device import Device
+from memkv.io.huge_pages import whole_pages
 from memkv.limits import BLOCK_ID_BYTES, SECTOR_BYTES
 from memkv.status import Status
 from memkv.store.config import (
@@ -432,6 +433,8 @@ def _new_core(
         afford = int(config.memory_bytes * INDEX_MEMORY_FRACTION_MAX) // INDEX_BYTES_PER_BLOCK
         blocks = max(1, min(fit, afford))
     arena_bytes = config.memory_bytes - blocks * INDEX_BYTES_PER_BLOCK
+    if config.huge_page_bytes:
+        arena_bytes = whole_pages(config.memory_bytes, config.huge_page_bytes)
     record = record_sectors(min(config.block_bytes_max, superblock.segment_bytes)) * SECTOR_BYTES
     if arena_bytes < 3 * record:
         raise ConfigError(

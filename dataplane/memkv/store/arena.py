@@ -16,6 +16,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 
+from memkv.io.huge_pages import map_huge_pages, whole_pages
 from memkv.limits import MIB, SECTOR_BYTES
 from memkv.store.layout import RecordHeader
 
@@ -70,13 +71,22 @@ class Clean:
 class Arena:
     """Allocator of extents: first fit over a sorted free list, neighbours joined at once."""
 
-    def __init__(self, size_bytes: int, point: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, size_bytes: int, point: Callable[[int, int], None], page_bytes: int = 0
+    ) -> None:
         """`point(handle, start)` is told where the clean extent of an index entry lies from now on;
-        -1: it was evicted."""
-        self.sectors = size_bytes // SECTOR_BYTES
-        self.memory = mmap.mmap(-1, self.sectors * SECTOR_BYTES)
-        if self.sectors * SECTOR_BYTES >= 64 * MIB and hasattr(mmap, "MADV_HUGEPAGE"):
-            self.memory.madvise(mmap.MADV_HUGEPAGE)
+        -1: it was evicted.
+
+        `page_bytes`: of reserved huge pages, whole ones of which are used; 0: ordinary pages.
+        ConfigError when there are too few of them.
+        """
+        if page_bytes:
+            self.memory = map_huge_pages(whole_pages(size_bytes, page_bytes), page_bytes)
+        else:
+            self.memory = mmap.mmap(-1, size_bytes // SECTOR_BYTES * SECTOR_BYTES)
+            if len(self.memory) >= 64 * MIB and hasattr(mmap, "MADV_HUGEPAGE"):
+                self.memory.madvise(mmap.MADV_HUGEPAGE)
+        self.sectors = len(self.memory) // SECTOR_BYTES
         self.view = memoryview(self.memory)
         self.sectors_free = self.sectors
         self.sectors_clean = 0

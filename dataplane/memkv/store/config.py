@@ -33,9 +33,15 @@ class TenantQuota:
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """Sizes and policies of one store. `memory_bytes` bounds blocks in DRAM and index together."""
+    """Sizes and policies of one store. `memory_bytes` bounds blocks in DRAM and index together.
+
+    With huge pages it is the blocks alone, in whole pages; the index is in ordinary memory beside
+    them, of at most an eighth as much.
+    """
 
     memory_bytes: int = 256 * MIB
+    huge_page_bytes: int = 0
+    """Of reserved huge pages (see memkv.io.huge_pages); 0: ordinary pages."""
     block_bytes_max: int = BLOCK_BYTES_MAX
     index_blocks_max: int | None = None
     """None: as many as fit the drive, within an eighth of memory."""

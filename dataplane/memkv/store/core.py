@@ -69,7 +69,7 @@ class StoreCore:
             superblock.segment_count, superblock.segment_bytes,
             superblock.incarnation << SEQUENCE_OPEN_SHIFT,
         )  # fmt: skip
-        self.arena = Arena(arena_bytes, index.set_buffer)
+        self.arena = Arena(arena_bytes, index.set_buffer, config.huge_page_bytes)
         self.reserve = self.arena.allocate(record_sectors(self.block_bytes_max))
         self.tenants = Tenants(self.usable_bytes(), index.capacity)
         self.log = Log(

@@ -52,6 +52,19 @@ def test_facts_become_the_publishers_report() -> None:
     assert report.finished == {(1, 2)}
 
 
+def test_facts_name_the_transports_that_are_served() -> None:
+    assert list(facts_of(config(), view(READY), "1.0").transports) == ["tcp"]
+    local = facts_of(config(local_dir=Path("run")), view(READY), "1.0")
+    assert list(local.transports) == ["tcp", "local"]
+
+
+def test_memory_of_less_than_a_huge_page_is_refused() -> None:
+    with pytest.raises(ConfigError, match="less than one huge page of 1Gi"):
+        config(memory_bytes=1 << 20, huge_page_bytes=1 << 30)
+    whole = config(memory_bytes=1 << 30, huge_page_bytes=1 << 30)
+    assert facts_of(whole, view(READY), "1.0").huge_page_bytes == 1 << 30
+
+
 @pytest.mark.parametrize("phase", [p for p in Phase if p is not Phase.READY])
 def test_worker_that_does_not_serve_keeps_its_identity(phase: Phase) -> None:
     facts = facts_of(config(), view(WorkerView(0, phase, REPORT)), "1.0")
