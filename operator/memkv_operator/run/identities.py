@@ -29,13 +29,14 @@ from memkv_operator.api.pool import Pool
 from memkv_operator.api.times import utc
 from memkv_operator.identity.authority import (
     Pair,
+    issue,
     make_authority,
     make_ticket_key,
     public_ticket_key,
 )
 from memkv_operator.identity.leaves import Held, is_given_to_pods, leaves_of, next_trust
 from memkv_operator.identity.offers import Offer
-from memkv_operator.identity.roles import Role
+from memkv_operator.identity.roles import Role, names_of
 from memkv_operator.identity.secrets import (
     SALT_BYTES,
     SELF_SIGNED,
@@ -116,6 +117,18 @@ class Identities:
         identity = await self._look(pool, known)
         self._known[pool.meta.uid] = identity
         return identity
+
+    async def read(self, pool: Pool) -> PoolIdentity | None:
+        """Return what is in force without a change of anything, for a pool that is paused; None
+        where there is nothing. Errors as `ensure`."""
+        secret = await self._get(pool, identity_name(pool.meta.name))
+        if secret is None or pool.meta.uid not in read_meta(Reader(secret)).owners:
+            return None
+        root = read_root(secret)
+        names = names_of(Role.ADMIN, pool)
+        admin = root.admin or issue(root.trust.current, names, utc(self._clock.wall_s()))
+        self._known[pool.meta.uid] = found = self._found(pool, root, Offer(), admin)
+        return found
 
     def known(self, pool: Pool) -> PoolIdentity | None:
         """Return what was found last, None where nothing was."""

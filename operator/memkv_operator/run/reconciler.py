@@ -4,6 +4,7 @@ only what is there."""
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from memkv.clock import Clock
 from memkv.errors import ConfigError, MemKVError
@@ -111,9 +112,10 @@ class Reconciler:
         if not pool.has_tls:
             return None, IdentityView()
         found = self._identities.known(pool)
-        if pool.spec.paused:
-            return found, found.view if found is not None else IdentityView()
         try:
+            if pool.spec.paused:
+                found = found or await self._identities.read(pool)
+                return found, found.view if found is not None else IdentityView()
             if pool.spec.auth_mode == "ServiceAccount":
                 await self._reviewers.enter(pool)
             found = await self._identities.ensure(pool)
@@ -121,7 +123,10 @@ class Reconciler:
             self._enqueue(pool.key, LOOK_AGAIN_S)
             return None, IdentityView(faults=error.faults)
         except ConfigError as error:
-            return None, IdentityView(faults=(Fault("CertificatesUnavailable", str(error)),))
+            faults = (Fault("CertificatesUnavailable", str(error)),)
+            if found is not None:  # what was in force goes on being so
+                return found, replace(found.view, faults=faults)
+            return None, IdentityView(faults=faults)
         if found.view.faults or found.view.phase:
             pause_ns = found.look_again_ns - self._clock.monotonic_ns()
             self._enqueue(pool.key, max(0.0, pause_ns / 1e9))

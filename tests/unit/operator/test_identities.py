@@ -15,7 +15,13 @@ from memkv.testing.api_server import FakeApiServer, Request
 from memkv.testing.clock import ManualClock
 from memkv_operator.api.names import CERTIFICATES, CONFIG_MAPS, ROTATE_CA, SECRETS
 from memkv_operator.api.pool import Pool, read_pool
-from memkv_operator.identity.authority import AUTHORITY_LIFE, LEAF_LIFE, issue, make_authority
+from memkv_operator.identity.authority import (
+    AUTHORITY_LIFE,
+    LEAF_LIFE,
+    Pair,
+    issue,
+    make_authority,
+)
 from memkv_operator.identity.checks import faults_of_pair
 from memkv_operator.identity.roles import Role, names_of
 from memkv_operator.identity.secrets import content_of, leaf_of
@@ -278,6 +284,26 @@ def test_of_two_operators_that_rotate_at_once_one_wins() -> None:
         root = world.secret("identity")
         winner = next(one for one in results if isinstance(one, PoolIdentity))
         assert root["next-ca.crt"] in winner.view.authority.encode()
+
+    run(test)
+
+
+@pytest.mark.parametrize("mode", ["SelfSigned", "Secret"])
+def test_a_new_leader_reads_what_a_paused_pool_has_and_writes_nothing(mode: str) -> None:
+    async def test(world: World) -> None:
+        assert await world.identities.read(world.pool) is None
+        world.use(mode)
+        await world.put_secret(world.own_content())
+        before = await world.look()
+        world.new_leader()
+        writes = len(world.api.writes)
+        found = await world.identities.read(world.pool)
+        assert found is not None
+        assert found.view == before.view
+        pair = Pair(found.admin.certificate, found.admin.key)
+        names = names_of(Role.ADMIN, world.pool)
+        assert faults_of_pair(pair, world.bundle, names, world.now, "admin") == []
+        assert len(world.api.writes) == writes
 
     run(test)
 

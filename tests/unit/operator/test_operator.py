@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from memkv.errors import MemKVError
-from memkv.metadata.kubernetes.errors import Away, Conflict, TooMany
+from memkv.metadata.kubernetes.errors import Away, Conflict, Forbidden, TooMany
 from memkv.shardmap import UNASSIGNED, ShardMap, WorkerState, unpack_owners
 from memkv.testing.api_server import Request
 from memkv_operator.testing.cluster import PATH, POOL, SPEC, Cluster, run_on_a_cluster
@@ -389,6 +389,43 @@ def test_a_damaged_identity_is_said_and_nothing_is_made_from_it() -> None:
             reason = "CertificatesUnavailable"
             await cluster.until(lambda: cluster.condition("ConfigValid")["reason"] == reason)
             assert not cluster.api.all_of("daemonsets")
+
+    run_on_a_cluster(test)
+
+
+def test_a_pool_goes_on_when_its_secrets_are_forbidden_later() -> None:
+    """Its nodes are asked with the certificate that was good before."""
+
+    async def test(cluster: Cluster) -> None:
+        await ready_pool(cluster, 1, **{**TLS, "metadata": {"auth": {"mode": "None"}}})
+        async with cluster.operator():
+            await cluster.until(cluster.is_ready)
+            cluster.api.fault = lambda request, done: (
+                Forbidden("secrets is forbidden") if "/secrets" in request.path else None
+            )
+            rotation = {"metadata": {"annotations": {"memkv.io/rotate-ca": "now"}}}
+            await cluster.change_pool(rotation)
+            reason = "CertificatesUnavailable"
+            await cluster.until(lambda: cluster.condition("CertificatesValid")["reason"] == reason)
+            await cluster.until(cluster.is_ready)
+            assert all(cluster.kubelets.nodes.proved)
+
+    run_on_a_cluster(test)
+
+
+def test_a_paused_pool_stays_ready_under_a_new_leader() -> None:
+    """Who leads next has no certificate yet, and reads what is needed for one."""
+
+    async def test(cluster: Cluster) -> None:
+        await ready_pool(cluster, 1, **{**TLS, "metadata": {"auth": {"mode": "None"}}})
+        async with cluster.operator():
+            await cluster.until(cluster.is_ready)
+            await cluster.change_pool({"spec": {"paused": True}})
+            await cluster.until(lambda: cluster.condition("Paused")["status"] == "True")
+        async with cluster.operator("b") as operator:
+            await cluster.until(lambda: cluster.reconciles(operator) > 3)
+            await cluster.until(cluster.is_ready)
+            assert all(cluster.kubelets.nodes.proved)
 
     run_on_a_cluster(test)
 
