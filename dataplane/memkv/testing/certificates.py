@@ -36,15 +36,17 @@ class Pair:
 class Authority:
     """Signs certificates. Two of one name are still two: their keys differ."""
 
-    def __init__(self, name: str = "MemKV test CA") -> None:
+    def __init__(self, name: str = "MemKV test CA", signer: Authority | None = None) -> None:
+        """`signer`: default: it has signed its own certificate."""
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._key = ec.generate_private_key(ec.SECP256R1())
-        made = _builder(self._name, self._name, self._key.public_key(), _BORN, _DIES)
-        made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        above = signer or self
+        made = _builder(self._name, above._name, self._key.public_key(), _BORN, _DIES)
+        made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         made = made.add_extension(
             x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
         )
-        self.pem = made.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        self.pem = made.sign(above._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def issue(
         self, *names: str, common_name: str = "test", until: datetime.datetime = _DIES

@@ -114,17 +114,19 @@ def _leads_to(chain: Sequence[x509.Certificate], authorities: bytes) -> bool:
         believed = certificates_of(authorities)
     except ConfigError:
         return False
-    for place, certificate in enumerate(chain):
-        if any(_is_signed(certificate, authority) for authority in believed):
+    for below, certificate in enumerate(chain):
+        if any(_is_signed(certificate, authority, below) for authority in believed):
             return True
-        if place + 1 == len(chain) or not _is_signed(certificate, chain[place + 1]):
+        if below + 1 == len(chain) or not _is_signed(certificate, chain[below + 1], below):
             return False
     return False
 
 
-def _is_signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+def _is_signed(certificate: x509.Certificate, issuer: x509.Certificate, below: int) -> bool:
+    """Return whether an authority has signed, and may, with so many authorities below it."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+        limits = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         return False
-    return True
+    return limits.ca and (limits.path_length is None or below <= limits.path_length)

@@ -177,6 +177,35 @@ def test_client_refuses_and_both_sides_hear_of_it(case: str) -> None:
     assert isinstance(server, TlsFailed), server
 
 
+MIDDLE = Authority("in the middle", AUTHORITY)
+
+
+@pytest.mark.parametrize(
+    ("believed", "chain"), [(AUTHORITY, MIDDLE.pem), (MIDDLE, b""), (MIDDLE, MIDDLE.pem)],
+    ids=["the first, by a chain", "the middle one", "the middle one, by a chain"],
+)  # fmt: skip
+def test_authorities_that_others_have_signed_are_believed(
+    believed: Authority, chain: bytes
+) -> None:
+    pair = MIDDLE.issue(NAME)
+    server = TlsContext.server(pair.certificate + chain, pair.key)
+    near, far = join(client_of(believed), server)
+    results = together(lambda: near.handshake(soon()), lambda: far.handshake(soon()))
+    assert results == [None, None]
+    near.close()
+    far.close()
+
+
+def test_an_authority_beside_is_not_believed() -> None:
+    pair = MIDDLE.issue(NAME)
+    server = TlsContext.server(pair.certificate + MIDDLE.pem, pair.key)
+    near, far = join(client_of(Authority("beside", AUTHORITY)), server)
+    results = together(lambda: near.handshake(soon()), lambda: far.handshake(soon()))
+    assert all(isinstance(result, TlsFailed) for result in results), results
+    near.close()
+    far.close()
+
+
 def test_wildcard_certificates_are_for_nobody() -> None:
     near, far = join(client_of(), server_of(AUTHORITY.issue("*.kv.prod.memkv")))
     client, _ = together(lambda: near.handshake(soon()), lambda: far.handshake(soon()))

@@ -114,12 +114,22 @@ def test_good_certificates_have_none() -> None:
 
 
 def test_a_chain_leads_to_the_authority() -> None:
-    middle = signed(AUTHORITY, "middle", x509.BasicConstraints(ca=True, path_length=0))
+    root = signed(AUTHORITY, "root", x509.BasicConstraints(ca=True, path_length=1))
+    middle = signed(root, "middle", x509.BasicConstraints(ca=True, path_length=0))
     leaf = signed(middle, "leaf", dns=NAMES)
     whole = Pair(leaf.certificate + middle.certificate, leaf.key)
-    assert faults_of_pair(whole, AUTHORITY.certificate, NAMES, NOW, "") == []
+    assert faults_of_pair(whole, root.certificate, NAMES, NOW, "") == []
     assert faults_of_pair(leaf, middle.certificate, NAMES, NOW, "") == []
-    assert faults_of_pair(leaf, AUTHORITY.certificate, NAMES, NOW, "")
+    assert faults_of_pair(leaf, root.certificate, NAMES, NOW, "")
+    longer = Pair(whole.certificate + root.certificate, leaf.key)
+    assert faults_of_pair(longer, root.certificate, NAMES, NOW, "") == []
+    # The company's authority may sign no authorities.
+    assert faults_of_pair(longer, AUTHORITY.certificate, NAMES, NOW, "")
+
+
+def test_who_is_no_authority_signs_nothing() -> None:
+    leaf = signed(GOOD, "leaf", dns=NAMES)
+    assert faults_of_pair(leaf, GOOD.certificate, NAMES, NOW, "")
 
 
 @pytest.mark.parametrize(
