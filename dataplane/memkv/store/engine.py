@@ -6,6 +6,7 @@ core, one operation after another, so that a test decides every order.
 
 import threading
 from collections.abc import Callable, Generator
+from typing import Protocol
 
 from memkv.errors import InternalBug
 from memkv.io.device import Device, DeviceQueue
@@ -42,6 +43,13 @@ def drive(steps: Generator[list[IoRequest], None, None], queue: DeviceQueue, dep
                 flying.pop(token).complete(result)
 
 
+class IdleReader(Protocol):
+    """What the writer wants of a reader."""
+
+    def reap_if_idle(self) -> bool:
+        """Take back reads that a dropped call left in flight; True if any came back."""
+
+
 class Engine:
     """Lock, conditions and the writer of one store."""
 
@@ -60,6 +68,8 @@ class Engine:
         self._stop = False
         self._woken = False
         self.failure: BaseException | None = None
+        self.readers: list[IdleReader] = []
+        """All open readers; under the lock."""
 
     def start(self, core: StoreCore, threads: bool) -> None:
         """Take over a recovered core."""
@@ -108,9 +118,10 @@ class Engine:
 
     def pump_once(self) -> bool:
         """Start what can start and take what is done; False when nothing moved."""
+        reaped = self._reap_readers()
         started = self._start_requests()
         if not started and not self._flying:
-            return False
+            return reaped
         self._collect(IO_WAIT_MS)
         return True
 
@@ -118,6 +129,13 @@ class Engine:
         """Run until nothing is left to do (only without threads)."""
         while self.pump_once():
             pass
+
+    def _reap_readers(self) -> bool:
+        """Take back the reads that idle readers left behind, when reclaim waits for one of them."""
+        assert self._core is not None
+        with self.lock:
+            readers = list(self.readers) if self._core.reclaim.waits_for_readers else []
+        return sum(reader.reap_if_idle() for reader in readers) > 0
 
     def _start_requests(self) -> int:
         assert self._core is not None
@@ -143,6 +161,7 @@ class Engine:
     def _run(self) -> None:
         try:
             while True:
+                self._reap_readers()
                 started = self._start_requests()
                 if self._flying:
                     self._collect(IO_WAIT_MS)

@@ -22,6 +22,8 @@ from memkv.store.records import Flaw, judge, payload_ok
 from memkv.tenant import TenantScope
 
 WINDOW_ITEMS = 16  # looked up together: bounds what a slow consumer of results holds in DRAM
+REAP_NS_MAX = 60_000_000_000  # another thread takes a millisecond to take reads back
+REAP_WAIT_MS = 1  # by the store's writer, which has a segment to wait for
 ATTEMPTS_MAX = 2  # transient errors of a bus go away when the record is read again
 
 Source = Literal["dram", "flash"]
@@ -74,7 +76,10 @@ class StoreReader:
         self._flights: dict[int, Flight] = {}
         self._token = 0
         self._arrived: list[tuple[int, int]] = []  # came back while reads were started
+        self._calls = 0  # under way in the reader's thread
+        self._reaped_elsewhere = False
         queue.register_arena(core.arena.memory)
+        engine.readers.append(self)
 
     def read(
         self, tenant: TenantScope, ids: bytes, max_lengths: Sequence[int] | None, deadline_ns: int,
@@ -87,18 +92,21 @@ class StoreReader:
         every payload before it is answered. `background` reads leave no trace: blocks get neither
         younger nor a place in DRAM by them.
         """
-        self._reap(0)
-        with self._engine.lock:
-            owner = self._core.tenants.find(tenant.tag)
-            if owner is not None and not background:
-                self._core.touch(owner, ids)
-        if owner is None:
-            for position in range(len(ids) // BLOCK_ID_BYTES):
-                yield position, self._miss()
-            return
-        batch = Batch(owner, ids, max_lengths, deadline_ns, verify)
-        batch.background = background
-        yield from self._run(batch)
+        self._begin()
+        try:
+            self._reap(0)
+            with self._engine.lock:
+                owner = self._core.tenants.find(tenant.tag)
+                if owner is not None and not background:
+                    self._core.touch(owner, ids)
+            if owner is None:
+                yield from self._all_miss(ids)
+                return
+            batch = Batch(owner, ids, max_lengths, deadline_ns, verify)
+            batch.background = background
+            yield from self._run(batch)
+        finally:
+            self._calls -= 1
 
     def read_into(
         self, tenant: TenantScope, ids: bytes, targets: Sequence[Target], deadline_ns: int,
@@ -117,24 +125,54 @@ class StoreReader:
 
         `guard_fd`: the socket whose end tells the targets' owner that nobody writes any more.
         """
-        self._reap(0)
-        soon: list[bool] = []
+        self._begin()
+        try:
+            self._reap(0)
+            soon: list[bool] = []
+            with self._engine.lock:
+                owner = self._core.tenants.find(tenant.tag)
+                if owner is not None:
+                    soon = self._core.come_back_soon(owner, ids)
+                    self._core.touch(owner, ids)
+            if owner is None:
+                yield from self._all_miss(ids)
+                return
+            batch = Batch(owner, ids, [target.room for target in targets], deadline_ns, verify)
+            if not verify:  # sums are checked where all of a block lies in one piece
+                batch.targets = [
+                    None if again else target for target, again in zip(targets, soon, strict=True)
+                ]
+            batch.guard_fd = guard_fd
+            yield from self._run(batch)
+        finally:
+            self._calls -= 1
+
+    def _begin(self) -> None:
         with self._engine.lock:
-            owner = self._core.tenants.find(tenant.tag)
-            if owner is not None:
-                soon = self._core.come_back_soon(owner, ids)
-                self._core.touch(owner, ids)
-        if owner is None:
-            for position in range(len(ids) // BLOCK_ID_BYTES):
-                yield position, self._miss()
-            return
-        batch = Batch(owner, ids, [target.room for target in targets], deadline_ns, verify)
-        if not verify:  # sums are checked where all of a block lies in one piece
-            batch.targets = [
-                None if again else target for target, again in zip(targets, soon, strict=True)
-            ]
-        batch.guard_fd = guard_fd
-        yield from self._run(batch)
+            self._await_reaping()
+            self._calls += 1
+
+    def _await_reaping(self) -> None:
+        if self._reaped_elsewhere:
+            deadline_ns = self._core.now_ns() + REAP_NS_MAX
+            self._engine.wait(lambda: not self._reaped_elsewhere, deadline_ns)
+
+    def reap_if_idle(self) -> bool:
+        """Take back what an earlier call left in flight, while the reader's own thread has nothing
+        for it to do: for the store's writer, which waits for a segment that is still read. True if
+        anything came back."""
+        with self._engine.lock:
+            if self._calls or not self._flights:
+                return False
+            self._reaped_elsewhere = True
+        before = len(self._flights)
+        try:
+            self._reap(REAP_WAIT_MS)
+        finally:
+            with self._engine.lock:
+                self._reaped_elsewhere = False
+                self._engine.progress()
+        return len(self._flights) < before
 
     def _run(self, batch: Batch) -> Iterator[Answer]:
         try:
@@ -166,8 +204,11 @@ class StoreReader:
 
     def close(self) -> None:
         """Wait for reads in flight and give their buffers back."""
+        self._begin()
         while self._flights:
             self._reap(1000)
+        with self._engine.lock:
+            self._engine.readers.remove(self)
         self._queue.close()
 
     # --- planning ----------------------------------------------------------------------------
@@ -272,6 +313,10 @@ class StoreReader:
         result = ReadResult(Status.OK)
         result.hold(self._engine, extent, header, source)
         return result
+
+    def _all_miss(self, ids: bytes) -> Iterator[Answer]:
+        for position in range(len(ids) // BLOCK_ID_BYTES):
+            yield position, self._miss()
 
     def _miss(self) -> ReadResult:
         self._core.counters.misses += 1

@@ -96,6 +96,12 @@ class Reclaim:
         """Say whether a segment is being turned over."""
         return self._phase is not Phase.IDLE or len(self._erasures) > 0
 
+    @property
+    def waits_for_readers(self) -> bool:
+        """Say whether a segment cannot be erased because it is still being read."""
+        segment = self._segment
+        return self._phase is Phase.DRAINING and segment is not None and segment.readers > 0
+
     def step(self) -> None:
         """Go as far as possible without waiting for I/O."""
         while self._advance():

@@ -1,9 +1,17 @@
 """Reading: sources, sizes, deadlines, damage in DRAM and on flash."""
 
+import random
 from dataclasses import replace
+from pathlib import Path
 
-from memkv import keys
+from memkv import checksum, keys
+from memkv.clock import SystemClock
+from memkv.io.file_device import FileDevice
+from memkv.limits import KIB, MIB
 from memkv.status import Status
+from memkv.store.api import PendingPut, PutRequest, open_store
+from memkv.store.config import StoreConfig
+from memkv.tenant import Tenant
 from memkv.testing.faults import Faults
 from memkv.testing.store_bench import LENGTH, Bench
 
@@ -78,6 +86,63 @@ def test_an_abandoned_read_gives_its_buffers_back(bench: Bench) -> None:
     reader.close()
     statistics = bench.store.statistics()
     assert statistics.memory_free_bytes + statistics.memory_clean_bytes == free
+
+
+def test_reclaim_goes_on_when_a_reader_left_reads_behind_and_is_not_used_any_more(
+    bench: Bench,
+) -> None:
+    bench.fill(40)
+    bench.reopen()
+    reader = bench.store.new_reader()
+    found = reader.read(
+        bench.tenant, keys.block_ids([f"fill-{n}" for n in range(8)]), None, bench.deadline_ns
+    )
+    next(found)[1].release()
+    found.close()
+    table = bench.store._core.table
+    assert sum(segment.readers for segment in table.all) > 0
+    bench.fill(200, "more")  # no put is refused for want of the segment that was read
+    assert bench.counters["segments_reclaimed"] > 10
+    assert sum(segment.readers for segment in table.all) == 0
+    [(_, result)] = reader.read(
+        bench.tenant, keys.block_id("more-199"), None, bench.deadline_ns
+    )
+    assert result.status is Status.OK
+    result.release()
+    reader.close()
+
+
+def test_reads_that_a_real_thread_left_behind_are_taken_back_by_the_writer(tmp_path: Path) -> None:
+    """Many readers that drop every call in the middle, beside puts that need their segments."""
+    device = FileDevice.create(str(tmp_path / "drive"), 9 * MIB, direct=False)
+    config = StoreConfig(memory_bytes=8 * MIB, block_bytes_max=64 * KIB, segment_bytes=512 * KIB)
+    store = open_store(device, config, SystemClock(), random.Random(1))
+    tenant, clock = Tenant.named("default"), SystemClock()
+    data = bytes(32 * KIB)
+
+    def put(number: int) -> None:
+        block_id = keys.block_id(f"{number}")
+        seal = checksum.seal(data, block_id, tenant.tag)
+        request = PutRequest(block_id, len(data), seal.root, seal.sums, durable=True)
+        pending = store.begin_put(tenant, request, clock.monotonic_ns() + 10**10)
+        assert isinstance(pending, PendingPut), (number, pending)
+        pending.payload[:] = data
+        assert pending.commit() is Status.OK
+        assert store.wait_durable([pending], clock.monotonic_ns() + 10**10) == [Status.OK]
+
+    readers = [store.new_reader() for _ in range(4)]
+    for number in range(900):
+        put(number)
+        ids = keys.block_ids([f"{number - back}" for back in range(150, 158)])
+        found = readers[number % 4].read(tenant, ids, None, clock.monotonic_ns() + 10**9)
+        for _, result in found:
+            result.release()
+            break
+        found.close()  # type: ignore[attr-defined]  # it is a generator
+    for reader in readers:
+        reader.close()
+    store.close()
+    device.close()
 
 
 def test_more_blocks_than_memory_are_read_as_the_caller_releases_them(bench: Bench) -> None:
