@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from memkv.store.core import StoreCore
 
 SETTLING_MAX = 8  # at a time
+SEGMENTS_PER_CHANGE = 64  # looked at, on the average: some microseconds
 CARRIES_MIN = 2  # of each block: within the shared queue perhaps, and into the tenant's own
 MEMORY_RECORDS_SHARED = 4  # of the longest block: reclaim's, and what nobody has for himself
 
@@ -41,7 +42,7 @@ class Quotas:
         """Tenant number -> bytes, of those that wait for their queue."""
         self._settling: dict[int, int] = {}
         """Tenant number -> bytes that reclaim may still carry for it."""
-        self._seen_changes = -1
+        self._look_at_changes = 0
 
     # --- changes -----------------------------------------------------------------------------
 
@@ -71,7 +72,7 @@ class Quotas:
         core.tenants.guarantee()
         carries = CARRIES_MIN + len(promised) // SETTLING_MAX  # turns of the shared queue
         self._settling = {number: carries * size for number, size in promised.items()}
-        self._seen_changes = -1
+        self._look_at_changes = 0
         self._set_memory(quotas)
 
     def _set_memory(self, quotas: Sequence[TenantQuota]) -> None:
@@ -111,7 +112,7 @@ class Quotas:
             queue = self._unused_queue()
             self._move(tenant, queue)
             self._core.table.give_queue(tenant.number, queue)
-            self._seen_changes = -1
+            self._look_at_changes = 0
             self._look()
 
     def _has_turn(self) -> bool:
@@ -174,11 +175,13 @@ class Quotas:
         return table.queue_sizes(len(tenants.queue_owners))[tenant.queue] <= tenant.quota_bytes
 
     def _look(self) -> None:
-        """Find out who has settled. Only as often as segments change, and while anyone has not."""
+        """Find out who has settled: while anyone has not, and not often on a drive with many
+        segments, all of which are looked at. To learn it late costs a segment that is kept free."""
         core = self._core
-        if not self._settling or self._seen_changes == core.table.changes:
+        changes = core.table.changes
+        if not self._settling or changes < self._look_at_changes:
             return
-        self._seen_changes = core.table.changes
+        self._look_at_changes = changes + 1 + len(core.table.all) // SEGMENTS_PER_CHANGE
         unsettled = {
             number
             for segment in core.table.all

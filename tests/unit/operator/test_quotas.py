@@ -15,7 +15,7 @@ from memkv_operator.plan.facts import NodeFacts, NodeSeen, WorkerFacts
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.orders import Order
 from memkv_operator.plan.quotas import WorkerQuota, quotas_guaranteed, share_quotas
-from memkv_operator.testing.cluster import NAMESPACE, POOL, SPEC
+from memkv_operator.testing.cluster import NAMESPACE, POOL, SPEC, pause
 from memkv_proto import node_admin_pb2 as pb
 
 GIB = 1 << 30
@@ -65,7 +65,9 @@ def test_workers_share_a_quota_by_capacity_and_by_their_groups_weight() -> None:
     pool = pool_with({"name": "a", "flashQuota": "60Gi"})
     one, two = member(pool, "one", 100 * GIB, 50 * GIB), member(pool, "two", 50 * GIB, group=1)
     assert flash(pool, one, two) == {"one": [20, 10], "two": [30]}
-    assert quotas_guaranteed(pool, share_quotas(pool, [one, two], ())).holds  # type: ignore[union-attr]
+    condition = quotas_guaranteed(pool, share_quotas(pool, [one, two], ()))
+    assert condition is not None
+    assert condition.holds
 
 
 def test_nodes_that_leave_do_not_count_and_keep_their_share_until_they_are_gone() -> None:
@@ -158,7 +160,7 @@ async def poll(node: Node, order: Order, polls: int = 3) -> None:
     poller.set_targets({"n1": Target("h:1", "u")}, {"n1": order})
     async with asyncio.timeout(60):
         while node.polls < wanted:
-            await asyncio.sleep(0.01)
+            await pause(0.01)
     await poller.stop()
 
 
@@ -213,7 +215,7 @@ def test_a_change_of_the_order_does_not_cut_the_connection(
             for order in (ORDER, Order(draining=True), Order()):
                 poller.set_targets({"n1": Target("h:1", "u")}, {"n1": order})
                 while node.spec.revision != spec_of(order).revision:
-                    await asyncio.sleep(0.01)
+                    await pause(0.01)
         await poller.stop()
 
     asyncio.run(scene())

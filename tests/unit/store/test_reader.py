@@ -98,7 +98,7 @@ def test_reclaim_goes_on_when_a_reader_left_reads_behind_and_is_not_used_any_mor
         bench.tenant, keys.block_ids([f"fill-{n}" for n in range(8)]), None, bench.deadline_ns
     )
     next(found)[1].release()
-    found.close()
+    del found
     table = bench.store._core.table
     assert sum(segment.readers for segment in table.all) > 0
     bench.fill(200, "more")  # no put is refused for want of the segment that was read
@@ -138,7 +138,7 @@ def test_reads_that_a_real_thread_left_behind_are_taken_back_by_the_writer(tmp_p
         for _, result in found:
             result.release()
             break
-        found.close()  # type: ignore[attr-defined]  # it is a generator
+        del found
     for reader in readers:
         reader.close()
     store.close()
