@@ -1,7 +1,6 @@
 """Wrong certificates and tickets at every door that they are shown at: refused before anything is
 looked up. Wrong tokens and callers of the metadata service: test_metadata_access.py."""
 
-import datetime
 import os
 import socket
 import threading
@@ -18,8 +17,7 @@ from memkv._hotpath import Stream, StreamClosed, TlsContext
 from memkv.client.encrypted import EncryptedSocket
 from memkv.clock import SystemClock
 from memkv.errors import PeerGone
-from memkv.metadata.certificates import ClientTls, admin_name, node_name
-from memkv.metadata.endpoint import open_channel
+from memkv.metadata.certificates import admin_name, node_name
 from memkv.node.admin import AdminServer, AdminServicer, SpecKeeper
 from memkv.node.node_config import DriveConfig, NodeConfig
 from memkv.status import Status
@@ -28,6 +26,7 @@ from memkv.testing.certificates import Authority
 from memkv.testing.memory_store import MemoryStore
 from memkv.testing.running_worker import NODE_NAME, POOL, RunningWorker, running_worker
 from memkv.testing.wire_client import WireClient
+from memkv.testing.wrong_certificates import PAST, WRONG, Door
 from memkv.wire.client_session import SessionRefused
 from memkv.wire.signed import PoolVerifier, TicketSigner
 from memkv.wire.ticket import (
@@ -42,7 +41,6 @@ from memkv_proto import node_admin_pb2_grpc as pb_grpc
 
 WAIT_S = 60
 ADMIN, NODE = admin_name(POOL), node_name(POOL)
-PAST = datetime.datetime(2021, 1, 1, tzinfo=datetime.UTC)
 NOW = SystemClock().wall_s()
 
 
@@ -64,6 +62,8 @@ class Admin:
             self._facts, self.specs, lambda: self.calls.append("Apply"), ADMIN
         )
         self.server = AdminServer(config, servicer)
+        others = (admin_name("default/other"), admin_name("other/test"), "memkv-operator")
+        self.door = Door(self.server.endpoint, self.authority, NODE, ADMIN, others)
 
     def _facts(self) -> pb.GetFactsResponse:
         self.calls.append("GetFacts")
@@ -77,86 +77,30 @@ def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admin]:
     running.server.stop()
 
 
-RPCS: dict[str, Callable[[Any], object]] = {
-    "GetFacts": lambda stub: stub.GetFacts(pb.GetFactsRequest(), timeout=WAIT_S),
-    "Apply": lambda stub: stub.Apply(
+RPCS: dict[str, Callable[[grpc.Channel], object]] = {
+    "GetFacts": lambda channel: pb_grpc.NodeAdminStub(channel).GetFacts(
+        pb.GetFactsRequest(), timeout=WAIT_S
+    ),
+    "Apply": lambda channel: pb_grpc.NodeAdminStub(channel).Apply(
         pb.ApplyRequest(spec=pb.NodeSpec(generation=7)), timeout=WAIT_S
     ),
 }
-NO_CONNECTION, FORBIDDEN = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.PERMISSION_DENIED
-# Who signed, the names in it, its end, its common name; and how it is refused.
-CERTIFICATES: dict[str, tuple[bool, tuple[str, ...], Any, str, grpc.StatusCode]] = {
-    "of a stranger's authority": (False, (ADMIN,), None, "x", NO_CONNECTION),
-    "expired": (True, (ADMIN,), PAST, "x", NO_CONNECTION),
-    "of a node of this pool": (True, (NODE,), None, "x", FORBIDDEN),
-    "of another pool's admin": (True, (admin_name("default/other"),), None, "x", FORBIDDEN),
-    "of a pool of this name elsewhere": (True, (admin_name("x/test"),), None, "x", FORBIDDEN),
-    "of a client": (True, ("spiffe://t/ns/default/sa/engine",), None, "x", FORBIDDEN),
-    "of the agents' operator": (True, ("memkv-operator",), None, "x", FORBIDDEN),
-    "with a wildcard": (True, (f"*.{ADMIN.partition('.')[2]}",), None, "x", FORBIDDEN),
-    "with a longer name": (True, (f"{ADMIN}.evil",), None, "x", FORBIDDEN),
-    "with a name before it": (True, (f"a.{ADMIN}",), None, "x", FORBIDDEN),
-    "with the name as its common name only": (True, ("x",), None, ADMIN, FORBIDDEN),
-    "without any name": (True, (), None, "x", FORBIDDEN),
-}
 
 
 @pytest.mark.parametrize("rpc", RPCS)
-@pytest.mark.parametrize("case", CERTIFICATES)
-def test_node_admin_refuses_a_certificate(
-    admin: Admin, tmp_path: Path, rpc: str, case: str
-) -> None:
-    ours, names, until, common_name, code = CERTIFICATES[case]
-    signer = admin.authority if ours else Authority()
-    pair = signer.issue(
-        *names, common_name=common_name, **({"until": until} if until is not None else {})
-    )
-    (tmp_path / "crt").write_bytes(pair.certificate)
-    (tmp_path / "key").write_bytes(pair.key)
-    tls = ClientTls(
-        admin.authority.pem, tmp_path / "crt", tmp_path / "key", server_name=NODE
-    )
-    assert refusal(admin, tls, rpc) is code
-
-
-@pytest.mark.parametrize("rpc", RPCS)
-def test_node_admin_refuses_who_has_no_certificate(admin: Admin, rpc: str) -> None:
-    assert refusal(admin, None, rpc) is NO_CONNECTION
-    assert refusal(admin, ClientTls(admin.authority.pem, server_name=NODE), rpc) is NO_CONNECTION
-
-
-@pytest.mark.parametrize("rpc", RPCS)
-@pytest.mark.parametrize("case", ["another pool", "another authority"])
-def test_the_operator_refuses_another_node(
-    admin: Admin, tmp_path: Path, rpc: str, case: str
-) -> None:
-    files = admin.authority.files(tmp_path, "admin", ADMIN)
-    believed = admin.authority if case == "another pool" else Authority()
-    name = node_name("default/other") if case == "another pool" else NODE
-    tls = ClientTls(believed.pem, files.certificate, files.key, server_name=name)
-    assert refusal(admin, tls, rpc) is NO_CONNECTION
-
-
-def refusal(admin: Admin, tls: ClientTls | None, rpc: str) -> grpc.StatusCode:
-    with open_channel(admin.server.endpoint, tls) as channel:
-        stub = pb_grpc.NodeAdminStub(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            RPCS[rpc](stub)
+@pytest.mark.parametrize("case", WRONG)
+def test_node_admin_refuses(admin: Admin, tmp_path: Path, rpc: str, case: str) -> None:
+    assert admin.door.refusal(admin.door.wrong(tmp_path, case), RPCS[rpc]) is WRONG[case]
     assert admin.calls == []
     assert admin.specs.spec.generation == 0
-    assert isinstance(caught.value, grpc.Call)
-    return caught.value.code()
 
 
 def test_node_admin_lets_the_operator_in(tmp_path: Path) -> None:
     """So the others are refused for what they show."""
     admin = Admin(tmp_path)
-    files = admin.authority.files(tmp_path, "admin", ADMIN)
-    tls = ClientTls(files.authority, files.certificate, files.key, server_name=NODE)
     try:
-        with open_channel(admin.server.endpoint, tls) as channel:
-            for call in RPCS.values():
-                call(pb_grpc.NodeAdminStub(channel))
+        for call in RPCS.values():
+            assert admin.door.refusal(admin.door.right(tmp_path), call) is None
         assert admin.calls == list(RPCS)
     finally:
         admin.server.stop()
