@@ -4,7 +4,7 @@ Deployment controller, and data-plane nodes that answer NodeAdmin without storin
 Works against FakeApiServer and against a real API server.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -40,11 +40,15 @@ class SimulatedNode:
     moving: tuple[tuple[int, int], ...] = ()
     drive: str = ""
     """What identity follows; empty: the name of the node."""
+    drives: Sequence[bytes] = ()
+    """Workers of the drives that it was handed; empty: it has a file, and one worker."""
 
     @property
-    def uuid(self) -> bytes:
-        """Identity of its one worker."""
-        return sha256(f"{self.pool} {self.drive or self.name}".encode()).digest()[:16]
+    def uuids(self) -> Sequence[bytes]:
+        """Identities of its workers."""
+        return self.drives or (
+            sha256(f"{self.pool} {self.drive or self.name}".encode()).digest()[:16],
+        )
 
     def facts(self) -> pb.GetFactsResponse:
         """Return its answer."""
@@ -59,11 +63,12 @@ class SimulatedNode:
             software_version="1.2.3",
             workers=[
                 pb.WorkerFacts(
-                    uuid=self.uuid,
+                    position=position,
+                    uuid=uuid,
                     incarnation=self.incarnation,
                     phase=self.phase,
                     host=self.host,
-                    port=7070,
+                    port=7070 + position,
                     capacity_bytes=self.capacity_bytes,
                     flash_guaranteed_bytes_max=self.capacity_bytes,
                     memory_guaranteed_bytes_max=GIB,
@@ -81,6 +86,7 @@ class SimulatedNode:
                         pb.FinishedMove(slot=slot, since_epoch=epoch) for slot, epoch in self.moving
                     ],
                 )
+                for position, uuid in enumerate(self.uuids)
             ],
         )
 
@@ -149,6 +155,9 @@ class SimulatedKubelets:
         self.nodes = SimulatedNodes()
         self.broken: set[str] = set()
         """Nodes whose kubelet is dead."""
+        self.hand_drives: Callable[[str, str], Sequence[bytes]] = lambda node, resource: ()
+        """Of a node and a resource of drives: the workers on the drives that a pod gets now; none
+        while nobody advertises the resource."""
 
     async def add_node(self, name: str, labels: Mapping[str, str]) -> None:
         """Join a node to the cluster."""
@@ -238,8 +247,14 @@ class SimulatedKubelets:
         await self._api.request("POST", self._path("v1", "pods"), None, pod)
 
     async def _start_pod(self, pod: Object) -> None:
-        self._count += 1
         name, where = pod["metadata"]["name"], pod["spec"]["nodeName"]
+        drives: Sequence[bytes] = ()
+        resource = _drives_of(pod)
+        if resource:
+            drives = self.hand_drives(where, resource)
+            if not drives:
+                return  # pending: Insufficient drives.memkv.io/...
+        self._count += 1
         host = f"10.1.{self._count // 250}.{self._count % 250 + 1}"
         pool = f"{self._namespace}/{pod['metadata']['labels']['memkv.io/pool']}"
         old = [(h, n) for h, n in self.nodes.by_host.items() if (n.name, n.pool) == (where, pool)]
@@ -249,6 +264,7 @@ class SimulatedKubelets:
             del self.nodes.by_host[address]
             node = before
             node.host, node.incarnation, node.up = host, before.incarnation + 1, True
+        node.drives = drives
         self.nodes.by_host[host] = node
         status: Object = {"podIP": host, "phase": "Running", "conditions": [_condition(True)]}
         await self._status(f"{self._path('v1', 'pods')}/{name}", status)
@@ -298,6 +314,15 @@ def _condition(ready: bool) -> Object:
         "message": "",
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
+
+
+def _drives_of(pod: Object) -> str:
+    """Return the resource of drives that a pod asks for, if it does."""
+    for container in pod["spec"].get("containers", []):
+        for resource in container.get("resources", {}).get("limits", {}):
+            if str(resource).startswith("drives.memkv.io/"):
+                return str(resource)
+    return ""
 
 
 def _is_ready(item: Object) -> bool:

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 from memkv.metadata.kubernetes.json_values import JsonObject, Reader
 from memkv_operator.api.meta import ObjectMeta, read_meta
-from memkv_operator.api.names import LABEL_COMPONENT, LABEL_NODE_GROUP, LABEL_POOL, TEMPLATE_HASH
+from memkv_operator.api.names import (
+    AGENT_PORT,
+    AGENT_PORT_DEFAULT,
+    LABEL_COMPONENT,
+    LABEL_NODE_GROUP,
+    LABEL_POOL,
+    TEMPLATE_HASH,
+)
 
 DRAIN_TAINTS = frozenset(
     {
@@ -59,6 +66,20 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentPod:
+    """The pod of an agent."""
+
+    name: str
+    uid: str
+    node_name: str
+    ip: str
+    port: int
+    deleting: bool
+    trouble: str
+    """As Pod.trouble."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """How far a DaemonSet or Deployment is."""
 
@@ -105,6 +126,27 @@ def read_pod(manifest: JsonObject) -> Pod:
         _is_ready(status),
         meta.deleting,
         meta.annotations.get(TEMPLATE_HASH, ""),
+        _trouble(status),
+    )
+
+
+def read_agent_pod(manifest: JsonObject) -> AgentPod:
+    """Return the pod of an agent."""
+    reader = Reader(manifest)
+    meta, spec, status = read_meta(reader), reader.object("spec"), reader.object("status")
+    ports = [
+        port.integer("containerPort")
+        for container in spec.objects("containers")
+        for port in container.objects("ports")
+        if port.text("name") == AGENT_PORT
+    ]
+    return AgentPod(
+        meta.name,
+        meta.uid,
+        spec.text("nodeName"),
+        status.text("podIP"),
+        ports[0] if ports else AGENT_PORT_DEFAULT,
+        meta.deleting,
         _trouble(status),
     )
 

@@ -20,6 +20,10 @@ class ObjectMeta:
     annotations: Mapping[str, str] = field(default_factory=dict)
     finalizers: tuple[str, ...] = ()
     deleting: bool = False
+    created: str = ""
+    """RFC 3339."""
+    deleted: str = ""
+    """Since when it is being deleted, RFC 3339; empty: it is not."""
     owners: tuple[str, ...] = ()
     """UIDs of the objects that own it."""
 
@@ -42,6 +46,8 @@ def read_meta(manifest: Reader) -> ObjectMeta:
         meta.text_map("annotations"),
         meta.texts("finalizers"),
         meta.has("deletionTimestamp"),
+        meta.text("creationTimestamp"),
+        meta.text("deletionTimestamp"),
         tuple(owner.text("uid") for owner in meta.objects("ownerReferences")),
     )
 

@@ -29,6 +29,11 @@ ROTATE_CA = f"{GROUP}/rotate-ca"
 COMPONENT_NODE = "node"
 COMPONENT_METADATA = "metadata"
 COMPONENT_AGENT = "agent"
+AGENT_SELECTOR = f"{LABEL_COMPONENT}={COMPONENT_AGENT},{LABEL_PART_OF}=memkv"
+"""Finds the agents' pods in the operator's own namespace."""
+AGENT_PORT = "admin"
+"""Name of the port of their container that serves AgentAdmin."""
+AGENT_PORT_DEFAULT = 9472
 AGENTS_IDENTITY = "memkv-agents-identity"
 """Secret in the operator's own namespace: the agents' CA with its key, and their certificate."""
 
@@ -140,6 +145,11 @@ def certificate_name(pool: str, role: str) -> str:
 def memkv_node_name(pool: str, node_name: str) -> str:
     """Return the name of a pool's MemKVNode for a node of the cluster."""
     return f"{pool}-{sha256(node_name.encode()).hexdigest()[:8]}"
+
+
+def drive_resource(group: str, pool_uid: str) -> str:
+    """Return the extended resource that is the drives of a group on a node."""
+    return f"drives.{GROUP}/{group}-{pool_uid[:8]}"
 
 
 def pool_labels(pool: str, component: str) -> dict[str, str]:

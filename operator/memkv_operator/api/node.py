@@ -24,6 +24,8 @@ class MemKVNode:
     node_name: str
     state: WantedState
     status: JsonObject
+    approved_drives: frozenset[str] = frozenset()
+    """Fingerprints of drives that may be formatted."""
 
 
 def read_memkv_node(manifest: JsonObject) -> MemKVNode:
@@ -37,4 +39,5 @@ def read_memkv_node(manifest: JsonObject) -> MemKVNode:
         spec.text("nodeName"),
         known.get(wanted, WantedState.ACTIVE),
         reader.object("status").value,
+        frozenset(spec.texts("approvedDrives")),
     )

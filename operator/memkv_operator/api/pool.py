@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memkv.metadata.kubernetes.json_values import FieldInvalid, JsonObject, JsonValue, Reader
+from memkv_operator.api.drives import DriveRules, read_drive_rules
 from memkv_operator.api.meta import ObjectMeta, read_meta
 from memkv_operator.api.quantity import bytes_of
 
 RDMA_DISABLED = "Disabled"
 HUGE_PAGES_NONE = "None"
+WORKERS_MAX = 16  # of a group, by the CRD
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class NodeGroup:
     workers: int = 1
     weight_percent: int = 100
     file: FileStorage | None = None
-    wants_drives: bool = False
+    drives: DriveRules | None = None
+    """Flash as whole drives, handed over by the node's agent."""
     tolerations: tuple[JsonValue, ...] = ()
     resources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What the user adds to requests and limits."""
@@ -263,7 +266,7 @@ def _group(group: Reader, shared: Network | None) -> NodeGroup:
         file=FileStorage(file.text("hostPath"), bytes_of(file.amount("size"), file.place("size")))
         if storage.has("file")
         else None,
-        wants_drives=storage.has("devicePaths") or storage.has("deviceSelector"),
+        drives=read_drive_rules(storage),
         tolerations=tuple(group.raw_list("tolerations")),
         resources={
             kind: {name: str(resources.object(kind).amount(name)) for name in value.value}

@@ -48,13 +48,7 @@ class GrpcNodeAdmin:
 
     def __init__(self, endpoint: str, tls: AdminTls | None) -> None:
         """Connects with the first call."""
-        options = list(CLIENT_OPTIONS)
-        if tls is None:
-            self._channel = grpc.aio.insecure_channel(endpoint, options=options)
-        else:
-            options.append(("grpc.ssl_target_name_override", tls.server_name))
-            credentials = grpc.ssl_channel_credentials(tls.authority, tls.key, tls.certificate)
-            self._channel = grpc.aio.secure_channel(endpoint, credentials, options=options)
+        self._channel = admin_channel(endpoint, tls)
         self._stub = pb_grpc.NodeAdminStub(self._channel)
 
     async def facts(self) -> pb.GetFactsResponse:
@@ -62,14 +56,14 @@ class GrpcNodeAdmin:
         try:
             return await self._stub.GetFacts(pb.GetFactsRequest(), timeout=CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
 
     async def apply(self, spec: pb.NodeSpec) -> str:
         """As NodeAdmin."""
         try:
             answer = await self._stub.Apply(pb.ApplyRequest(spec=spec), timeout=CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
         return answer.pending
 
     async def close(self) -> None:
@@ -77,7 +71,18 @@ class GrpcNodeAdmin:
         await self._channel.close(None)
 
 
-def _translated(error: grpc.aio.AioRpcError) -> PeerGone | ProtocolError:
+def admin_channel(endpoint: str, tls: AdminTls | None) -> grpc.aio.Channel:
+    """Return a channel to an admin service."""
+    options = list(CLIENT_OPTIONS)
+    if tls is None:
+        return grpc.aio.insecure_channel(endpoint, options=options)
+    options.append(("grpc.ssl_target_name_override", tls.server_name))
+    credentials = grpc.ssl_channel_credentials(tls.authority, tls.key, tls.certificate)
+    return grpc.aio.secure_channel(endpoint, credentials, options=options)
+
+
+def translated(error: grpc.aio.AioRpcError) -> PeerGone | ProtocolError:
+    """Return what an admin service answered as an error of ours."""
     message = f"{error.code().name}: {error.details()}"
     refused = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
     return ProtocolError(message) if error.code() in refused else PeerGone(message)

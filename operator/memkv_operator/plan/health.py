@@ -7,6 +7,7 @@ from memkv.metadata.publisher import Reason
 from memkv.shardmap import ShardMap
 from memkv_operator.api.cluster import Rollout
 from memkv_operator.api.conditions import Condition, by_type, condition
+from memkv_operator.plan.drive_health import pool_drives_condition
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.nodes import lost_nodes, trouble_of
 from memkv_operator.plan.rollout import Rolling
@@ -47,7 +48,7 @@ def pool_conditions(
     paused: bool,
 ) -> list[Condition]:
     """Return all conditions of a pool that is not being deleted."""
-    blocked = any(finding.blocks for finding in findings)
+    blocked = any(finding.blocks and finding.freezes for finding in findings)
     parts = [
         _config_valid(findings),
         _nodes_ready(members, view.shard_map, blocked),
@@ -61,9 +62,11 @@ def pool_conditions(
         ready = condition("Ready", False, reason, stated[type_].message)
     else:
         ready = condition("Ready", True, "Ready", "")
+    drives = pool_drives_condition(members)
     return [
         ready,
         *parts,
+        *([drives] if drives is not None else []),
         _rebalanced(view),
         _up_to_date(rolling),
         condition("Paused", paused, "PausedBySpec" if paused else "NotPaused", ""),

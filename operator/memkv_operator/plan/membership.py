@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from memkv_operator.api.cluster import KubeNode, Pod
 from memkv_operator.api.names import COMPONENT_NODE
 from memkv_operator.api.node import MemKVNode, WantedState
 from memkv_operator.api.pool import NodeGroup, Pool
 from memkv_operator.plan.facts import NodeSeen
+from memkv_operator.plan.node_drives import NodeDrives
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Member:
     pod: Pod | None
     seen: NodeSeen | None
     drains_on_cordon: bool = True
+    drives: NodeDrives | None = None
+    """None: its group has no drives."""
 
     @property
     def desired(self) -> bool:
@@ -76,6 +80,7 @@ def members_of(
     memkv_nodes: Iterable[MemKVNode],
     pods: Iterable[Pod],
     seen: Mapping[str, NodeSeen],
+    drives: Mapping[str, NodeDrives] = MappingProxyType({}),
 ) -> list[Member]:
     """Return the pool's nodes by name: those selected, and those that have a MemKVNode."""
     groups = {
@@ -94,6 +99,7 @@ def members_of(
             pod_on.get(name),
             seen.get(name),
             pool.spec.drains_on_cordon,
+            drives.get(name),
         )
         for name in sorted(groups.keys() | known.keys())
     ]

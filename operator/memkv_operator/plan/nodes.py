@@ -18,6 +18,7 @@ from memkv_operator.api.pool import Pool
 from memkv_operator.plan.actions import Action, ApplyNode, DeleteObject, WriteNodeStatus
 from memkv_operator.plan.facts import NodeFacts, WorkerFacts
 from memkv_operator.plan.membership import Member
+from memkv_operator.plan.node_drives import drives_condition, trouble_of_drives
 
 
 def node_actions(
@@ -102,6 +103,10 @@ def node_status(
         status["workers"] = [_worker_status(worker) for worker in facts.workers]
     elif existing.status.get("workers"):
         status["workers"] = existing.status["workers"]  # identity outlives pods
+    if member.drives is not None:
+        status["drives"] = member.drives.status()
+    elif existing.status.get("drives"):
+        status["drives"] = existing.status["drives"]
     return status
 
 
@@ -142,6 +147,7 @@ def node_conditions(
     """Return what is to be said of one node."""
     reason, message = trouble_of(member, lost)
     ready = condition("Ready", not reason, reason or "Serving", message)
+    drives = [drives_condition(member.drives)] if member.drives is not None else []
     owns = member.name in in_use
     if not member.draining:
         draining = condition("Draining", False, "NotDraining", "")
@@ -149,7 +155,7 @@ def node_conditions(
         draining = condition("Draining", True, "SlotsLeft", "its slots move to other nodes")
     else:
         draining = condition("Draining", True, "Drained", "it owns no slots; safe to stop")
-    return [ready, draining]
+    return [ready, draining, *drives]
 
 
 def trouble_of(member: Member, lost_names: frozenset[str]) -> tuple[str, str]:
@@ -162,6 +168,10 @@ def trouble_of(member: Member, lost_names: frozenset[str]) -> tuple[str, str]:
         return "NotSelected", "no node group selects this node any more"
     if not node.ready:
         return ("NodeLost" if lost else "NodeNotReady"), "kubelet does not report it ready"
+    if member.drives is not None and not member.drives.handed:
+        # Without a drive its pod cannot start: say that, and not that it is pending.
+        reason, message = trouble_of_drives(member.drives)
+        return reason or "DrivesPending", message or "its drives were chosen just now"
     if pod is None:
         return "PodMissing", "the DaemonSet has made no pod here; look at its events"
     if pod.trouble:

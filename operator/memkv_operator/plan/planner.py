@@ -17,10 +17,12 @@ from memkv_operator.plan.actions import (
     WritePoolStatus,
 )
 from memkv_operator.plan.children import Live, child_actions
+from memkv_operator.plan.deletion import Ending, deletion_actions
 from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.health import MapView, pool_conditions
 from memkv_operator.plan.identity import IdentityView, certificates_valid
 from memkv_operator.plan.membership import Member, members_of
+from memkv_operator.plan.node_drives import NodeDrives
 from memkv_operator.plan.nodes import lost_nodes, node_actions
 from memkv_operator.plan.orders import Order, orders_of
 from memkv_operator.plan.quotas import Sharing, quotas_guaranteed, share_quotas
@@ -51,6 +53,10 @@ class Observed:
     with_figures: bool = True
     """Whether it is time to write figures that change all the time."""
     identity: IdentityView = field(default_factory=IdentityView)
+    drives: Mapping[str, NodeDrives] = field(default_factory=dict)
+    """By name of the node, where a group has drives."""
+    claims: Sequence[Finding] = ()
+    """What older pools have already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +76,19 @@ def plan(observed: Observed, own_image: str, time: str) -> Plan:
     """Return what brings the pool nearer to its spec. `time`: now, RFC 3339."""
     pool = observed.pool
     if pool.meta.deleting:
-        return _plan_deletion(pool)
+        return _plan_deletion(observed, time)
     members = members_of(
-        pool, observed.kube_nodes, observed.memkv_nodes, observed.pods, observed.seen
+        pool,
+        observed.kube_nodes,
+        observed.memkv_nodes,
+        observed.pods,
+        observed.seen,
+        observed.drives,
     )
-    found = findings(pool, observed.kube_nodes, observed.identity)
+    found = [*findings(pool, observed.kube_nodes, observed.identity), *observed.claims]
+    found.sort(key=lambda finding: not finding.blocks)
     blocked = any(finding.blocks for finding in found)
+    frozen = any(finding.blocks and finding.freezes for finding in found)
     lost = lost_nodes(observed.map_view.shard_map)
     left = available_min(pool, members, lost)
     children = [] if blocked else children_of(pool, own_image, left, observed.identity.authority)
@@ -97,9 +110,9 @@ def plan(observed: Observed, own_image: str, time: str) -> Plan:
         actions += child_actions(children, live, pool.meta.uid)
         actions += _pod_actions(rolling) if observed.informed else []
     if not observed.informed:
-        may_publish = not blocked and not pool.spec.paused
+        may_publish = not frozen and not pool.spec.paused
         return Plan(tuple(actions), (), tuple(members), may_publish)
-    if not blocked:
+    if not frozen:
         actions += node_actions(
             pool,
             members,
@@ -115,18 +128,24 @@ def plan(observed: Observed, own_image: str, time: str) -> Plan:
     if status != pool.status:
         actions.append(WritePoolStatus(status))
     orders = orders_of(members, sharing, observed.identity.ticket_keys)
-    may_publish = not blocked and not pool.spec.paused
+    may_publish = not frozen and not pool.spec.paused
     return Plan(tuple(actions), events, tuple(members), may_publish, orders)
 
 
 _FIGURES = ("capacity", "tenants")  # of the status: those that change all the time
 
 
-def _plan_deletion(pool: Pool) -> Plan:
-    """Nothing on the nodes needs an answer, so nothing that is dead can hold this up: children
-    follow their owner, and files and drives are kept."""
-    actions = (SetFinalizer(False),) if FINALIZER in pool.meta.finalizers else ()
-    return Plan(actions, (), (), False)
+def _plan_deletion(observed: Observed, time: str) -> Plan:
+    ending = Ending(
+        observed.pool,
+        observed.kube_nodes,
+        observed.memkv_nodes,
+        observed.pods,
+        observed.children,
+        observed.drives,
+    )
+    actions, events = deletion_actions(ending, time)
+    return Plan(actions, events, (), False)
 
 
 def _templates(pool: Pool, children: Sequence[Child]) -> dict[str, str]:
@@ -181,10 +200,15 @@ _WORTH_AN_EVENT = frozenset(
         "NodesReady",
         "ShardMapPublished",
         "MetadataAvailable",
+        "DrivesReady",
         "Paused",
         "QuotasGuaranteed",
     }
 )
+
+
+_NEWS_FROM_THE_FIRST = frozenset({"ConfigValid", "DrivesReady"})
+"""Conditions that wait for a person."""
 
 
 def events_of(before: Mapping[str, Condition], now: Sequence[Condition]) -> tuple[Event, ...]:
@@ -197,7 +221,7 @@ def events_of(before: Mapping[str, Condition], now: Sequence[Condition]) -> tupl
         if old is not None and (old.status, old.reason) == (condition.status, condition.reason):
             continue
         bad = not condition.holds and condition.type != "Paused"
-        if old is None and bad and condition.type != "ConfigValid":
+        if old is None and bad and condition.type not in _NEWS_FROM_THE_FIRST:
             continue  # a new pool is not ready yet: no news
         message = condition.message or f"{condition.type} is {condition.status}"
         events.append(Event(bad, condition.reason, message))

@@ -69,4 +69,7 @@ def available_min(pool: Pool, members: Sequence[Member], lost: Collection[str]) 
 def _is_current(member: Member, templates: Mapping[str, str]) -> bool:
     assert member.pod is not None
     assert member.group is not None
+    facts = member.seen.facts if member.seen is not None else None
+    if facts is not None and member.drives is not None and member.drives.outdated(facts):
+        return False
     return member.pod.template == templates.get(member.group.name)

@@ -6,6 +6,7 @@ from memkv.metadata.kubernetes.json_values import JsonValue, Manifest, Reader
 from memkv.shardmap import UNASSIGNED, ShardMap, unpack_owners
 from memkv_operator.api.pool import Pool
 from memkv_operator.api.quantity import format_bytes_roughly
+from memkv_operator.plan.drive_health import drive_figures
 from memkv_operator.plan.health import MapView
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.nodes import lost_nodes
@@ -37,6 +38,9 @@ def pool_figures(
         figures["currentRevision"] = revision
     elif pool.status.get("currentRevision"):
         figures["currentRevision"] = pool.status["currentRevision"]
+    drives = drive_figures(members)
+    if drives is not None:
+        figures["drives"] = drives
     versions = sorted({m.seen.facts.version for m in members if m.seen and m.seen.facts})
     if versions:
         figures["version"] = ", ".join(versions)

@@ -21,6 +21,8 @@ class Finding:
     message: str
     blocks: bool
     """Whether nothing is made from the pool until it is mended."""
+    freezes: bool = True
+    """Of one that blocks: whether the map and what is said of nodes stay as they are, too."""
 
 
 def findings(
@@ -56,23 +58,13 @@ def _unsupported(pool: Pool) -> Iterable[Finding]:
             "network.payloadEncryption differs between nodeGroups: clients speak one way to all "
             "nodes of a pool; say the same everywhere",
         )
-    if spec.wipes_drives:
-        yield _blocks(
-            "WipeNotSupportedYet", "deletionPolicy.drives: this version keeps them; say Retain"
-        )
     for group in spec.groups:
         yield from _unsupported_of_group(group)
 
 
 def _unsupported_of_group(group: NodeGroup) -> Iterable[Finding]:
     where = f"nodeGroups[{group.name}]"
-    if group.wants_drives:
-        yield _blocks(
-            "DrivesNotSupportedYet",
-            f"{where}.storage names drives, which this version cannot hand to pods: use "
-            "storage.file: {hostPath, size} on a file system of the drive",
-        )
-    elif group.file is None:
+    if group.file is None and group.drives is None:
         yield _blocks(
             "MemoryOnlyNotSupportedYet",
             f"{where} has no storage, and this version needs some: set storage.file",

@@ -13,6 +13,7 @@ from memkv_operator.api.names import (
     POOLS,
     TEMPLATE_HASH,
     daemon_set_name,
+    drive_resource,
     node_account_name,
     node_secret_name,
     pool_labels,
@@ -30,6 +31,7 @@ from memkv_operator.render.identity import (
     token_volume,
 )
 from memkv_operator.render.image import image_reference
+from memkv_operator.render.storage import state_path
 
 STATE_DIR = "/var/lib/memkv"
 CONTAINER = "memkv-node"
@@ -160,7 +162,7 @@ def _container(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]},
         },
-        "resources": _resources(group),
+        "resources": _resources(pool, group),
         "volumeMounts": [
             {"name": "state", "mountPath": STATE_DIR},
             *([secret_mount()] if pool.has_tls else []),
@@ -173,13 +175,17 @@ def _container(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
 def _arguments(pool: Pool, group: NodeGroup) -> list[JsonValue]:
     ports, workers = pool.spec.ports, group.workers
     size_bytes = group.file.size_bytes if group.file is not None else 0
-    files = ",".join(f"{STATE_DIR}/flash-{worker}.data" for worker in range(workers))
+    # No file is ever made in place of a drive: of size 0 it is an error.
+    storage = {"capacity": str(size_bytes // workers)}
+    if group.drives is None:
+        files = ",".join(f"{STATE_DIR}/flash-{worker}.data" for worker in range(workers))
+        storage = {"drives": files, **storage}
+    # Whole drives come from the agent, by MEMKV_NODE_DRIVES: a worker for each that there is.
     flags = {
         "name": "$(NODE_NAME)",
         "pool": pool.key,
         "dir": STATE_DIR,
-        "drives": files,
-        "capacity": str(size_bytes // workers),
+        **storage,
         "memory": str(group.memory_bytes // workers),
         "metadata": metadata_endpoint(pool),
         "host": "$(POD_IP)",
@@ -198,9 +204,8 @@ def _arguments(pool: Pool, group: NodeGroup) -> list[JsonValue]:
 
 def _volumes(pool: Pool, group: NodeGroup) -> list[JsonValue]:
     state: Manifest = {"name": "state", "emptyDir": {}}
-    if group.file is not None:
-        path = {"path": group.file.host_path, "type": "DirectoryOrCreate"}
-        state = {"name": "state", "hostPath": path}
+    if path := state_path(pool, group):
+        state = {"name": "state", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
     return [
         state,
         *([secret_volume(node_secret_name(pool.meta.name))] if pool.has_tls else []),
@@ -208,8 +213,8 @@ def _volumes(pool: Pool, group: NodeGroup) -> list[JsonValue]:
     ]
 
 
-def _resources(group: NodeGroup) -> Manifest:
-    """What a node needs: memory for its processes and blocks, huge pages, and a NIC."""
+def _resources(pool: Pool, group: NodeGroup) -> Manifest:
+    """What a node needs: memory for its processes and blocks, huge pages, drives, and a NIC."""
     own: dict[str, str] = {}
     process_bytes = SUPERVISOR_BYTES + group.workers * WORKER_BYTES
     if group.huge_pages == HUGE_PAGES_NONE:
@@ -219,6 +224,8 @@ def _resources(group: NodeGroup) -> Manifest:
     own["memory"] = format_bytes(process_bytes)
     if group.network.rdma:
         own.update({name: str(count) for name, count in group.network.rdma_resources})
+    if group.drives is not None:
+        own[drive_resource(group.name, pool.meta.uid)] = "1"
     resources: Manifest = {
         kind: {**own, **group.resources.get(kind, {})} for kind in ("requests", "limits")
     }

@@ -16,6 +16,8 @@ from memkv_operator.api.names import MEMKV_NODES, POOLS, SHARD_MAPS
 from memkv_operator.kube.leadership import Leadership
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial, GrpcNodeAdmin
+from memkv_operator.nodes.agent_admin import DialAgent, GrpcAgentAdmin
+from memkv_operator.run.agents import Agents
 from memkv_operator.run.metrics import OperatorMetrics, PoolCollector
 from memkv_operator.run.reconciler import Reconciler
 from memkv_operator.run.settings import Settings
@@ -40,13 +42,16 @@ class Operator:
         settings: Settings,
         clock: Clock | None = None,
         dial: Dial = GrpcNodeAdmin,
+        dial_agent: DialAgent = GrpcAgentAdmin,
         connect: Connect = connect_api_server,
         make_event_watch: MakeEventWatch = KopfWatch,
     ) -> None:
-        """`dial`: how nodes are reached; `connect`: how the API server is."""
+        """`dial` and `dial_agent`: how nodes and agents are reached; `connect`: how the API server
+        is."""
         self._settings = settings
         self._clock = clock or SystemClock()
         self._dial = dial
+        self._dial_agent = dial_agent
         self._connect = connect
         self._make_event_watch = make_event_watch
         self.metrics = OperatorMetrics(self._clock)
@@ -124,21 +129,38 @@ class Operator:
             await asyncio.sleep(SYNC_STEP_S)
         objects = Objects(api)
         leadership = Leadership(self._settings.lease, objects, self._clock)
-        await leadership.lead(lambda transitions: self._work(objects, transitions))
+        await leadership.lead(lambda transitions: self._work(api, objects, transitions))
 
-    async def _work(self, objects: Objects, transitions: int) -> None:
+    async def _work(self, api: ApiServer, objects: Objects, transitions: int) -> None:
         queue = self._queue
         assert queue is not None
+        agents = Agents(
+            api,
+            self._settings.lease.namespace,
+            self._dial_agent,
+            self._clock,
+            self.view,
+            self._concerns,
+            self._settings.agent_interval_s,
+        )
         reconciler = Reconciler(
-            self._settings, self.view, objects, self._dial, transitions, self._clock, queue.add,
+            self._settings,
+            self.view,
+            objects,
+            agents,
+            self._dial,
+            transitions,
+            self._clock,
+            queue.add,
             self.metrics.show_ends,
-        )  # fmt: skip
+        )
         self.leads = True
         self.metrics.leader.set(1)
         for key in self.view.pools:
             queue.add(key)
         tasks = [asyncio.create_task(self._serve(queue, reconciler)) for _ in range(WORKERS)]
         tasks.append(asyncio.create_task(self._resync(queue)))
+        tasks.append(asyncio.create_task(agents.run()))
         try:
             await asyncio.wait({*tasks, reconciler.broken}, return_when=asyncio.FIRST_COMPLETED)
             for task in (*tasks, reconciler.broken):

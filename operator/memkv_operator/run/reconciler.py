@@ -17,8 +17,10 @@ from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial
+from memkv_operator.plan.claims import claim_findings, drive_findings, wants_drives
 from memkv_operator.plan.identity import Fault, IdentityView
 from memkv_operator.plan.planner import Observed, Plan, plan
+from memkv_operator.run.agents import Agents
 from memkv_operator.run.carry_out import Hands
 from memkv_operator.run.events import EventPoster
 from memkv_operator.run.identities import (
@@ -36,6 +38,7 @@ from memkv_operator.run.view import ClusterView
 log = logging.getLogger("memkv.operator")
 
 FAILURES_MAX = 3  # of one look; then the API server is unwell, and more calls do not help it
+WIPE_LOOK_S = 1.0
 SOON_S = 0.1  # changes that come together are one look
 
 
@@ -47,6 +50,7 @@ class Reconciler:
         settings: Settings,
         view: ClusterView,
         objects: Objects,
+        agents: Agents,
         dial: Dial,
         transitions: int,
         clock: Clock,
@@ -58,6 +62,7 @@ class Reconciler:
         self._settings = settings
         self._view = view
         self._objects = objects
+        self._agents = agents
         self._dial = dial
         self._transitions = transitions
         self._clock = clock
@@ -77,6 +82,7 @@ class Reconciler:
         if manifest is None:
             await self._stop_publisher(key)
             self._view.forget_pool(key)
+            self._agents.decide()  # its drives are nobody's now
             return
         try:
             pool = read_pool(manifest)
@@ -88,14 +94,14 @@ class Reconciler:
             self._identities.forget(pool)
             if pool.has_tls:
                 await self._reviewers.leave(pool)
-            await self._carry_out(pool, plan(Observed(pool), self._settings.own_image, ""))
+            await self._carry_out(pool, self._plan_deletion(pool))
             return
         publisher = await self._publisher_of(pool)
         identity, view = await self._identity_of(pool)
         decided = self._decide(pool, publisher, view)
         tls = identity.admin if identity is not None else None
         publisher.update(pool, decided, tls)
-        if not publisher.informed:
+        if not publisher.informed or not self._agents.informed:
             self._enqueue(pool.key, INFORMED_AFTER_S)
         await self._carry_out(pool, decided)
 
@@ -134,7 +140,9 @@ class Reconciler:
 
     def _decide(self, pool: Pool, publisher: PoolPublisher, identity: IdentityView) -> Plan:
         now_ns = self._clock.monotonic_ns()
-        with_figures = publisher.informed and now_ns >= self._figures_due_ns.get(pool.key, 0)
+        drives = self._agents.decide().of_pool(pool)
+        informed = publisher.informed and (self._agents.informed or not wants_drives(pool))
+        with_figures = informed and now_ns >= self._figures_due_ns.get(pool.key, 0)
         if with_figures:
             pause_ns = int(self._settings.resync_s * 1e9)
             self._figures_due_ns[pool.key] = now_ns + pause_ns
@@ -147,10 +155,29 @@ class Reconciler:
             self._view.metadata_rollout(pool.key),
             publisher.seen,
             publisher.view,
-            publisher.informed,
+            informed,
             with_figures,
             identity,
+            drives,
+            [
+                *claim_findings(pool, self._agents.pools(), self._view.kube_nodes),
+                *drive_findings(pool, drives, self._agents.installed),
+            ],
         )
+        return plan(observed, self._settings.own_image, rfc3339(self._clock.wall_s()))
+
+    def _plan_deletion(self, pool: Pool) -> Plan:
+        """While drives are wiped, the end is looked at again and again: time decides, too."""
+        observed = Observed(
+            pool,
+            self._view.kube_nodes,
+            self._view.pods_of(pool.key),
+            self._view.memkv_nodes_of(pool.key),
+            self._view.children_of(pool.key),
+            drives=self._agents.decide().of_pool(pool),
+        )
+        if pool.spec.wipes_drives:
+            self._enqueue(pool.key, WIPE_LOOK_S)
         return plan(observed, self._settings.own_image, rfc3339(self._clock.wall_s()))
 
     async def _carry_out(self, pool: Pool, decided: Plan) -> None:

@@ -8,6 +8,7 @@ from memkv_operator.kube.lease import LeaseConfig
 
 RESYNC_S = 60.0  # every pool is looked at so often, whatever was heard
 LIST_AGAIN_S = 300.0  # a watch may lose a deletion; this finds it
+AGENT_INTERVAL_S = 1.0  # between questions to an agent: disks come and go by hand
 STEP_S = 0.25  # between looks at whether a pool's map should change
 
 
@@ -28,3 +29,4 @@ class Settings:
     step_s: float = STEP_S
     authority_grace: timedelta = GRACE
     """Between the phases of a change of a pool's authority: kubelet renews files meanwhile."""
+    agent_interval_s: float = AGENT_INTERVAL_S

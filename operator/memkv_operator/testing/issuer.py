@@ -93,9 +93,7 @@ class Issuer:
         hours = int(spec["duration"].partition("h")[0])
         made = (
             x509.CertificateBuilder()
-            .subject_name(
-                x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, spec["commonName"])])
-            )
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, spec["commonName"])]))
             .issuer_name(signer.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())

@@ -1,0 +1,113 @@
+"""What two pools claim at once on a node: drives, directories, ports. The older pool keeps it and
+is left undisturbed; the younger one says so."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from memkv_operator.api.cluster import KubeNode
+from memkv_operator.api.pool import NodeGroup, Pool
+from memkv_operator.plan.drive_desk import rank_of
+from memkv_operator.plan.membership import group_of
+from memkv_operator.plan.node_drives import NodeDrives
+from memkv_operator.plan.validity import Finding, named
+from memkv_operator.render.storage import state_path
+
+Meetings = Mapping[tuple[str, str], Sequence[str]]
+"""(older pool, what both claim) -> nodes."""
+
+
+def claim_findings(
+    pool: Pool, others: Sequence[Pool], kube_nodes: Mapping[str, KubeNode]
+) -> list[Finding]:
+    """Return what older pools have on nodes of this one. It blocks the pool's children, because
+    a pod that starts first would take it from the older pool; its map goes on."""
+    paths: dict[tuple[str, str], list[str]] = {}
+    ports: dict[tuple[str, str], list[str]] = {}
+    older = [other for other in others if rank_of(other) < rank_of(pool)]
+    for node in kube_nodes.values() if older else ():
+        mine = group_of(pool, node)
+        for other in older if mine is not None else ():
+            theirs = group_of(other, node)
+            if mine is None or theirs is None:
+                continue
+            if state_path(pool, mine) == state_path(other, theirs) != "":
+                paths.setdefault((other.key, state_path(pool, mine)), []).append(node.name)
+            for port in sorted(ports_of(pool, mine) & ports_of(other, theirs)):
+                ports.setdefault((other.key, str(port)), []).append(node.name)
+    return [*_path_findings(pool, paths), *_port_findings(pool, ports)]
+
+
+def ports_of(pool: Pool, group: NodeGroup) -> frozenset[int]:
+    """Return the ports that a group opens on the node itself."""
+    if not group.network.host:
+        return frozenset()
+    ports = pool.spec.ports
+    data = range(ports.data, ports.data + group.workers)
+    return frozenset({*data, ports.admin, ports.metrics})
+
+
+def wants_drives(pool: Pool) -> bool:
+    """Return whether a pool needs agents at all."""
+    return any(group.drives is not None for group in pool.spec.groups)
+
+
+def drive_findings(pool: Pool, drives: Mapping[str, NodeDrives], agents: bool) -> list[Finding]:
+    """Return what stands between a pool and its drives. `agents`: whether there are any."""
+    if not wants_drives(pool):
+        return []
+    if not agents:
+        wants = [group.name for group in pool.spec.groups if group.drives is not None]
+        return [
+            Finding(
+                "AgentMissing",
+                f"nodeGroups[{wants[0]}].storage names drives, and only agents hand drives to "
+                "pods: install them with helm upgrade RELEASE memkv --reuse-values "
+                "--set agent.enabled=true",
+                False,
+            )
+        ]
+    claimed: dict[tuple[str, str], list[str]] = {}
+    for node, found in drives.items():
+        lacking = len(found.drives) and sum(d.position >= 0 for d in found.drives) < found.workers
+        for drive in found.drives:
+            if drive.claimed_by and (lacking or _is_named(pool, drive.path)):
+                claimed.setdefault((drive.claimed_by, drive.path), []).append(node)
+    return [
+        Finding(
+            "DriveClaimedTwice",
+            f"{path} on {named(nodes)} is used by pool {other} and claimed by pool {pool.key} too: "
+            f"take it out of {pool.key}, by devicePaths or excludedDevices, or delete {other}",
+            False,
+        )
+        for (other, path), nodes in sorted(claimed.items())
+    ]
+
+
+def _is_named(pool: Pool, path: str) -> bool:
+    return any(path in g.drives.paths for g in pool.spec.groups if g.drives is not None)
+
+
+def _path_findings(pool: Pool, meetings: Meetings) -> Iterable[Finding]:
+    for (other, path), nodes in sorted(meetings.items()):
+        yield Finding(
+            "PathClaimedTwice",
+            f"pools {other} and {pool.key} both keep their data in {path} on {named(list(nodes))}, "
+            f"and {other} is older: give {pool.key} another storage.file.hostPath, or make the "
+            "nodeSelectors exclude each other",
+            blocks=True,
+            freezes=False,
+        )
+
+
+def _port_findings(pool: Pool, meetings: Meetings) -> Iterable[Finding]:
+    shared: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (other, port), nodes in meetings.items():
+        shared.setdefault((other, tuple(nodes)), []).append(port)
+    for (other, where), ports in sorted(shared.items()):
+        yield Finding(
+            "PortClaimedTwice",
+            f"pools {other} and {pool.key} both open {', '.join(ports)} on {named(list(where))} "
+            f"(HostNetwork), and {other} is older: give {pool.key} other spec.ports, or make the "
+            "nodeSelectors exclude each other",
+            blocks=True,
+            freezes=False,
+        )
