@@ -47,6 +47,24 @@ POOLS: dict[str, JsonObject] = {
         "network": {"mode": "PodNetwork", "rdma": {"mode": "Disabled"}},
         "tenants": [{"name": "chat", "subjects": [{"namespace": "team-a", "name": "vllm"}]}],
     },
+    "drives": {
+        "nodeGroups": [
+            {
+                "name": "nvme",
+                "nodeSelector": {"memkv.io/node": "nvme"},
+                "workers": 4,
+                "memory": {"size": "8Gi"},
+                "storage": {"deviceSelector": {"minSize": "1Ti"}},
+            },
+            {
+                "name": "named",
+                "nodeSelector": {"memkv.io/node": "named"},
+                "memory": {"size": "8Gi"},
+                "storage": {"devicePaths": ["/dev/disk/by-id/nvme-X_1"], "initPolicy": "IfBlank"},
+            },
+        ],
+        "network": {"rdma": {"mode": "Disabled"}},
+    },
     "rdma-host": {
         "image": {"repository": "mirror/memkv", "digest": f"sha256:{'a' * 64}"},
         "imagePullSecrets": [{"name": "pull"}],
