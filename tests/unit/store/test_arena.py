@@ -85,3 +85,90 @@ def test_any_order_of_calls_keeps_the_free_list_whole(steps: list[tuple[str, int
         arena.drop(extent.start)
     arena.check_invariants()
     assert arena.sectors_free == SECTORS
+
+
+SMALL, LARGE = 3, 12
+GUARANTEES = {1: 10, 2: 6}
+
+
+class Cache:
+    """Named extents of three tenants, as an index would point at them; one of these guaranteed
+    nothing. Each extent holds its handle, so that one that was moved is known by its content."""
+
+    def __init__(self) -> None:
+        self.arena = Arena(SECTORS * 4096, self.point)
+        self.at: dict[int, int] = {}
+        self.tenant: dict[int, int] = {}
+        self.evicted_by = 0
+        self.arena.guarantee(GUARANTEES)
+
+    def point(self, handle: int, start: int) -> None:
+        if start >= 0:
+            self.at[handle] = start
+            return
+        del self.at[handle]
+        owner = self.tenant[handle]
+        held = self.arena.held_sectors(owner)
+        mine = owner == self.evicted_by or owner not in GUARANTEES
+        assert mine or held > GUARANTEES[owner], "others took what is guaranteed"
+
+    def add(self, handle: int, tenant: int, sectors: int) -> bool:
+        self.evicted_by = tenant
+        extent = self.arena.allocate(sectors, tenant)
+        if extent is None:
+            return False
+        extent.view[:8] = handle.to_bytes(8, "big")
+        self.at[handle], self.tenant[handle] = extent.start, tenant
+        self.arena.name(extent, handle)
+        self.arena.release(extent)
+        return True
+
+    def check(self) -> None:
+        self.arena.check_invariants()
+        for handle, start in self.at.items():
+            extent = self.arena.get(start)
+            assert bytes(extent.view[:8]) == handle.to_bytes(8, "big")
+            assert (extent.start, extent.handle) == (start, handle)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(1, 6), st.sampled_from("aaaad")), max_size=60
+    )
+)
+def test_what_a_tenant_is_guaranteed_is_never_taken_for_others(
+    steps: list[tuple[int, int, str]],
+) -> None:
+    cache = Cache()
+    for handle, (tenant, size, what) in enumerate(steps):
+        if what == "a":
+            cache.add(handle, tenant, size)
+        elif cache.at:
+            victim = list(cache.at)[size % len(cache.at)]
+            cache.arena.drop(cache.at.pop(victim))
+        cache.check()
+
+
+def test_a_tenant_gets_its_guarantee_however_much_others_hold_in_use() -> None:
+    arena = Arena(SECTORS * 4096, lambda _handle, _start: None)
+    arena.guarantee(GUARANTEES)
+    held = []
+    while (extent := arena.allocate(2)) is not None:
+        held.append(extent)
+    assert len(held) == (SECTORS - sum(GUARANTEES.values())) // 2
+    mine = [arena.allocate(1, 1) for _ in range(GUARANTEES[1])]
+    assert None not in mine
+    assert arena.allocate(1, 1) is None
+
+
+def test_guaranteed_extents_are_moved_where_they_lie_in_the_way_of_a_long_one() -> None:
+    cache = Cache()
+    cache.arena.guarantee({1: SMALL * 4})
+    for handle in range(4):  # one of the tenant, then one of somebody else's, and so on
+        assert cache.add(handle, 1, SMALL)
+        assert cache.add(100 + handle, 0, SMALL)
+    before = {handle: cache.at[handle] for handle in range(4)}
+    assert cache.add(200, 0, LARGE)
+    cache.check()
+    assert before.keys() <= cache.at.keys()
+    assert any(cache.at[handle] != start for handle, start in before.items())
