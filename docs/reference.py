@@ -31,6 +31,7 @@ SECTIONS = {
     "up": "`memkv up`, table `[up]`",
     "node": "`memkv node`, table `[node]`",
     "metadata": "`memkv metadata`, table `[metadata]`",
+    "agent": "`memkv agent`, table `[agent]`",
     "demo": "`memkv demo`, table `[demo]`",
     "replay": "`memkv replay`, table `[replay]`",
     "bench": "`memkv bench`, table `[bench]`",

@@ -1,4 +1,4 @@
-"""Flags of `memkv node` and `memkv metadata` that say who they are and whom they believe."""
+"""Flags of `memkv node`, `metadata` and `agent` that say who they are and whom they believe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from memkv.metadata.access import AccessConfig
     from memkv.metadata.certificates import TlsFiles
 
-NODE, METADATA = "node", "metadata"
+NODE, METADATA, AGENT = "node", "metadata", "agent"
 
 
 def _file(name: str, section: str, text: str) -> Field[str]:
@@ -53,6 +53,7 @@ class TlsFields:
 
 NODE_TLS = TlsFields(NODE)
 METADATA_TLS = TlsFields(METADATA)
+AGENT_TLS = TlsFields(AGENT)
 TICKET_KEYS = _file(
     "ticket_keys", NODE, "public keys of accepted tickets, in PEM, one after another; replaced"
     " files are taken over. Without keys unsigned tickets pass on loopback and with --insecure",

@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("bench", "measure a pool beside the limits of this machine"),
     "doctor": ("doctor", "check what this machine can do and say what to fix"),
     "node": ("node", "run one storage node"),
+    "agent": ("agent", "hand a Kubernetes node's drives to pods"),
     "metadata": ("metadata", "run the metadata service"),
 }
 HELP = {name: text for name, (_, text) in COMMANDS.items()}

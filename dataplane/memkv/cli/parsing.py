@@ -11,7 +11,7 @@ from memkv.cli.command import Command
 from memkv.cli.exits import Exit
 from memkv.cli.settings import UsageError
 
-LATER = {"agent": "the Kubernetes operator", "plan": "the capacity planner"}
+LATER = {"plan": "the capacity planner"}
 """Commands that are spoken for; they come with another part of MemKV."""
 EXAMPLES = (
     "memkv up --nodes 3 --dir /tmp/memkv --capacity 2GiB    # a pool here, until Ctrl-C",

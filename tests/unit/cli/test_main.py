@@ -101,9 +101,9 @@ def test_an_unknown_command_lists_the_known_ones() -> None:
 
 
 def test_a_command_of_a_later_version_is_named() -> None:
-    done = run("agent", "--json")
+    done = run("plan", "--json")
     assert done.returncode == Exit.USAGE
-    assert "comes with the Kubernetes operator" in json.loads(done.stdout)["error"]
+    assert "comes with the capacity planner" in json.loads(done.stdout)["error"]
 
 
 @pytest.mark.parametrize(
