@@ -15,6 +15,9 @@
   {{- if not .Values.serviceDaemonSet.nodeSelector -}}
     {{- fail "dataPlane.mode=Static needs serviceDaemonSet.nodeSelector: without it every node of the cluster would store blocks" -}}
   {{- end -}}
+  {{- if .Values.agent.enabled -}}
+    {{- fail "agent.enabled=true needs dataPlane.mode=Operator: nobody commands an agent in the mode Static" -}}
+  {{- end -}}
   {{- $end := add (int $static.ports.data) (int $static.workers) -}}
   {{- range $name := list "admin" "metrics" -}}
     {{- $port := int (get $static.ports $name) -}}
@@ -23,6 +26,12 @@
     {{- end -}}
   {{- end -}}
 {{- else -}}
+  {{- if and .Values.agent.enabled (eq (int .Values.agent.ports.admin) (int .Values.agent.ports.metrics)) -}}
+    {{- fail "agent.ports.admin and agent.ports.metrics are the same port" -}}
+  {{- end -}}
+  {{- if and .Values.agent.enabled (not .Values.agent.nodeSelector) -}}
+    {{- fail "agent.enabled=true needs agent.nodeSelector: without it a privileged pod would run on every node" -}}
+  {{- end -}}
   {{- if and .Values.watchNamespaces (has "" .Values.watchNamespaces) -}}
     {{- fail "watchNamespaces has an empty name; leave the list empty to watch all namespaces" -}}
   {{- end -}}
