@@ -51,6 +51,8 @@ class FakeApiServer:
     requests: list[Request] = field(default_factory=list)
     fault: Fault = lambda request, done: None
     collects_garbage: bool = True
+    now: Callable[[], str] = lambda: "2026-01-01T00:00:00Z"
+    """The time that deletions get, RFC 3339."""
     watch_error: Exception | None = None
     """Ends every watch with this, once."""
     _log: list[tuple[int, str, str, Object]] = field(default_factory=list)
@@ -212,7 +214,7 @@ class FakeApiServer:
         if wanted is not None and wanted != there["metadata"]["uid"]:
             raise Conflict(f"{path}: the UID in the precondition does not match")
         if there["metadata"].get("finalizers"):
-            metadata = {**there["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}
+            metadata = {**there["metadata"], "deletionTimestamp": self.now()}
             return self._store(path, there, {**there, "metadata": metadata})
         return self._remove(path, there)
 

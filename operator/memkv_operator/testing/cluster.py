@@ -20,10 +20,12 @@ from memkv.shardmap import ShardMap
 from memkv.testing.api_server import FakeApiServer
 from memkv.testing.simulated_kubelets import SimulatedKubelets
 from memkv_operator.api.names import Resource
+from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.lease import LeaseConfig
 from memkv_operator.run.process import Operator
 from memkv_operator.run.settings import Settings
 from memkv_operator.run.watching import BY_KOPF, OnEvent
+from memkv_operator.testing.agents import FakeAgent, FakeAgents, FakeDisk
 
 NAMESPACE = "inference"
 POOL = "pool-a"
@@ -98,6 +100,9 @@ class Cluster:
     def __init__(self) -> None:
         self.api = FakeApiServer()
         self.kubelets = SimulatedKubelets(self.api, NAMESPACE)
+        self.api.now = lambda: rfc3339(SystemClock().wall_s())
+        self.agents = FakeAgents()
+        self.kubelets.hand_drives = self.agents.hand_drives
         self.has_ended: Callable[[], bool] = lambda: True
         """Whether the operator that was started last has ended, as one does that lost its Lease."""
 
@@ -115,6 +120,7 @@ class Cluster:
             metadata_binding="memkv-metadata",
             resync_s=1.0,
             step_s=0.02,
+            agent_interval_s=0.05,
         )
 
         async def connect(observer: Observer) -> ApiServer:
@@ -123,6 +129,7 @@ class Cluster:
         operator = Operator(
             settings,
             dial=self.kubelets.nodes.dial,
+            dial_agent=self.agents.dial,
             connect=connect,
             make_event_watch=lambda namespaces, on_event: ReflectedWatch(self.api, on_event),
         )
@@ -146,9 +153,31 @@ class Cluster:
                     return
                 await pause(0.02)
 
-    async def make_pool(self, **changes: Any) -> None:
+    async def add_agent(self, node: str, *disks: FakeDisk) -> FakeAgent:
+        """Run an agent on a node, in the operator's own namespace."""
+        agent = FakeAgent(node)
+        agent.add(*disks)
+        host = f"10.9.0.{len(self.agents.by_host) + 1}"
+        self.agents.by_host[host] = agent
+        await self.api.request("POST", f"/api/v1/namespaces/{NAMESPACE}/pods", None, {
+            "kind": "Pod",
+            "metadata": {
+                "name": f"agent-{node}",
+                "labels": {
+                    "app.kubernetes.io/component": "agent", "app.kubernetes.io/part-of": "memkv",
+                },
+            },
+            "spec": {
+                "nodeName": node,
+                "containers": [{"ports": [{"name": "admin", "containerPort": 9472}]}],
+            },
+            "status": {"podIP": host},
+        })  # fmt: skip
+        return agent
+
+    async def make_pool(self, name: str = POOL, **changes: Any) -> None:
         manifest: dict[str, Any] = {
-            "kind": "MemKVPool", "metadata": {"name": POOL}, "spec": {**SPEC, **changes},
+            "kind": "MemKVPool", "metadata": {"name": name}, "spec": {**SPEC, **changes},
         }  # fmt: skip
         await self.api.request("POST", f"{PATH}/memkvpools", None, manifest)
 
