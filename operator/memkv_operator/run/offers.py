@@ -8,7 +8,15 @@ from memkv.errors import MemKVError
 from memkv.metadata.kubernetes.errors import Forbidden, NotFound
 from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
 from memkv_operator.api.meta import owner_reference, read_meta
-from memkv_operator.api.names import CERTIFICATES, POOLS, SECRETS, certificate_name
+from memkv_operator.api.names import (
+    CERTIFICATES,
+    POOLS,
+    SECRETS,
+    certificate_name,
+    identity_name,
+    metadata_secret_name,
+    node_secret_name,
+)
 from memkv_operator.api.pool import Pool
 from memkv_operator.api.times import utc
 from memkv_operator.identity.certificates import certificate, not_ready_because
@@ -61,6 +69,13 @@ class Offers:
 
     async def _of_secret(self, pool: Pool) -> Offer:
         name = pool.spec.tls_secret
+        own = (identity_name, node_secret_name, metadata_secret_name)
+        if name in [name_of(pool.meta.name) for name_of in own]:
+            message = (
+                f"metadata.tls.secretName is {name}, which the operator itself writes: put the "
+                "certificates into a Secret of another name"
+            )
+            return Offer(faults=(Fault(INVALID, message),))
         found = await self._objects.get(SECRETS, pool.meta.namespace, name)
         if found is None:
             message = (

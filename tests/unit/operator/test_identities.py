@@ -453,6 +453,17 @@ def test_a_secret_of_ones_own_is_checked_and_handed_on() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("name", ["identity", "node-identity", "metadata-identity"])
+def test_a_secret_of_the_operators_is_nobody_elses(name: str) -> None:
+    async def test(world: World) -> None:
+        world.tls = {"mode": "Secret", "secretName": f"pool-a-{name}"}
+        with pytest.raises(Unavailable, match="which the operator itself writes"):
+            await world.look()
+        assert not world.api.writes
+
+    run(test)
+
+
 def test_a_secret_that_gets_worse_leaves_what_is_in_use() -> None:
     async def test(world: World) -> None:
         world.use("Secret")
