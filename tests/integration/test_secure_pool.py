@@ -237,6 +237,8 @@ def wait_for(client: Client, holds: Callable[[], bool]) -> None:
 
 def test_everything_is_rotated_under_load_without_a_failed_request(tmp_path: Path) -> None:
     with SecurePool(tmp_path) as pool, pool.client() as client:
+        # A slot that moves, as one does when a node was late for the first map, refuses some puts.
+        wait_for(client, lambda: settled(client, 2))
         assert client.wait_ready(READY_MS), client.attachment.problems()
         old, new = pool.authority, Authority("the next one")
         with Load(client) as load:
