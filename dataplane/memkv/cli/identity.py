@@ -119,7 +119,11 @@ NODE_ACCOUNTS: Field[tuple[str, ...]] = Field(
     "node_accounts", parse_accounts, (), "ServiceAccounts of the pool's nodes, which may move slots"
     " (with --auth serviceaccount)", METADATA, "NAMESPACE/NAME,...",
 )  # fmt: skip
-ACCESS = (AUTH, TENANTS, NODE_ACCOUNTS)
+AUDIENCE: Field[str] = Field(
+    "audience", units.parse_name, "memkv-metadata", "whom tokens of callers must be meant for (with"
+    " --auth serviceaccount)", METADATA, "NAME",
+)  # fmt: skip
+ACCESS = (AUTH, TENANTS, NODE_ACCOUNTS, AUDIENCE)
 
 
 def access_of(settings: Settings) -> AccessConfig:
@@ -129,7 +133,8 @@ def access_of(settings: Settings) -> AccessConfig:
 
     pairs = [account.partition("/") for account in settings[NODE_ACCOUNTS]]
     accounts = frozenset(ServiceAccount(namespace, name) for namespace, _, name in pairs)
-    return AccessConfig(Mode(settings[AUTH]), path_of(settings, TENANTS), accounts)
+    tenants = path_of(settings, TENANTS)
+    return AccessConfig(Mode(settings[AUTH]), tenants, accounts, settings[AUDIENCE])
 
 
 def path_of(settings: Settings, field: Field[str]) -> Path | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memkv.clock import Clock
 from memkv.errors import ConfigError
-from memkv.metadata.bearer import ServiceAccount, TokenCallers
+from memkv.metadata.bearer import AUDIENCE, ServiceAccount, TokenCallers
 from memkv.metadata.callers import Anyone, Authenticator, Caller, Presented, Unauthenticated
 from memkv.metadata.certificates import admin_name, node_name
 from memkv.metadata.tenants import TenantFile, TenantMap
@@ -36,6 +36,8 @@ class AccessConfig:
     """Names subjects of tenants; None: each namespace is one."""
     node_accounts: frozenset[ServiceAccount] = frozenset()
     """ServiceAccounts of the pool's nodes, where tokens prove callers."""
+    audience: str = AUDIENCE
+    """Whom tokens must be meant for."""
 
     @property
     def asks_certificate(self) -> bool:
@@ -93,4 +95,10 @@ async def open_access(
 
     api = await connect_api_server()
     stack.push_async_callback(api.close)
-    return TokenCallers(ApiReviewer(api, pool), tenants, clock, config.node_accounts)
+    return TokenCallers(
+        ApiReviewer(api, pool, config.audience),
+        tenants,
+        clock,
+        config.node_accounts,
+        config.audience,
+    )

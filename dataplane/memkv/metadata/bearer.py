@@ -39,7 +39,7 @@ class Claims:
     expires_s: int
 
 
-def claims_of(token: str) -> Claims:
+def claims_of(token: str, audience: str = AUDIENCE) -> Claims:
     """Read a JSON Web Token without judging it. Unauthenticated for anything else."""
     parts = token.split(".")
     try:
@@ -53,7 +53,7 @@ def claims_of(token: str) -> Claims:
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
         raise Unauthenticated(
             "the token is none of a ServiceAccount: mount a projected one with audience "
-            f"{AUDIENCE} and say where by token_file"
+            f"{audience} and say where by token_file"
         ) from error
 
 
@@ -104,8 +104,11 @@ class TokenCallers:
         tenants: Callable[[], TenantMap],
         clock: Clock,
         node_accounts: frozenset[ServiceAccount] = frozenset(),
+        audience: str = AUDIENCE,
     ) -> None:
-        """`node_accounts`: of the pool's nodes, which move slots and are no clients."""
+        """`node_accounts`: of the pool's nodes, which move slots and are no clients. `audience`:
+        whom tokens must be meant for."""
+        self._audience = audience
         self._reviewer = reviewer
         self._tenants = tenants
         self._clock = clock
@@ -117,14 +120,14 @@ class TokenCallers:
         if not presented.bearer:
             raise Unauthenticated(
                 "no token came with the call: the client needs token_file (a projected "
-                f"ServiceAccount token with audience {AUDIENCE}); the ConfigMap <pool>-connection "
-                "names the usual place"
+                f"ServiceAccount token with audience {self._audience}); the ConfigMap "
+                "<pool>-connection names the usual place"
             )
-        claims = claims_of(presented.bearer)
-        if AUDIENCE not in claims.audiences:
+        claims = claims_of(presented.bearer, self._audience)
+        if self._audience not in claims.audiences:
             raise Unauthenticated(
                 f"the token is for {', '.join(claims.audiences) or 'nobody'}: mount one with "
-                f"audience {AUDIENCE}"
+                f"audience {self._audience}"
             )
         if self._clock.wall_s() >= claims.expires_s:
             raise Unauthenticated(

@@ -13,6 +13,7 @@ from memkv_operator.api.names import (
     LABEL_POOL,
     TEMPLATE_HASH,
 )
+from memkv_operator.api.pod_trouble import pod_trouble, target_node
 
 DRAIN_TAINTS = frozenset(
     {
@@ -35,6 +36,21 @@ DRIVER_UPGRADE_STATES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Taint:
+    """What keeps pods without a toleration away from a node."""
+
+    key: str
+    value: str
+    effect: str
+
+    def __str__(self) -> str:
+        """As kubectl writes it."""
+        return (
+            f"{self.key}={self.value}:{self.effect}" if self.value else f"{self.key}:{self.effect}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class KubeNode:
     """A Node."""
 
@@ -44,6 +60,7 @@ class KubeNode:
     leaving: bool
     """Whether somebody is emptying it: cordoned, tainted, or about to reload its network driver."""
     allocatable: Mapping[str, str]
+    taints: tuple[Taint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +74,7 @@ class Pod:
     component: str
     group: str
     node_name: str
+    """On which it is, or for which it waits."""
     ip: str
     ready: bool
     deleting: bool
@@ -107,6 +125,10 @@ def read_kube_node(manifest: JsonObject) -> KubeNode:
         _is_ready(status),
         leaving,
         {name: str(allocatable.amount(name)) for name in allocatable.value},
+        tuple(
+            Taint(taint.text("key"), taint.text("value"), taint.text("effect"))
+            for taint in reader.object("spec").objects("taints")
+        ),
     )
 
 
@@ -121,12 +143,12 @@ def read_pod(manifest: JsonObject) -> Pod:
         meta.labels.get(LABEL_POOL, ""),
         meta.labels.get(LABEL_COMPONENT, ""),
         meta.labels.get(LABEL_NODE_GROUP, ""),
-        reader.object("spec").text("nodeName"),
+        target_node(reader.object("spec")),
         status.text("podIP"),
         _is_ready(status),
         meta.deleting,
         meta.annotations.get(TEMPLATE_HASH, ""),
-        _trouble(status),
+        pod_trouble(status),
     )
 
 
@@ -147,7 +169,7 @@ def read_agent_pod(manifest: JsonObject) -> AgentPod:
         status.text("podIP"),
         ports[0] if ports else AGENT_PORT_DEFAULT,
         meta.deleting,
-        _trouble(status),
+        pod_trouble(status),
     )
 
 
@@ -176,17 +198,3 @@ def _is_ready(status: Reader) -> bool:
         condition.text("type") == "Ready" and condition.text("status") == "True"
         for condition in status.objects("conditions")
     )
-
-
-def _trouble(status: Reader) -> str:
-    for container in (
-        *status.objects("initContainerStatuses"),
-        *status.objects("containerStatuses"),
-    ):
-        waiting = container.object("state").object("waiting")
-        if waiting.text("reason") not in ("", "ContainerCreating", "PodInitializing"):
-            return f"{waiting.text('reason')}: {waiting.text('message')}".rstrip(": ")
-    for condition in status.objects("conditions"):
-        if condition.text("type") == "PodScheduled" and condition.text("status") == "False":
-            return f"{condition.text('reason')}: {condition.text('message')}".rstrip(": ")
-    return ""

@@ -44,6 +44,11 @@ class Network:
         return self.mode == "HostNetwork"
 
     @property
+    def rdma_required(self) -> bool:
+        """Whether a pool without RDMA is not ready."""
+        return self.rdma_mode == "Required"
+
+    @property
     def rdma(self) -> bool:
         """Whether payload should go over RDMA."""
         return self.rdma_mode != RDMA_DISABLED
@@ -76,6 +81,13 @@ class NodeGroup:
     tolerations: tuple[JsonValue, ...] = ()
     resources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What the user adds to requests and limits."""
+    seccomp: str = "RuntimeDefault"
+    """RuntimeDefault, or Localhost: the profile that the agent installs."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it has no flash, and blocks live in memory alone."""
+        return self.file is None and self.drives is None
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Return whether a node with these labels belongs to the group."""
@@ -268,6 +280,7 @@ def _group(group: Reader, shared: Network | None) -> NodeGroup:
         else None,
         drives=read_drive_rules(storage),
         tolerations=tuple(group.raw_list("tolerations")),
+        seccomp=group.text("seccompProfile", "RuntimeDefault"),
         resources={
             kind: {name: str(resources.object(kind).amount(name)) for name in value.value}
             for kind in ("requests", "limits")

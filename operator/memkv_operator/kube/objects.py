@@ -30,10 +30,16 @@ class Objects:
             return None
 
     async def list(
-        self, resource: Resource, namespace: str = "", label_selector: str = ""
+        self,
+        resource: Resource,
+        namespace: str = "",
+        label_selector: str = "",
+        field_selector: str = "",
     ) -> Listing:
         """Return all objects of a kind; no namespace: those of all namespaces."""
         query = {"labelSelector": label_selector} if label_selector else {}
+        if field_selector:
+            query["fieldSelector"] = field_selector
         return await list_all(self._api, resource.path(namespace), query)
 
     async def check_served(self, resource: Resource, namespace: str = "") -> None:

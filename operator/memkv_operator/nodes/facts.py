@@ -31,6 +31,7 @@ def facts_of(answer: pb.GetFactsResponse, pool: str, node_name: str) -> NodeFact
         spec_revision=answer.spec_revision,
         workers=tuple(_worker(worker) for worker in answer.workers),
         reports=tuple(reports_of(answer, pool)),
+        transports=frozenset(answer.transports),
     )
 
 

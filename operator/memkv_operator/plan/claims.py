@@ -8,7 +8,7 @@ from memkv_operator.api.pool import NodeGroup, Pool
 from memkv_operator.plan.drive_desk import rank_of
 from memkv_operator.plan.membership import group_of
 from memkv_operator.plan.node_drives import NodeDrives
-from memkv_operator.plan.validity import Finding, named
+from memkv_operator.plan.preflight import Finding, named
 from memkv_operator.render.storage import state_path
 
 Meetings = Mapping[tuple[str, str], Sequence[str]]

@@ -23,7 +23,7 @@ from memkv_operator.plan.actions import (
 )
 from memkv_operator.plan.drive_desk import to_wipe
 from memkv_operator.plan.node_drives import NodeDrives, chosen_of
-from memkv_operator.plan.validity import named
+from memkv_operator.plan.preflight import named
 
 SILENT_S = 30  # an agent that does not answer is not waited for longer
 WIPE_S = 240  # pods may take 60 s to end; wiping a drive takes seconds

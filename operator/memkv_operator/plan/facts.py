@@ -60,6 +60,8 @@ class NodeFacts:
     workers: tuple[WorkerFacts, ...]
     reports: Collection[WorkerReport]
     """The same for the publisher."""
+    transports: frozenset[str] = frozenset({"tcp"})
+    """Of payload, that its workers serve."""
 
     @property
     def serving(self) -> bool:

@@ -10,8 +10,9 @@ from memkv_operator.api.conditions import Condition, by_type, condition
 from memkv_operator.plan.drive_health import pool_drives_condition
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.nodes import lost_nodes, trouble_of
+from memkv_operator.plan.preflight import Finding, named
+from memkv_operator.plan.rdma import rdma_ready
 from memkv_operator.plan.rollout import Rolling
-from memkv_operator.plan.validity import Finding, named
 
 NODES_EXPLAINED = 3
 
@@ -55,8 +56,13 @@ def pool_conditions(
         _map_published(view),
         _metadata_available(metadata),
     ]
+    rdma = rdma_ready(members)
+    if rdma is not None:
+        parts.append(rdma)
     stated = by_type(parts)
     failing = [(type_, reason) for type_, reason in _READY_REASONS if not stated[type_].holds]
+    if rdma is not None and rdma.reason == "RDMAUnavailable":
+        failing.append((rdma.type, rdma.reason))
     if failing:
         type_, reason = failing[0]
         ready = condition("Ready", False, reason, stated[type_].message)

@@ -19,6 +19,7 @@ from memkv_operator.plan.actions import Action, ApplyNode, DeleteObject, WriteNo
 from memkv_operator.plan.facts import NodeFacts, WorkerFacts
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.node_drives import drives_condition, trouble_of_drives
+from memkv_operator.plan.pod_trouble import explained
 
 
 def node_actions(
@@ -175,7 +176,7 @@ def trouble_of(member: Member, lost_names: frozenset[str]) -> tuple[str, str]:
     if pod is None:
         return "PodMissing", "the DaemonSet has made no pod here; look at its events"
     if pod.trouble:
-        return _pod_reason(pod.trouble), pod.trouble
+        return explained(pod)
     if seen is None or seen.facts is None:
         problem = f": {seen.problem}" if seen is not None and seen.problem else ""
         return "PodPending", f"its pod does not answer yet{problem}"
@@ -195,15 +196,6 @@ def _worker_trouble(member: Member, facts: NodeFacts) -> tuple[str, str]:
     if member.pod is not None and not member.pod.ready:
         return "PodNotReady", "its workers serve, and its readiness probe fails"
     return "", ""
-
-
-def _pod_reason(trouble: str) -> str:
-    reason = trouble.partition(":")[0]
-    if reason in ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"):
-        return "ImagePullFailed"
-    if "hugepages" in trouble:
-        return "InsufficientHugepages"
-    return "PodPending" if reason == "Unschedulable" else "PodFailing"
 
 
 def lost_nodes(shard_map: ShardMap | None) -> frozenset[str]:

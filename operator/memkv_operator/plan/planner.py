@@ -25,10 +25,11 @@ from memkv_operator.plan.membership import Member, members_of
 from memkv_operator.plan.node_drives import NodeDrives
 from memkv_operator.plan.nodes import lost_nodes, node_actions
 from memkv_operator.plan.orders import Order, orders_of
+from memkv_operator.plan.preflight import Finding, Preflight
 from memkv_operator.plan.quotas import Sharing, quotas_guaranteed, share_quotas
 from memkv_operator.plan.rollout import Rolling, available_min, rolling_update
 from memkv_operator.plan.status import pool_figures
-from memkv_operator.plan.validity import Finding, findings
+from memkv_operator.plan.validity import findings
 from memkv_operator.render.children import Child, children_of
 from memkv_operator.render.daemonset import template_hash
 from memkv_operator.render.digest import digest_of
@@ -57,6 +58,8 @@ class Observed:
     """By name of the node, where a group has drives."""
     claims: Sequence[Finding] = ()
     """What older pools have already."""
+    preflight: Preflight = field(default_factory=Preflight)
+    """What had to be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,8 @@ def plan(observed: Observed, own_image: str, time: str) -> Plan:
         observed.seen,
         observed.drives,
     )
-    found = [*findings(pool, observed.kube_nodes, observed.identity), *observed.claims]
-    found.sort(key=lambda finding: not finding.blocks)
+    found = findings(pool, observed.kube_nodes, observed.identity, observed.preflight)
+    found = sorted([*found, *observed.claims], key=lambda finding: not finding.blocks)
     blocked = any(finding.blocks for finding in found)
     frozen = any(finding.blocks and finding.freezes for finding in found)
     lost = lost_nodes(observed.map_view.shard_map)
@@ -202,6 +205,7 @@ _WORTH_AN_EVENT = frozenset(
         "MetadataAvailable",
         "DrivesReady",
         "Paused",
+        "RDMAReady",
         "QuotasGuaranteed",
     }
 )

@@ -13,13 +13,11 @@ from memkv_operator.api.names import (
     POOLS,
     TEMPLATE_HASH,
     daemon_set_name,
-    drive_resource,
     node_account_name,
     node_secret_name,
     pool_labels,
 )
 from memkv_operator.api.pool import HUGE_PAGES_NONE, NodeGroup, Pool
-from memkv_operator.api.quantity import format_bytes
 from memkv_operator.render.digest import digest_of
 from memkv_operator.render.endpoints import metadata_endpoint
 from memkv_operator.render.identity import (
@@ -31,13 +29,19 @@ from memkv_operator.render.identity import (
     token_volume,
 )
 from memkv_operator.render.image import image_reference
+from memkv_operator.render.memory_store import (
+    DIRECTORY,
+    file_bytes,
+    flight_bytes,
+    memory_mount,
+    memory_volume,
+)
+from memkv_operator.render.resources import resources_of
 from memkv_operator.render.storage import state_path
 
 STATE_DIR = "/var/lib/memkv"
 CONTAINER = "memkv-node"
-MIB = 1024 * 1024
-SUPERVISOR_BYTES = 192 * MIB  # Python with grpc takes about 90 MiB; the rest is room
-WORKER_BYTES = 256 * MIB  # beside blocks and index: sessions, frames, thread stacks
+SECCOMP_PROFILE = "memkv/data-plane.json"  # below kubelet's seccomp directory; the agent's work
 GRACE_S = 60  # a supervisor gives its workers 35 s to close their stores
 LIVENESS_FAILURES = 6  # a minute: a starved node is slow, not dead
 READINESS_PERIOD_S = 2
@@ -97,7 +101,7 @@ def _pod_spec(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
         "terminationGracePeriodSeconds": GRACE_S,
         "nodeSelector": {"kubernetes.io/os": "linux", **group.node_selector},
         "tolerations": [*_TOLERATIONS, *group.tolerations],
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {"seccompProfile": _seccomp_profile(group)},
         "containers": [_container(pool, group, own_image)],
         "volumes": _volumes(pool, group),
     }
@@ -121,6 +125,12 @@ _TOLERATIONS: tuple[JsonValue, ...] = (
 )
 
 
+def _seccomp_profile(group: NodeGroup) -> Manifest:
+    if group.seccomp == "Localhost":
+        return {"type": "Localhost", "localhostProfile": SECCOMP_PROFILE}
+    return {"type": group.seccomp}
+
+
 def _container(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
     ports = pool.spec.ports
     container: Manifest = {
@@ -128,6 +138,8 @@ def _container(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
         "image": image_reference(pool.spec.image, own_image),
         "imagePullPolicy": pool.spec.image.pull_policy,
         "command": ["memkv"],
+        # The last lines of a log that ends in an error become the message of the pod.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "args": _arguments(pool, group),
         "env": [
             _from_field("NODE_NAME", "spec.nodeName"),
@@ -162,9 +174,10 @@ def _container(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]},
         },
-        "resources": _resources(pool, group),
+        "resources": resources_of(pool, group),
         "volumeMounts": [
             {"name": "state", "mountPath": STATE_DIR},
+            *([memory_mount()] if group.in_memory else []),
             *([secret_mount()] if pool.has_tls else []),
             *([token_mount()] if asks_tokens(pool) else []),
         ],
@@ -175,10 +188,14 @@ def _container(pool: Pool, group: NodeGroup, own_image: str) -> Manifest:
 def _arguments(pool: Pool, group: NodeGroup) -> list[JsonValue]:
     ports, workers = pool.spec.ports, group.workers
     size_bytes = group.file.size_bytes if group.file is not None else 0
+    directory, memory_bytes = STATE_DIR, group.memory_bytes // workers
+    if group.in_memory:
+        directory, memory_bytes = DIRECTORY, flight_bytes(group)
+        size_bytes = workers * file_bytes(group)
     # No file is ever made in place of a drive: of size 0 it is an error.
     storage = {"capacity": str(size_bytes // workers)}
     if group.drives is None:
-        files = ",".join(f"{STATE_DIR}/flash-{worker}.data" for worker in range(workers))
+        files = ",".join(f"{directory}/flash-{worker}.data" for worker in range(workers))
         storage = {"drives": files, **storage}
     # Whole drives come from the agent, by MEMKV_NODE_DRIVES: a worker for each that there is.
     flags = {
@@ -186,7 +203,8 @@ def _arguments(pool: Pool, group: NodeGroup) -> list[JsonValue]:
         "pool": pool.key,
         "dir": STATE_DIR,
         **storage,
-        "memory": str(group.memory_bytes // workers),
+        "memory": str(memory_bytes),
+        **({} if group.huge_pages == HUGE_PAGES_NONE else {"huge-pages": group.huge_pages}),
         "metadata": metadata_endpoint(pool),
         "host": "$(POD_IP)",
         "data-port": str(ports.data),
@@ -208,30 +226,10 @@ def _volumes(pool: Pool, group: NodeGroup) -> list[JsonValue]:
         state = {"name": "state", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
     return [
         state,
+        *([memory_volume(group)] if group.in_memory else []),
         *([secret_volume(node_secret_name(pool.meta.name))] if pool.has_tls else []),
         *([token_volume(pool)] if asks_tokens(pool) else []),
     ]
-
-
-def _resources(pool: Pool, group: NodeGroup) -> Manifest:
-    """What a node needs: memory for its processes and blocks, huge pages, drives, and a NIC."""
-    own: dict[str, str] = {}
-    process_bytes = SUPERVISOR_BYTES + group.workers * WORKER_BYTES
-    if group.huge_pages == HUGE_PAGES_NONE:
-        process_bytes += group.memory_bytes
-    else:
-        own[f"hugepages-{group.huge_pages}"] = format_bytes(group.memory_bytes)
-    own["memory"] = format_bytes(process_bytes)
-    if group.network.rdma:
-        own.update({name: str(count) for name, count in group.network.rdma_resources})
-    if group.drives is not None:
-        own[drive_resource(group.name, pool.meta.uid)] = "1"
-    resources: Manifest = {
-        kind: {**own, **group.resources.get(kind, {})} for kind in ("requests", "limits")
-    }
-    if group.network.mode == "DRA":
-        resources["claims"] = [{"name": "rdma"}]
-    return resources
 
 
 def _port(name: str, number: int) -> Manifest:

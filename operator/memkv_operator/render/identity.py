@@ -62,7 +62,11 @@ def metadata_flags(pool: Pool) -> list[JsonValue]:
         f"--salt-secret={DIRECTORY}/salt",
         f"--auth={_MODES[pool.spec.auth_mode]}",
         f"--tenants={TENANTS_DIRECTORY}/{TENANTS_FILE}",
-        *([f"--node-accounts={_node_account(pool)}"] if asks_tokens(pool) else []),
+        *(
+            [f"--node-accounts={_node_account(pool)}", f"--audience={pool.spec.auth_audience}"]
+            if asks_tokens(pool)
+            else []
+        ),
     ]
 
 

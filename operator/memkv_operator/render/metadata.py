@@ -160,6 +160,7 @@ def _container(pool: Pool, own_image: str) -> Manifest:
         "image": image_reference(pool.spec.image, own_image),
         "imagePullPolicy": pool.spec.image.pull_policy,
         "command": ["memkv"],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "args": arguments,
         "ports": [
             {"name": "grpc", "containerPort": ports.metadata, "protocol": "TCP"},

@@ -20,6 +20,7 @@ from memkv_operator.nodes.admin import Dial
 from memkv_operator.plan.claims import claim_findings, drive_findings, wants_drives
 from memkv_operator.plan.identity import Fault, IdentityView
 from memkv_operator.plan.planner import Observed, Plan, plan
+from memkv_operator.plan.preflight import Preflight
 from memkv_operator.run.agents import Agents
 from memkv_operator.run.carry_out import Hands
 from memkv_operator.run.events import EventPoster
@@ -30,6 +31,7 @@ from memkv_operator.run.identities import (
     Show,
     Unavailable,
 )
+from memkv_operator.run.preflight import AGAIN_S, Preflights, is_wrong
 from memkv_operator.run.publishing import INFORMED_AFTER_S, PoolPublisher
 from memkv_operator.run.reviewers import Reviewers
 from memkv_operator.run.settings import Settings
@@ -69,6 +71,7 @@ class Reconciler:
         self._enqueue = enqueue
         self._hands = Hands(objects, view)
         self._identities = Identities(objects, clock, settings.authority_grace, show_ends)
+        self._preflights = Preflights(objects, clock)
         self._reviewers = Reviewers(objects, settings.metadata_binding)
         self._events = EventPoster(objects, settings.lease.identity, clock)
         self._publishers: dict[str, tuple[str, PoolPublisher, asyncio.Task[None]]] = {}
@@ -83,6 +86,7 @@ class Reconciler:
             await self._stop_publisher(key)
             self._view.forget_pool(key)
             self._agents.decide()  # its drives are nobody's now
+            self._preflights.forget(key)
             return
         try:
             pool = read_pool(manifest)
@@ -98,7 +102,10 @@ class Reconciler:
             return
         publisher = await self._publisher_of(pool)
         identity, view = await self._identity_of(pool)
-        decided = self._decide(pool, publisher, view)
+        preflight = await self._preflights.look(pool, self._view.children_of(pool.key))
+        if is_wrong(preflight):
+            self._enqueue(pool.key, AGAIN_S)
+        decided = self._decide(pool, publisher, view, preflight)
         tls = identity.admin if identity is not None else None
         publisher.update(pool, decided, tls)
         if not publisher.informed or not self._agents.informed:
@@ -138,7 +145,9 @@ class Reconciler:
             self._enqueue(pool.key, max(0.0, pause_ns / 1e9))
         return found, found.view
 
-    def _decide(self, pool: Pool, publisher: PoolPublisher, identity: IdentityView) -> Plan:
+    def _decide(
+        self, pool: Pool, publisher: PoolPublisher, identity: IdentityView, preflight: Preflight
+    ) -> Plan:
         now_ns = self._clock.monotonic_ns()
         drives = self._agents.decide().of_pool(pool)
         informed = publisher.informed and (self._agents.informed or not wants_drives(pool))
@@ -163,6 +172,7 @@ class Reconciler:
                 *claim_findings(pool, self._agents.pools(), self._view.kube_nodes),
                 *drive_findings(pool, drives, self._agents.installed),
             ],
+            preflight=preflight,
         )
         return plan(observed, self._settings.own_image, rfc3339(self._clock.wall_s()))
 

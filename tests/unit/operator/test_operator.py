@@ -324,13 +324,56 @@ def test_a_pool_made_anew_under_its_name_gets_a_map_of_its_own() -> None:
 
 def test_what_this_version_cannot_do_is_said_and_nothing_is_made() -> None:
     async def test(cluster: Cluster) -> None:
-        await ready_pool(cluster, 1, network={"rdma": {"resources": [{"name": "rdma/a"}]}})
+        group = {**SPEC["nodeGroups"][0], "storage": {}}
+        group["memory"] = {"size": "1Gi", "hugePages": "2Mi"}
+        await ready_pool(cluster, 1, nodeGroups=[group])
         async with cluster.operator():
             await cluster.until(
-                lambda: cluster.condition("ConfigValid")["reason"] == "RDMANotSupportedYet"
+                lambda: cluster.condition("ConfigValid")["reason"] == "HugePagesNeedStorage"
             )
             assert cluster.condition("Ready")["reason"] == "ConfigInvalid"
             assert not cluster.api.all_of("daemonsets")
+
+    run_on_a_cluster(test)
+
+
+@pytest.mark.parametrize("mode", ["Required", "Preferred"])
+def test_a_pool_that_asks_for_rdma_serves_over_tcp_and_says_so(mode: str) -> None:
+    network = {
+        "mode": "DRA", "resourceClaimTemplateName": "nic", "payloadEncryption": "None",
+        "rdma": {"mode": mode},
+    }  # fmt: skip
+    wanted = "RDMAUnavailable" if mode == "Required" else "Ready"
+
+    async def test(cluster: Cluster) -> None:
+        await ready_pool(cluster, 1, network=network)
+        async with cluster.operator():
+            await cluster.until(lambda: cluster.condition("Ready")["reason"] == wanted)
+            assert cluster.condition("RDMAReady")["status"] == "False"
+            assert cluster.has_map
+            assert cluster.ready_pods() == 1
+
+    run_on_a_cluster(test)
+
+
+def test_a_namespace_that_forbids_the_pods_is_named_until_it_allows_them() -> None:
+    enforce = "pod-security.kubernetes.io/enforce"
+    namespace: Any = {
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "inference", "labels": {enforce: "baseline"}},
+    }  # fmt: skip
+
+    async def test(cluster: Cluster) -> None:
+        await cluster.api.request("POST", "/api/v1/namespaces", None, namespace)
+        await ready_pool(cluster, 1)
+        async with cluster.operator():
+            reason = "PodSecurityForbidsPrivileged"
+            await cluster.until(lambda: cluster.condition("ConfigValid")["reason"] == reason)
+            allowed: Any = {"metadata": {"labels": {enforce: "privileged"}}}
+            path = "/api/v1/namespaces/inference"
+            merge = "application/merge-patch+json"
+            await cluster.api.request("PATCH", path, None, allowed, merge)
+            await cluster.until(cluster.is_ready)
 
     run_on_a_cluster(test)
 

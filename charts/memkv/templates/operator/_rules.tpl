@@ -7,6 +7,10 @@ pools and shard maps), which the API server allows because it holds those rights
 - apiGroups: [""]
   resources: [configmaps, serviceaccounts, services]
   verbs: [create, delete, get, list, patch, watch]
+# Pod Security of a pool's namespace; in a Role, of its own alone.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
 - apiGroups: [""]
   resources: [pods]
   verbs: [delete, get, list, watch]
@@ -24,7 +28,8 @@ pools and shard maps), which the API server allows because it holds those rights
 {{- end }}
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  # List: why a DaemonSet's pods are refused stands nowhere else.
+  verbs: [create, list, patch]
 - apiGroups: [memkv.io]
   resources: [memkvnodes, memkvshardmaps]
   verbs: [create, delete, get, list, patch, update, watch]

@@ -21,16 +21,17 @@ class ApiReviewer:
     through: they say nothing of the token.
     """
 
-    def __init__(self, api: ApiServer, pool: str) -> None:
-        """`pool`: NAMESPACE/NAME."""
+    def __init__(self, api: ApiServer, pool: str, audience: str = AUDIENCE) -> None:
+        """`pool`: NAMESPACE/NAME. `audience`: whom tokens must be meant for."""
         self._api = api
+        self._audience = audience
         self._namespace, _, self._name = pool.partition("/")
 
     async def account(self, token: str) -> ServiceAccount:
         body: Manifest = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [AUDIENCE]},
+            "spec": {"token": token, "audiences": [self._audience]},
         }
         answer = await self._api.request("POST", TOKEN_REVIEWS, body=body)
         status = Reader(answer).object("status")
@@ -42,9 +43,9 @@ class ApiReviewer:
             )
         # An authenticator that does not know audiences leaves the list empty, and would pass a
         # token that is meant for somebody else.
-        if AUDIENCE not in status.texts("audiences"):
+        if self._audience not in status.texts("audiences"):
             raise Unauthenticated(
-                f"the API server believes the token, but not for audience {AUDIENCE}"
+                f"the API server believes the token, but not for audience {self._audience}"
             )
         return ServiceAccount.of_user(status.object("user").text("username"))
 
