@@ -14,6 +14,7 @@ from memkv.testing.store_simulation import (
     HONEST_PROFILE,
     LYING_PROFILE,
     NEGATIVE_CONTROLS,
+    QUOTA_PROFILE,
     Profile,
     Simulation,
 )
@@ -23,7 +24,9 @@ SEEDS_AT_ONCE = 100
 FIRST, COUNT = (int(part) for part in os.environ.get("MEMKV_CRASH_SEEDS", "0:17400").split(":"))
 PROFILES = {
     profile.name: profile
-    for profile in (HONEST_PROFILE, LYING_PROFILE, FLUSH_PROFILE, *NEGATIVE_CONTROLS.values())
+    for profile in (
+        HONEST_PROFILE, LYING_PROFILE, FLUSH_PROFILE, QUOTA_PROFILE, *NEGATIVE_CONTROLS.values()
+    )
 }
 
 
@@ -70,6 +73,12 @@ def test_an_honest_drive_loses_nothing_durable_and_shows_no_wrong_byte(first: in
 def test_a_drive_whose_flushes_fail_loses_nothing_that_was_acknowledged(first: int) -> None:
     # Some end early: all segments are retired until the next open.
     assert live(FLUSH_PROFILE, first, 50) >= 45 * LIVES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, OTHER_SEEDS, 50))
+def test_quotas_that_change_all_the_time_lose_nothing_and_bring_nothing_back(first: int) -> None:
+    assert live(QUOTA_PROFILE, first, 50) >= 50 * LIVES
 
 
 @pytest.mark.slow

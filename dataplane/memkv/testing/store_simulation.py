@@ -16,6 +16,7 @@ from memkv.limits import KIB, MIB, SECTOR_BYTES
 from memkv.status import Status
 from memkv.store.api import PendingPut, PutRequest, Store, StoreConfig, StoreReader, open_store
 from memkv.store.checks import ALL_CHECKS, Checks
+from memkv.store.config import TenantQuota
 from memkv.store.reader import ReadResult
 from memkv.tenant import Tenant
 from memkv.testing.caller_memory import FILL, CallerMemory
@@ -58,6 +59,8 @@ class Profile:
     """After a recovery: let every expiry pass and judge again."""
     into_chance: float = 0.3
     """Of reads: into the caller's memory."""
+    quota_chance: float = 0.0
+    """Of operations: tenants get, change or lose quotas."""
 
 
 # Honest drives lose power; the others only owe C1: never bytes of no put of the key.
@@ -66,6 +69,7 @@ LYING_PROFILE = Profile(
     "lying", serving=LYING, recovering=LYING, durable_required=False,
     forbidden=frozenset({_V.WRONG}),
 )  # fmt: skip
+QUOTA_PROFILE = Profile("changing quotas", segments=16, quota_chance=0.05)
 FLUSH_PROFILE = Profile("failing flushes", serving=Faults(fail_flush=0.1))
 
 # Each is harmless with all checks on, and shows what one check is for when that is off.
@@ -213,6 +217,9 @@ class Simulation:
                     raise WrongAnswer("lost", f"durable {name} is gone: {self.store.recovery}")
 
     def _operate(self) -> None:
+        if self.profile.quota_chance and self.random.random() < self.profile.quota_chance:
+            self._set_quotas()
+            return
         chance = self.random.random()
         if chance < 0.55:
             self._put(durable=chance < 0.3)
@@ -231,6 +238,15 @@ class Simulation:
             self.store.pin(tenant, self.ids[tenant, key], 10)
 
     # --- operations --------------------------------------------------------------------------
+
+    def _set_quotas(self) -> None:
+        quotas = tuple(
+            TenantQuota(tenant.name, segments * self.profile.segment_bytes, 16 * KIB)
+            for tenant in self.tenants
+            if (segments := self.random.randrange(6))
+        )
+        self.config = replace(self.config, quotas=quotas)
+        self.store.set_quotas(quotas)
 
     def deadline_ns(self) -> int:
         """Return a deadline that is not reached: the clock stands still during an operation."""
