@@ -139,7 +139,9 @@ def local_workers(
             uuid = bytes([number + 1]) * 16
             store = open_store(
                 device,
-                StoreConfig(memory_bytes, block_bytes_max, worker_uuid=uuid, slots=SLOTS),
+                StoreConfig(
+                    memory_bytes, block_bytes_max=block_bytes_max, worker_uuid=uuid, slots=SLOTS
+                ),
                 SystemClock(), random.SystemRandom(),
             )
             pool.stack.callback(store.close)
