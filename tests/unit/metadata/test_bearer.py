@@ -277,3 +277,13 @@ def test_memory_of_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_users_that_are_no_serviceaccounts_are_forbidden(user: str) -> None:
     with pytest.raises(Forbidden, match="no ServiceAccount"):
         ServiceAccount.of_user(user)
+
+
+def test_a_token_for_the_usual_audience_is_refused_where_another_is_wanted() -> None:
+    bench = Bench()
+    bench.callers = TokenCallers(bench.reviewer, lambda: TENANTS, bench.clock, audience="kv.corp")
+    with pytest.raises(Unauthenticated, match=r"mount one with audience kv\.corp"):
+        bench.run(bench.token())
+    token = make_token("team-a/engine", expires_s=bench.clock.wall_s() + 60, audience="kv.corp")
+    bench.reviewer.trust(token, name="engine")
+    assert bench.run(token).tenant == "team-a"

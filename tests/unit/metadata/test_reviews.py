@@ -106,3 +106,11 @@ def test_right_to_connect_is_asked_for_this_pool_and_with_the_accounts_groups() 
 def test_account_without_the_right_is_told_which_role_it_needs(status: JsonObject) -> None:
     with pytest.raises(Forbidden, match=r"memkvpools/connect of prod/kv.*role"):
         asyncio.run(ApiReviewer(FakeApi(status), "prod/kv").check_may_connect(ENGINE))
+
+
+def test_another_audience_is_asked_for_and_no_other_passes() -> None:
+    api = FakeApi({**GOOD, "audiences": ["kv.corp"]})
+    assert asyncio.run(ApiReviewer(api, "prod/kv", "kv.corp").account("a.token.x")) == ENGINE
+    assert api.asked[0][2]["spec"] == {"token": "a.token.x", "audiences": ["kv.corp"]}
+    with pytest.raises(Unauthenticated, match=r"not for audience kv\.corp"):
+        asyncio.run(ApiReviewer(FakeApi(GOOD), "prod/kv", "kv.corp").account("a.token.x"))

@@ -101,6 +101,27 @@ POOLS: dict[str, JsonObject] = {
 }  # fmt: skip
 
 
+SAMPLES = Path(__file__).resolve().parents[3] / "deploy/samples"
+for sample in ("bare-metal-rdma", "cloud", "bluefield-dpu", "kind"):
+    POOLS[f"sample-{sample}"] = yaml.safe_load((SAMPLES / f"{sample}.yaml").read_text())["spec"]
+POOLS["memory-only-localhost"] = {
+    **POOLS["tcp-file"],
+    "nodeGroups": [
+        {
+            "name": "memory", "nodeSelector": {"memkv.io/node": "true"}, "workers": 2,
+            "memory": {"size": "8Gi"}, "seccompProfile": "Localhost",
+        }
+    ],
+    "network": {
+        "mode": "Multus", "networks": "memkv/rail0, memkv/rail1", "payloadEncryption": "None",
+        "rdma": {
+            "mode": "Preferred",
+            "resources": [{"name": "nvidia.com/rdma_rail0"}, {"name": "nvidia.com/rdma_rail1"}],
+        },
+    },
+}  # fmt: skip
+
+
 def children(spec: JsonObject) -> list[Child]:
     meta: JsonObject = {"name": "pool-a", "namespace": "inference", "uid": "uid-of-pool"}
     return children_of(
