@@ -31,12 +31,16 @@ class Servicer(pb_grpc.AgentAdminServicer):
         self.agent = agent
         self.callers: set[str] = set()
 
-    async def GetAgentFacts(self, request: Any, context: Any) -> pb.GetAgentFactsResponse:  # noqa: N802  # gRPC's name
+    async def GetAgentFacts(  # noqa: N802  # gRPC's name
+        self, request: Any, context: Any
+    ) -> pb.GetAgentFactsResponse:
         names = context.auth_context().get("x509_subject_alternative_name", [])
         self.callers |= {name.decode() for name in names}
         return pb.GetAgentFactsResponse(facts=self.agent.facts())
 
-    async def ApplyAgent(self, request: pb.ApplyAgentRequest, context: Any) -> Any:  # noqa: N802  # gRPC's name
+    async def ApplyAgent(  # noqa: N802  # gRPC's name
+        self, request: pb.ApplyAgentRequest, context: Any
+    ) -> pb.ApplyAgentResponse:
         return pb.ApplyAgentResponse(spec_generation=self.agent.apply(request.spec))
 
 
