@@ -40,8 +40,6 @@ class StoreConfig:
     """
 
     memory_bytes: int = 256 * MIB
-    huge_page_bytes: int = 0
-    """Of reserved huge pages (see memkv.io.huge_pages); 0: ordinary pages."""
     block_bytes_max: int = BLOCK_BYTES_MAX
     index_blocks_max: int | None = None
     """None: as many as fit the drive, within an eighth of memory."""
@@ -64,3 +62,5 @@ class StoreConfig:
     """Slot -> generation: what `Store.purge_slots` returned in earlier lives of the store."""
     tenant_floors: Mapping[bytes, int] = field(default_factory=dict)
     """Tenant tag -> generation: what `Store.purge_tenant` returned."""
+    huge_page_bytes: int = 0
+    """Of reserved huge pages (see memkv.io.huge_pages); 0: ordinary pages."""
