@@ -37,6 +37,7 @@ from memkv.shardmap import (
     Candidate,
     MapVersion,
     Move,
+    Scores,
     ShardMap,
     Worker,
     WorkerState,
@@ -134,6 +135,7 @@ class Publisher:
         self._taken_over = state is None
         self._sightings = Sightings()
         self._nodes_answered: set[str] = set()
+        self._scores = Scores(config.slots)
         self._built: tuple[tuple[Candidate, ...], tuple[bytes, ...]] | None = None
         self._dropped_tenants: dict[bytes, int] = {}
         self._drops = TenantDrops()
@@ -173,6 +175,10 @@ class Publisher:
     def answered(self, node: str, reports: Collection[WorkerReport], now_ms: int) -> None:
         """Note what a poll of `node` (its configured endpoint) returned."""
         self._sightings.answered(node, reports, now_ms)
+        for report in reports:
+            if report.ready and report.worker.state == WorkerState.ACTIVE:
+                # Not with the next map: hundreds at once would stop the caller for seconds.
+                self._scores.add(report.worker.uuid, report.worker.weight)
         if reports and all(report.ready for report in reports):
             self._nodes_answered.add(node)
 
@@ -310,7 +316,8 @@ class Publisher:
             if worker.state == WorkerState.ACTIVE
         )
         if self._built is None or self._built[0] != candidates:
-            owners = build_owners(candidates, self._config.slots)
+            owners = build_owners(candidates, self._config.slots, known=self._scores)
+            self._scores.keep(candidates)
             self._built = candidates, tuple(candidates[index].uuid for index in owners)
         return self._built[1]
 

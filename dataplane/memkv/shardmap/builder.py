@@ -37,6 +37,32 @@ def score(uuid: bytes, weight: float, slot: int) -> float:
     return math.inf if logarithm == 0.0 else -weight / logarithm
 
 
+class Scores:
+    """Scores of workers for all slots, kept from one map to the next: 8 bytes a pair.
+
+    A thousand workers take seconds to score and a fraction of one to compare, so whoever must not
+    stop for so long scores each worker as it comes (`add`).
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._rows: dict[bytes, tuple[float, array[float]]] = {}
+
+    def add(self, uuid: bytes, weight: float) -> "array[float]":
+        """Return a worker's scores by slot."""
+        known = self._rows.get(uuid)
+        if known is not None and known[0] == weight:
+            return known[1]
+        row = array("d", (score(uuid, weight, slot) for slot in range(self.slots)))
+        self._rows[uuid] = weight, row
+        return row
+
+    def keep(self, candidates: Sequence[Candidate]) -> None:
+        """Forget all other workers."""
+        wanted = {candidate.uuid for candidate in candidates}
+        self._rows = {uuid: row for uuid, row in self._rows.items() if uuid in wanted}
+
+
 def load_caps(weights: Sequence[float], slots: int, cap: float) -> list[int]:
     """Return the most slots each worker may own. Their sum is at least `slots`.
 
@@ -47,9 +73,14 @@ def load_caps(weights: Sequence[float], slots: int, cap: float) -> list[int]:
 
 
 def build_owners(
-    candidates: Sequence[Candidate], slots: int, *, cap: float = limits.LOAD_CAP
+    candidates: Sequence[Candidate],
+    slots: int,
+    *,
+    cap: float = limits.LOAD_CAP,
+    known: Scores | None = None,
 ) -> "array[int]":
-    """Return for each slot an index into `candidates`.
+    """Return for each slot an index into `candidates`. `known`: scores from earlier, of as many
+    slots; they are added to.
 
     Pure: the same candidates in any order give the same worker to each slot. CallerError when there
     are no candidates, two have one UUID, a weight is not above 0 or the cap is below 1.
@@ -58,12 +89,9 @@ def build_owners(
     order = sorted(range(len(candidates)), key=lambda i: candidates[i].uuid)
     weights = [candidates[i].weight for i in order]
     room = load_caps(weights, slots, cap)
-    # scores[w][s]; kept as arrays of doubles, 8 bytes a pair
-    scores = [
-        array("d", (score(candidates[i].uuid, candidates[i].weight, slot) for slot in range(slots)))
-        for i in order
-    ]
-    best = [max(range(len(order)), key=lambda w: (scores[w][s], -w)) for s in range(slots)]
+    table = known if known is not None else Scores(slots)
+    scores = [table.add(candidates[i].uuid, candidates[i].weight) for i in order]
+    best = _best(scores)
     by_strength = sorted(range(slots), key=lambda s: (-scores[best[s]][s], s))
     owners = array("H", bytes(2 * slots))
     for slot in by_strength:
@@ -74,6 +102,16 @@ def build_owners(
         owners[slot] = order[winner]
     check_owners(candidates, owners, slots, cap)
     return owners
+
+
+def _best(scores: "list[array[float]]") -> list[int]:
+    """Return the worker that each slot wants most; of equals the first."""
+    best, top = [0] * len(scores[0]), list(scores[0])
+    for worker, row in enumerate(scores):
+        for slot, value in enumerate(row):
+            if value > top[slot]:
+                best[slot], top[slot] = worker, value
+    return best
 
 
 def check_owners(

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from memkv.errors import CallerError, InternalBug
-from memkv.shardmap import Candidate, build_owners
+from memkv.shardmap import Candidate, Scores, build_owners
 from memkv.shardmap.builder import check_owners, load_caps, score
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "shardmap.json"
@@ -178,3 +178,13 @@ def test_senseless_input_is_refused(
 ) -> None:
     with pytest.raises(CallerError, match=named):
         build_owners(candidates, slots, cap=cap)
+
+
+def test_scores_of_earlier_maps_change_no_owner() -> None:
+    kept = Scores(256)
+    workers = [Candidate(bytes([n]) * 16, 1.0 + n % 3) for n in range(12)]
+    for worker in workers:
+        kept.add(worker.uuid, 7.0)  # the weight it had once
+    for some in (workers[:5], workers, workers[3:], [Candidate(workers[0].uuid, 2.0)]):
+        assert build_owners(some, 256, known=kept) == build_owners(some, 256)
+        kept.keep(some)
