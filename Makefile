@@ -12,8 +12,8 @@ TOGETHER := -n 4 --dist loadfile
 OWN_LANES := --ignore=tests/apiserver --ignore=tests/cluster
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test test-sanitize test-crash test-apiserver test-cluster kubernetes cluster \
-    cluster-down bench bench-peers setup lock clean lint types layers unit proto format
+.PHONY: help demo test test-sanitize test-crash test-apiserver test-scale test-cluster kubernetes \
+    cluster cluster-down bench bench-peers setup lock clean lint types layers unit proto format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ kubernetes: ## build a real Kubernetes from source, once (18 minutes; needs Go)
 test-apiserver: setup ## tests against a real API server; KUBEBUILDER_ASSETS names another one
 	@[ -n "$(KUBEBUILDER_ASSETS)$(MEMKV_TEST_EXISTING_CLUSTER)" ] || deploy/dev/cluster/build.sh
 	@$(LANE) apiserver deploy/dev/cluster/lane_apiserver.sh
+
+test-scale: setup ## the operator with MEMKV_SCALE_NODES=500 nodes that kwok plays
+	@deploy/dev/cluster/build.sh
+	@$(LANE) scale deploy/dev/cluster/lane_scale.sh
 
 cluster: kubernetes ## start a Kubernetes of NODES=2 nodes on this machine (needs root)
 	@deploy/dev/cluster/cluster.sh up $(NODES)

@@ -1,5 +1,6 @@
 """What a plan may ask for. Each action is safe to repeat."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -70,6 +71,26 @@ Action: TypeAlias = (
     | SetFinalizer
     | DeletePod
 )
+
+
+AT_ONCE = 8  # writes on their way side by side: what one pool may ask of the API server
+
+
+def side_by_side(actions: Sequence[Action]) -> Iterator[Sequence[Action]]:
+    """Yield actions in their order, those together that may go on side by side: a pool of hundreds
+    of nodes has as many MemKVNodes, each with at most one action in a plan."""
+    batch: list[Action] = []
+    for action in actions:
+        alone = not isinstance(action, ApplyNode | WriteNodeStatus)
+        if batch and (alone or len(batch) == AT_ONCE):
+            yield batch
+            batch = []
+        if alone:
+            yield [action]
+        else:
+            batch.append(action)
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True, slots=True)

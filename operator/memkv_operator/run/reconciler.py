@@ -17,6 +17,7 @@ from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial
+from memkv_operator.plan.actions import Action, side_by_side
 from memkv_operator.plan.claims import claim_findings, drive_findings, wants_drives
 from memkv_operator.plan.identity import Fault, IdentityView
 from memkv_operator.plan.planner import Observed, Plan, plan
@@ -194,20 +195,27 @@ class Reconciler:
         """Do all actions; one that fails does not keep the others back. Raises the first error."""
         first: MemKVError | None = None
         failures = 0
-        for action in decided.actions:
-            try:
-                await self._hands.do(pool, action)
-            except Conflict:
-                # Read again, by the watch; the rest of the plan still holds.
-                self._enqueue(pool.key, SOON_S)
-            except MemKVError as error:
-                first = first or error
-                failures += 1
-                if failures >= FAILURES_MAX:
-                    break
+        for together in side_by_side(decided.actions):
+            ends = await asyncio.gather(*(self._try(pool, action) for action in together))
+            errors = [error for error in ends if error is not None]
+            first = first or next(iter(errors), None)
+            failures += len(errors)
+            if failures >= FAILURES_MAX:
+                break
         await self._events.post(pool, decided.events)
         if first is not None:
             raise first
+
+    async def _try(self, pool: Pool, action: Action) -> MemKVError | None:
+        """Carry out one action. Return its error, if that is worth a later try of its own."""
+        try:
+            await self._hands.do(pool, action)
+        except Conflict:
+            # Read again, by the watch; the rest of the plan still holds.
+            self._enqueue(pool.key, SOON_S)
+        except MemKVError as error:
+            return error
+        return None
 
     async def _publisher_of(self, pool: Pool) -> PoolPublisher:
         known = self._publishers.get(pool.key)

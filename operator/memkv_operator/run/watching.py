@@ -93,6 +93,8 @@ class KopfWatch:
         await asyncio.to_thread(self._thread.join, KOPF_START_S)
 
     def _run(self) -> None:
+        # At INFO it writes a line for each event of each object.
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)
         asyncio.run(
             kopf.operator(
                 registry=self._registry(),

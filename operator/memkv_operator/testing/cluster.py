@@ -107,8 +107,11 @@ class Cluster:
         """Whether the operator that was started last has ended, as one does that lost its Lease."""
 
     @asynccontextmanager
-    async def operator(self, name: str = "a", lease_ms: int = 30_000) -> AsyncIterator[Operator]:
-        """Run one operator process beside the kubelets."""
+    async def operator(
+        self, name: str = "a", lease_ms: int = 30_000, api: ApiServer | None = None
+    ) -> AsyncIterator[Operator]:
+        """Run one operator process beside the kubelets. `api`: its own way to the API server."""
+        way = api or self.api
         lease = LeaseConfig(
             NAMESPACE, "memkv-operator", name, lease_ms, lease_ms * 2 // 3, lease_ms // 10
         )
@@ -121,17 +124,18 @@ class Cluster:
             resync_s=1.0,
             step_s=0.02,
             agent_interval_s=0.05,
+            list_again_s=2.0,
         )
 
         async def connect(observer: Observer) -> ApiServer:
-            return self.api
+            return way
 
         operator = Operator(
             settings,
             dial=self.kubelets.nodes.dial,
             dial_agent=self.agents.dial,
             connect=connect,
-            make_event_watch=lambda namespaces, on_event: ReflectedWatch(self.api, on_event),
+            make_event_watch=lambda namespaces, on_event: ReflectedWatch(way, on_event),
         )
         running = asyncio.create_task(operator.run())
         self.has_ended = running.done
