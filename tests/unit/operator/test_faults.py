@@ -150,6 +150,7 @@ def without_chance(value: Any) -> Any:
     return [without_chance(one) for one in value] if isinstance(value, list) else value
 
 
+@pytest.mark.timeout(900)  # dozens of clusters, on whatever is left of the machine
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_any_one_request_may_fail(scenario: str, fault: str) -> None:
