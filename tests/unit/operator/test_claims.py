@@ -9,7 +9,7 @@ from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.plan.claims import claim_findings, drive_findings
 from memkv_operator.plan.drives import Drive, DriveState
 from memkv_operator.plan.node_drives import NodeDrives
-from memkv_operator.plan.validity import Finding
+from memkv_operator.plan.preflight import Finding
 from memkv_operator.testing.cluster import SPEC
 
 NODES = {
