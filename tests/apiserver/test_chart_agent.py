@@ -1,5 +1,7 @@
 """The agent as the chart renders it: the one privileged pod, and nothing more than it needs."""
 
+from typing import cast
+
 import pytest
 
 from memkv.cli import main as cli
@@ -29,8 +31,7 @@ def container_of(pod: Object) -> Object:
 def test_command_parses_with_every_value(helm: str) -> None:
     for arguments in (AGENT, values("everything")):
         container = container_of(agent(helm, *arguments))
-        words = ["memkv", *(str(word) for word in container["args"])]  # type: ignore[attr-defined]  # a list
-        words.insert(1, "agent")
+        words = ["memkv", "agent", *cast(list[str], container["args"])]
         command = cli.load("agent")
         parsed = parsing.build_parser(cli.HELP, "agent", command).parse_args(words[1:])
         settings.resolve(command.fields, [settings.flag_source(vars(parsed))])
