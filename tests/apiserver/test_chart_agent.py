@@ -33,7 +33,8 @@ def test_command_parses_with_every_value(helm: str) -> None:
         container = container_of(agent(helm, *arguments))
         words = ["memkv", "agent", *cast(list[str], container["args"])]
         command = cli.load("agent")
-        parsed = parsing.build_parser(cli.HELP, "agent", command).parse_args(words[1:])
+        parser = parsing.build_parser(cli.HELP, "agent", command)
+        parsed = parser.parse_args(words[1:])
         settings.resolve(command.fields, [settings.flag_source(vars(parsed))])
         assert ("--allow-loop" in words) == (arguments != AGENT)
 

@@ -32,6 +32,8 @@ POOL = "pool-a"
 PATH = f"/apis/memkv.io/v1alpha1/namespaces/{NAMESPACE}"
 IN_TIME_S = 240.0  # seconds on an idle machine
 
+LABELS = {"memkv.io/node": "true"}
+"""Of nodes that the pool selects."""
 SPEC: dict[str, Any] = {
     "nodeGroups": [
         {
@@ -223,6 +225,13 @@ class Cluster:
     @property
     def map(self) -> ShardMap:
         return map_of(self.api.objects[f"{PATH}/memkvshardmaps/{POOL}"])
+
+
+async def ready_pool(cluster: Cluster, nodes: int = 3, **changes: Any) -> None:
+    """Make nodes n1, n2, ... that the pool selects, and the pool."""
+    for number in range(1, nodes + 1):
+        await cluster.kubelets.add_node(f"n{number}", LABELS)
+    await cluster.make_pool(**changes)
 
 
 def run_on_a_cluster(test: Callable[[Cluster], Awaitable[None]]) -> None:
