@@ -63,6 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME", help="ClusterRoleBinding in which metadata pods are entered, so that they"
         " may check tokens; default: $MEMKV_METADATA_BINDING",
     )  # fmt: skip
+    run.add_argument(
+        "--annotate-nodes", action="store_true",
+        help="annotate Nodes that are being emptied with memkv.io/safe-to-reboot; needs the right"
+        " to patch Nodes",
+    )  # fmt: skip
     run.add_argument("--http-host", default="0.0.0.0", metavar="ADDRESS")
     run.add_argument("--http-port", type=int, default=9471, help="/metrics, /healthz and /readyz")
     uninstall = commands.add_parser(
@@ -107,6 +112,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         http_host=arguments.http_host,
         http_port=arguments.http_port,
         metadata_binding=arguments.metadata_binding,
+        annotates_nodes=arguments.annotate_nodes,
     )
 
 

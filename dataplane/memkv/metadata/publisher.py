@@ -17,6 +17,7 @@ from enum import Enum
 from memkv import limits
 from memkv.errors import CallerError, InternalBug
 from memkv.metadata.dropping import TenantDrops
+from memkv.metadata.goals import Goals
 from memkv.metadata.ownership import (
     OpenMove,
     Ownership,
@@ -34,14 +35,12 @@ from memkv.metadata.roster import (
     take_census,
 )
 from memkv.shardmap import (
-    Candidate,
     MapVersion,
     Move,
     Scores,
     ShardMap,
     Worker,
     WorkerState,
-    build_owners,
     pack_owners,
     unpack_owners,
 )
@@ -136,11 +135,13 @@ class Publisher:
         self._sightings = Sightings()
         self._nodes_answered: set[str] = set()
         self._scores = Scores(config.slots)
-        self._built: tuple[tuple[Candidate, ...], tuple[bytes, ...]] | None = None
+        self._goals = Goals(self._scores)
         self._dropped_tenants: dict[bytes, int] = {}
         self._drops = TenantDrops()
         self._vouched: frozenset[str] = frozenset()
         self._dismissed: frozenset[str] = frozenset()
+        self._cordoned: frozenset[str] = frozenset()
+        self._still = False
         for worker in state.shard_map.workers if state is not None else ():
             grace_ms = config.loss.grace_ms
             seen_ms = now_ms + max(0, config.first_map_wait_ms - grace_ms)
@@ -171,6 +172,15 @@ class Publisher:
         """Note which nodes are not of the pool any more: their workers leave the map for good once
         they are lost and nothing of theirs is left in it."""
         self._dismissed = frozenset(node_names)
+
+    def cordon(self, node_names: Collection[str]) -> None:
+        """Note which nodes keep the slots they have and get no new ones."""
+        self._cordoned = frozenset(node_names)
+
+    def hold_still(self, still: bool) -> None:
+        """If `still`: no worker joins and no slot moves from now on, but for those of lost workers.
+        Addresses and states of known workers follow what is seen."""
+        self._still = still
 
     def answered(self, node: str, reports: Collection[WorkerReport], now_ms: int) -> None:
         """Note what a poll of `node` (its configured endpoint) returned."""
@@ -226,7 +236,8 @@ class Publisher:
         workers = next_workers((), self._sightings.by_uuid, self.census)
         if not any(worker.state == WorkerState.ACTIVE for worker in workers):
             return Outcome(None, (Reason.WAITING_FOR_WORKERS,))
-        ownership = Ownership(self._targets(workers))
+        cordoned = self._cordoned_of(workers)
+        ownership = Ownership(self._goals.first(workers, cordoned, self._config.slots))
         version = MapVersion(self._make_lineage(), self._term_floor + 1, 1)
         shard_map = _make_map(version, workers, ownership, self._tenant_generations({}))
         state = PublisherState(shard_map, tenants=self._config.tenants or frozenset())
@@ -237,9 +248,16 @@ class Publisher:
         states = {worker.uuid: worker.state for worker in old.workers}
         vouched = {w.uuid for w in old.workers if w.node_name in self._vouched}
         self.census = take_census(
-            states, self._sightings.by_uuid, self._config.loss, now_ms, vouched
+            states,
+            self._sightings.by_uuid,
+            self._config.loss,
+            now_ms,
+            vouched,
+            self._expected_to_go(old),
         )
         workers = next_workers(old.workers, self._sightings.by_uuid, self.census)
+        if self._still:
+            workers = tuple(worker for worker in workers if worker.uuid in states)
         reasons: list[Reason] = []
         if self.census.frozen:
             reasons.append(Reason.MASS_LOSS_SUSPECTED)
@@ -254,9 +272,10 @@ class Publisher:
         if not reasons:
             progress = self._progress(state, workers, wall_s)
             after = retire(before, progress, epoch)
-            after, waiting = reassign(
-                after, self._targets(workers), progress, epoch, self._config.moving_slots_max
+            goals = self._goals.next(
+                after.owners, workers, self._cordoned_of(workers), still=self._still
             )
+            after, waiting = reassign(after, goals, progress, epoch, self._config.moving_slots_max)
             workers = self._without_dismissed(workers, after)
         return self._outcome(state, workers, before, after, reasons, waiting, wall_s)
 
@@ -309,17 +328,20 @@ class Publisher:
             PublisherState(shard_map, after.trails, times, tenants), (*reasons, *changed), waiting
         )
 
-    def _targets(self, workers: Sequence[Worker]) -> tuple[bytes, ...]:
-        candidates = tuple(
-            Candidate(worker.uuid, worker.weight)
-            for worker in workers
-            if worker.state == WorkerState.ACTIVE
+    def _cordoned_of(self, workers: Sequence[Worker]) -> frozenset[bytes]:
+        return frozenset(w.uuid for w in workers if w.node_name in self._cordoned)
+
+    def _expected_to_go(self, shard_map: ShardMap) -> frozenset[bytes]:
+        """Return workers that gave everything away on purpose: their silence means nothing."""
+        needed = set(unpack_owners(shard_map.owners))
+        for move in shard_map.moving.values():
+            needed.update(move.previous)
+        return frozenset(
+            worker.uuid
+            for index, worker in enumerate(shard_map.workers)
+            if index not in needed
+            and (worker.state is WorkerState.DRAINING or worker.node_name in self._dismissed)
         )
-        if self._built is None or self._built[0] != candidates:
-            owners = build_owners(candidates, self._config.slots, known=self._scores)
-            self._scores.keep(candidates)
-            self._built = candidates, tuple(candidates[index].uuid for index in owners)
-        return self._built[1]
 
     def _progress(self, state: PublisherState, workers: Sequence[Worker], wall_s: int) -> Progress:
         lineage = state.shard_map.version.lineage

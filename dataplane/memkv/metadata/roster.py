@@ -80,8 +80,13 @@ def take_census(
     policy: LossPolicy,
     now_ms: int,
     vouched: Collection[bytes] = (),
+    expected: Collection[bytes] = (),
 ) -> Census:
-    """Count the living. `workers` are those of the map; who is `vouched` for does not die."""
+    """Count the living. `workers` are those of the map; who is `vouched` for does not die.
+
+    Those that were `expected` to go, because they have given everything away, say nothing about
+    the network: they die like others and count neither as lost nor as alive.
+    """
     silence = {uuid: now_ms - sighting.alive_ms for uuid, sighting in sightings.items()}
     ready = frozenset(uuid for uuid, sighting in sightings.items() if sighting.ready)
     dead = frozenset(
@@ -89,17 +94,22 @@ def take_census(
         for uuid in workers
         if uuid not in ready and uuid not in vouched and silence[uuid] >= policy.grace_ms
     )
-    newly_dead = frozenset(uuid for uuid in dead if workers[uuid] != WorkerState.LOST)
+    newly_dead = frozenset(
+        uuid for uuid in dead if workers[uuid] != WorkerState.LOST and uuid not in expected
+    )
     # Silent from half the grace on: of one event, the first may be dead when others are not yet.
     vanished = frozenset(
         uuid
         for uuid, state in workers.items()
         if uuid not in ready
+        and uuid not in expected
         and silence[uuid] >= policy.grace_ms // 2
         and (state != WorkerState.LOST or silence[uuid] < policy.grace_ms + policy.window_ms)
     )
     base = len(vanished) + sum(
-        1 for uuid, state in workers.items() if state != WorkerState.LOST and uuid not in vanished
+        1
+        for uuid, state in workers.items()
+        if state != WorkerState.LOST and uuid not in vanished and uuid not in expected
     )
     mass = is_mass_loss(len(vanished), base, policy.mass_percent)
     return Census(ready, dead, vanished, bool(newly_dead) and mass and not policy.accept_mass_loss)

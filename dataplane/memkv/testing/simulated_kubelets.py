@@ -196,6 +196,7 @@ class SimulatedKubelets:
             node["metadata"]["name"]: node
             for node in await self._list("v1", "nodes", "")
             if _has(node["metadata"].get("labels", {}), selector)
+            and node["metadata"]["name"] not in _excluded(template["spec"])
         }
         chosen = daemon_set["spec"]["selector"]["matchLabels"]
         pods = [
@@ -328,6 +329,19 @@ def _drives_of(pod: Object) -> str:
 def _is_ready(item: Object) -> bool:
     conditions = item.get("status", {}).get("conditions", [])
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def _excluded(pod: Object) -> set[str]:
+    """Nodes that a pod's affinity names as unfit, one value in each requirement."""
+    affinity = pod.get("affinity", {}).get("nodeAffinity", {})
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    return {
+        name
+        for term in required.get("nodeSelectorTerms", [])
+        for field in term.get("matchFields", [])
+        if (field["key"], field["operator"]) == ("metadata.name", "NotIn")
+        for name in field["values"]
+    }
 
 
 def _has(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:

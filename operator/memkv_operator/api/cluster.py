@@ -11,17 +11,15 @@ from memkv_operator.api.names import (
     LABEL_COMPONENT,
     LABEL_NODE_GROUP,
     LABEL_POOL,
+    SAFE_TO_REBOOT,
     TEMPLATE_HASH,
 )
 from memkv_operator.api.pod_trouble import pod_trouble, target_node
+from memkv_operator.api.times import seconds_of
 
-DRAIN_TAINTS = frozenset(
-    {
-        "node.kubernetes.io/unschedulable",
-        "node.kubernetes.io/out-of-service",
-        "ToBeDeletedByClusterAutoscaler",
-    }
-)
+CORDON_TAINT = "node.kubernetes.io/unschedulable"
+FINAL_TAINTS = frozenset({"node.kubernetes.io/out-of-service", "ToBeDeletedByClusterAutoscaler"})
+"""The node is shut down for long, or goes away for good, and what it holds with it."""
 DRIVER_UPGRADE_LABEL = "nvidia.com/ofed-driver-upgrade-state"
 DRIVER_UPGRADE_STATES = frozenset(
     {
@@ -61,6 +59,10 @@ class KubeNode:
     """Whether somebody is emptying it: cordoned, tainted, or about to reload its network driver."""
     allocatable: Mapping[str, str]
     taints: tuple[Taint, ...] = ()
+    for_good: bool = False
+    """Whether what the node holds is lost, so that keeping its slots for it is in vain."""
+    safe_to_reboot: bool = False
+    """Whether it is annotated so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,9 @@ class Pod:
     template: str
     trouble: str = ""
     """Why it does not run: "Reason: message" of its first container or of the scheduler."""
+    created_s: int = 0
+    ready_since_s: int = 0
+    """Since when it is as ready, or not ready, as it is; seconds since 1970, 0: nobody says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,8 @@ def read_kube_node(manifest: JsonObject) -> KubeNode:
     taints = {taint.text("key") for taint in reader.object("spec").objects("taints")}
     leaving = (
         reader.object("spec").flag("unschedulable")
-        or bool(taints & DRAIN_TAINTS)
+        or CORDON_TAINT in taints
+        or bool(taints & FINAL_TAINTS)
         or meta.labels.get(DRIVER_UPGRADE_LABEL, "") in DRIVER_UPGRADE_STATES
     )
     allocatable = status.object("allocatable")
@@ -129,6 +135,8 @@ def read_kube_node(manifest: JsonObject) -> KubeNode:
             Taint(taint.text("key"), taint.text("value"), taint.text("effect"))
             for taint in reader.object("spec").objects("taints")
         ),
+        bool(taints & FINAL_TAINTS),
+        meta.annotations.get(SAFE_TO_REBOOT) == "true",
     )
 
 
@@ -149,6 +157,8 @@ def read_pod(manifest: JsonObject) -> Pod:
         meta.deleting,
         meta.annotations.get(TEMPLATE_HASH, ""),
         pod_trouble(status),
+        seconds_of(reader.object("metadata").text("creationTimestamp")),
+        _ready_since_s(status),
     )
 
 
@@ -198,3 +208,12 @@ def _is_ready(status: Reader) -> bool:
         condition.text("type") == "Ready" and condition.text("status") == "True"
         for condition in status.objects("conditions")
     )
+
+
+def _ready_since_s(status: Reader) -> int:
+    times = (
+        condition.text("lastTransitionTime")
+        for condition in status.objects("conditions")
+        if condition.text("type") == "Ready"
+    )
+    return seconds_of(next(times, ""))

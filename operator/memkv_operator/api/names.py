@@ -25,6 +25,8 @@ ACCEPT_MASS_LOSS = f"{GROUP}/accept-mass-loss"
 """Annotation a person puts on a pool: the missing nodes are gone for good."""
 ROTATE_CA = f"{GROUP}/rotate-ca"
 """Annotation a person puts on a pool: replace its authority once for each new value."""
+SAFE_TO_REBOOT = f"{GROUP}/safe-to-reboot"
+"""Annotation of Nodes that are being emptied: "true" once no pool needs the node any more."""
 
 COMPONENT_NODE = "node"
 COMPONENT_METADATA = "metadata"

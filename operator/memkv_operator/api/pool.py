@@ -89,6 +89,11 @@ class NodeGroup:
         """Whether it has no flash, and blocks live in memory alone."""
         return self.file is None and self.drives is None
 
+    @property
+    def survives_restarts(self) -> bool:
+        """Whether a restarted pod finds the blocks that the one before had stored."""
+        return self.file is not None or self.drives is not None
+
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Return whether a node with these labels belongs to the group."""
         return all(labels.get(key) == value for key, value in self.node_selector.items())
@@ -158,11 +163,14 @@ class PoolSpec:
     update_type: str = "ShardRolling"
     max_unavailable: int | str = 1
     drain_timeout_s: int = 300
+    drains_always: bool = False
+    """Whether nodes drain before their pod is replaced even if they keep their content."""
     min_ready_s: int = 10
     pauses_on_drain_timeout: bool = False
     manages_pod_budget: bool = True
     drains_on_cordon: bool = True
     node_lost_grace_s: int = 30
+    maintenance_timeout_s: int = 1800
     wipes_drives: bool = False
     tenants: tuple[Tenant, ...] = ()
     pod_template: PodTemplate = PodTemplate()
@@ -216,11 +224,13 @@ def _spec(spec: Reader) -> PoolSpec:
         update_type=update.text("type", "ShardRolling"),
         max_unavailable=update.amount("maxUnavailable", 1),
         drain_timeout_s=update.integer("drainTimeoutSeconds", 300),
+        drains_always=update.text("drain", "WhenContentIsLost") == "Always",
         min_ready_s=update.integer("minReadySeconds", 10),
         pauses_on_drain_timeout=update.text("onDrainTimeout", "Proceed") == "Pause",
         manages_pod_budget=disruption.flag("managePodBudget", True),
         drains_on_cordon=disruption.flag("drainOnCordon", True),
         node_lost_grace_s=disruption.integer("nodeLostGraceSeconds", 30),
+        maintenance_timeout_s=disruption.integer("maintenanceTimeoutSeconds", 1800),
         wipes_drives=spec.object("deletionPolicy").text("drives", "Retain") == "Wipe",
         tenants=tuple(_tenant(tenant) for tenant in spec.objects("tenants")),
         pod_template=_pod_template(spec.object("podTemplate")),

@@ -26,3 +26,11 @@ def seconds_between(before: str, after: str) -> float:
         return (datetime.fromisoformat(after) - datetime.fromisoformat(before)).total_seconds()
     except (ValueError, TypeError) as error:
         raise FieldInvalid(f"{before!r} or {after!r} is no time ({error})") from error
+
+
+def seconds_of(text: str) -> int:
+    """Return a metav1.Time or MicroTime in seconds since 1970; 0 for what is none."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp())
+    except ValueError:
+        return 0

@@ -35,16 +35,23 @@ def facts_of(answer: pb.GetFactsResponse, pool: str, node_name: str) -> NodeFact
     )
 
 
-def weighted(report: WorkerReport, percent: int, failure_domain: str) -> WorkerReport:
+def weighted(
+    report: WorkerReport, percent: int, failure_domain: str, capacity_share: float = 1.0
+) -> WorkerReport:
     """Return a report as the pool's spec sees it: with the group's weight and failure domain.
 
+    `capacity_share`: how much of what the worker says it has counts, to nine digits, so that the
+    same share of a capacity that wavers is the same weight.
     A weight of 0 gives a worker no slots, like draining.
     """
     worker = report.worker
     if percent == 0:
         worker = replace(worker, state=WorkerState.DRAINING)
     else:
-        worker = replace(worker, weight=worker.weight * percent / 100)
+        weight = worker.weight * percent / 100
+        if capacity_share != 1.0:
+            weight = float(f"{weight * capacity_share:.9g}")
+        worker = replace(worker, weight=weight)
     if failure_domain:
         worker = replace(worker, failure_domain=failure_domain)
     return replace(report, worker=worker)

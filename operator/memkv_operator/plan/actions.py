@@ -62,6 +62,14 @@ class DeletePod:
     uid: str
 
 
+@dataclass(frozen=True, slots=True)
+class AnnotateNode:
+    """Say on a Node whether it may be rebooted."""
+
+    name: str
+    safe: bool
+
+
 Action: TypeAlias = (
     ApplyChild
     | DeleteObject
@@ -70,6 +78,7 @@ Action: TypeAlias = (
     | WritePoolStatus
     | SetFinalizer
     | DeletePod
+    | AnnotateNode
 )
 
 

@@ -45,7 +45,7 @@ def deletion_actions(ending: Ending, time: str) -> tuple[tuple[Action, ...], tup
     """Return the next step. `time`: now, RFC 3339."""
     pool = ending.pool
     if FINALIZER not in pool.meta.finalizers:
-        return (), ()
+        return _kept_by_others(pool, time)
     if not pool.spec.wipes_drives:
         return (SetFinalizer(False),), ()
     age_s = seconds_between(pool.meta.deleted or time, time)
@@ -86,11 +86,27 @@ def _unwiped(ending: Ending, age_s: float) -> tuple[list[str], list[str]]:
     return waiting, given_up
 
 
+def _kept_by_others(pool: Pool, time: str) -> tuple[tuple[Action, ...], tuple[Event, ...]]:
+    """Say who else keeps a pool that this operator has let go."""
+    others = ", ".join(sorted(pool.meta.finalizers))
+    if not others:
+        return (), ()
+    message = f"finalizers of others are left: {others}; what they belong to takes them away"
+    status = _blocked(pool, "OtherFinalizers", message, time)
+    if status == pool.status:
+        return (), ()
+    return (WritePoolStatus(status),), (Event(True, "OtherFinalizers", message),)
+
+
 def _blocked_status(pool: Pool, waiting: Sequence[str], time: str) -> Manifest:
+    message = f"drives of {named(list(waiting))} are wiped first, as deletionPolicy.drives says"
+    return _blocked(pool, "WipingDrives", message, time)
+
+
+def _blocked(pool: Pool, reason: str, message: str, time: str) -> Manifest:
     before = read_conditions(Reader({"status": pool.status}).object("status"))
     kept = [one for kind, one in before.items() if kind != "DeletionBlocked"]
-    message = f"drives of {named(list(waiting))} are wiped first, as deletionPolicy.drives says"
-    now = [*kept, condition("DeletionBlocked", True, "WipingDrives", message)]
+    now = [*kept, condition("DeletionBlocked", True, reason, message)]
     return {**pool.status, "conditions": merged(before, now, pool.meta.generation, time)}
 
 

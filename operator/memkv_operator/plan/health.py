@@ -9,7 +9,8 @@ from memkv_operator.api.cluster import Rollout
 from memkv_operator.api.conditions import Condition, by_type, condition
 from memkv_operator.plan.drive_health import pool_drives_condition
 from memkv_operator.plan.membership import Member
-from memkv_operator.plan.nodes import lost_nodes, trouble_of
+from memkv_operator.plan.nodes import trouble_of
+from memkv_operator.plan.ownership import lost_nodes
 from memkv_operator.plan.preflight import Finding, named
 from memkv_operator.plan.rdma import rdma_ready
 from memkv_operator.plan.rollout import Rolling
@@ -153,7 +154,9 @@ def _rebalanced(view: MapView) -> Condition:
 
 
 def _up_to_date(rolling: Rolling) -> Condition:
-    if not rolling.outdated:
+    if rolling.done:
         return condition("UpToDate", True, "UpToDate", "")
-    message = f"pods with an older template: {named(list(rolling.outdated))}"
-    return condition("UpToDate", False, rolling.reason, message)
+    parts = [rolling.message] if rolling.message else []
+    if rolling.outdated:
+        parts.append(f"pods with an older template: {named(list(rolling.outdated))}")
+    return condition("UpToDate", False, rolling.reason, "; ".join(parts))

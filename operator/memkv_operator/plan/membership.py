@@ -2,14 +2,22 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
 
 from memkv_operator.api.cluster import KubeNode, Pod
 from memkv_operator.api.names import COMPONENT_NODE
-from memkv_operator.api.node import MemKVNode, WantedState
+from memkv_operator.api.node import MemKVNode, Restart, WantedState
 from memkv_operator.api.pool import NodeGroup, Pool
 from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.node_drives import NodeDrives
+
+
+class Refusal(Enum):
+    """Why a node that should give its slots away keeps them."""
+
+    NO_OTHER_NODE = "NoOtherNode"
+    PAUSED = "Paused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,9 @@ class Member:
     drains_on_cordon: bool = True
     drives: NodeDrives | None = None
     """None: its group has no drives."""
+    refusal: Refusal | None = None
+    held: bool = False
+    """Whether it is away on purpose and will be back: its slots wait for it."""
 
     @property
     def desired(self) -> bool:
@@ -38,12 +49,30 @@ class Member:
         return self.memkv_node.state if self.memkv_node is not None else WantedState.ACTIVE
 
     @property
-    def draining(self) -> bool:
-        """Whether it should give its slots away."""
+    def restart(self) -> Restart | None:
+        """The replacement of its pod that is under way."""
+        return self.memkv_node.restart if self.memkv_node is not None else None
+
+    @property
+    def should_drain(self) -> bool:
+        """Whether somebody wants it to give its slots away."""
         if self.wanted in (WantedState.DRAINING, WantedState.REMOVED) or self.group is None:
             return True
+        if self.restart is not None and self.restart.drains:
+            return True
+        node = self.kube_node
+        return node is not None and (node.for_good or (node.leaving and self.drains_on_cordon))
+
+    @property
+    def draining(self) -> bool:
+        """Whether it gives its slots away."""
+        return self.should_drain and self.refusal is None
+
+    @property
+    def cordoned(self) -> bool:
+        """Whether it keeps the slots it has and gets no new ones."""
         leaving = self.kube_node is not None and self.kube_node.leaving
-        return leaving and self.drains_on_cordon
+        return not self.should_drain and (leaving or self.wanted is WantedState.CORDONED)
 
     @property
     def vouched(self) -> bool:
@@ -98,8 +127,8 @@ def members_of(
             known.get(name),
             pod_on.get(name),
             seen.get(name),
-            pool.spec.drains_on_cordon,
-            drives.get(name),
+            drains_on_cordon=pool.spec.drains_on_cordon,
+            drives=drives.get(name),
         )
         for name in sorted(groups.keys() | known.keys())
     ]

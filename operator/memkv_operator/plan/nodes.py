@@ -1,10 +1,10 @@
 """MemKVNode objects: which there should be, and what their status says."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue, Manifest, Reader
-from memkv.shardmap import ShardMap, WorkerState, unpack_owners
-from memkv_operator.api.conditions import Condition, condition, merged, read_conditions
+from memkv.shardmap import ShardMap
+from memkv_operator.api.conditions import Condition, condition, merged
 from memkv_operator.api.meta import child_meta
 from memkv_operator.api.names import (
     COMPONENT_NODE,
@@ -14,53 +14,56 @@ from memkv_operator.api.names import (
     memkv_node_name,
     pool_labels,
 )
+from memkv_operator.api.node import MemKVNode, Restart, WantedState
 from memkv_operator.api.pool import Pool
 from memkv_operator.plan.actions import Action, ApplyNode, DeleteObject, WriteNodeStatus
+from memkv_operator.plan.draining import DRAINED, is_drained
 from memkv_operator.plan.facts import NodeFacts, WorkerFacts
-from memkv_operator.plan.membership import Member
+from memkv_operator.plan.holding import announces_maintenance
+from memkv_operator.plan.membership import Member, Refusal
 from memkv_operator.plan.node_drives import drives_condition, trouble_of_drives
+from memkv_operator.plan.ownership import lost_nodes, nodes_in_map
 from memkv_operator.plan.pod_trouble import explained
+from memkv_operator.plan.weights import counted_bytes
 
 
 def node_actions(
     pool: Pool,
     members: Sequence[Member],
     shard_map: ShardMap | None,
+    restarts: Mapping[str, Restart],
     time: str,
     *,
     with_figures: bool,
 ) -> list[Action]:
     """Return what makes the MemKVNodes those of the members, with their status.
 
+    `restarts`: the replacements of pods that are under way, by node.
     `with_figures`: also write where nothing but fill and epoch changed. These change all the time,
     and each write goes to everyone who watches.
     """
     actions: list[Action] = []
-    in_use, lost = nodes_in_map(shard_map), lost_nodes(shard_map)
+    in_use = nodes_in_map(shard_map)
     for member in members:
         existing = member.memkv_node
-        if member.group is None and existing is not None and member.name not in in_use:
+        if existing is not None and _is_forgotten(member, in_use):
             actions.append(DeleteObject(MEMKV_NODES.kind, existing.meta.name, existing.meta.uid))
         elif member.group is not None and (
             existing is None or existing.meta.labels.get(LABEL_NODE_GROUP) != member.group.name
         ):
             actions.append(_apply(pool, member, member.group.name))
         elif existing is not None:
-            status = node_status(member, in_use, lost, time)
+            status = node_status(member, shard_map, restarts.get(member.name), time)
             same = (lambda one: one) if with_figures else without_figures
             if same(status) != same(existing.status):
                 actions.append(WriteNodeStatus(existing.meta.name, status))
     return actions
 
 
-def nodes_in_map(shard_map: ShardMap | None) -> frozenset[str]:
-    """Return the names of nodes that own slots, or did of slots that still move."""
-    if shard_map is None:
-        return frozenset()
-    indexes = set(unpack_owners(shard_map.owners))
-    for move in shard_map.moving.values():
-        indexes.update(move.previous)
-    return frozenset(shard_map.workers[index].node_name for index in indexes)
+def _is_forgotten(member: Member, in_use: frozenset[str]) -> bool:
+    """Removed nodes are kept: a decision of people, which a label must not undo."""
+    gone = member.group is None and member.name not in in_use
+    return gone and member.wanted is not WantedState.REMOVED
 
 
 def _apply(pool: Pool, member: Member, group: str) -> ApplyNode:
@@ -80,28 +83,27 @@ def _apply(pool: Pool, member: Member, group: str) -> ApplyNode:
 
 
 def node_status(
-    member: Member, in_use: frozenset[str], lost: frozenset[str], time: str
+    member: Member, shard_map: ShardMap | None, restart: Restart | None, time: str
 ) -> Manifest:
-    """Return the status of a member that has a MemKVNode.
-
-    `in_use` and `lost`: the names of nodes that the map needs, and of those it counts as lost.
-    """
+    """Return the status of a member that has a MemKVNode. `restart`: of its pod, if there is one
+    under way."""
     existing, pod, seen = member.memkv_node, member.pod, member.seen
     assert existing is not None
-    before = read_conditions(Reader({"status": existing.status}).object("status"))
     facts = seen.facts if seen is not None else None
-    conditions = node_conditions(member, in_use, lost)
+    conditions = node_conditions(member, shard_map)
     status: Manifest = {
         "observedGeneration": existing.meta.generation,
-        "conditions": merged(before, conditions, existing.meta.generation, time),
+        "conditions": merged(existing.conditions, conditions, existing.meta.generation, time),
     }
+    if restart is not None:
+        status["restart"] = restart.manifest()
     if pod is not None:
         status["podUID"] = pod.uid
         if pod.ip:
             status["podIP"] = pod.ip
     if facts is not None:
         status["version"] = facts.version
-        status["workers"] = [_worker_status(worker) for worker in facts.workers]
+        status["workers"] = [_worker_status(existing, worker) for worker in facts.workers]
     elif existing.status.get("workers"):
         status["workers"] = existing.status["workers"]  # identity outlives pods
     if member.drives is not None:
@@ -123,7 +125,7 @@ def without_figures(status: JsonObject) -> JsonObject:
 _FIGURES = frozenset({"usedBytes", "appliedEpoch"})
 
 
-def _worker_status(worker: WorkerFacts) -> JsonValue:
+def _worker_status(node: MemKVNode, worker: WorkerFacts) -> JsonValue:
     status: Manifest = {
         "position": worker.position,
         "phase": worker.phase,
@@ -134,6 +136,7 @@ def _worker_status(worker: WorkerFacts) -> JsonValue:
     }
     if worker.uuid:
         status["uuid"] = worker.uuid
+        status["countedBytes"] = counted_bytes(node, worker.uuid, worker.capacity_bytes)
         status["incarnation"] = worker.incarnation
     if worker.port:
         status["host"], status["port"] = worker.host, worker.port
@@ -142,21 +145,49 @@ def _worker_status(worker: WorkerFacts) -> JsonValue:
     return status
 
 
-def node_conditions(
-    member: Member, in_use: frozenset[str], lost: frozenset[str]
-) -> list[Condition]:
+def node_conditions(member: Member, shard_map: ShardMap | None) -> list[Condition]:
     """Return what is to be said of one node."""
-    reason, message = trouble_of(member, lost)
-    ready = condition("Ready", not reason, reason or "Serving", message)
-    drives = [drives_condition(member.drives)] if member.drives is not None else []
-    owns = member.name in in_use
-    if not member.draining:
-        draining = condition("Draining", False, "NotDraining", "")
-    elif owns:
-        draining = condition("Draining", True, "SlotsLeft", "its slots move to other nodes")
-    else:
-        draining = condition("Draining", True, "Drained", "it owns no slots; safe to stop")
-    return [ready, draining, *drives]
+    reason, message = trouble_of(member, lost_nodes(shard_map))
+    drained = is_drained(member, shard_map)
+    return [
+        condition("Ready", not reason, reason or "Serving", message),
+        _draining(member, drained=drained),
+        condition(
+            DRAINED,
+            drained,
+            "NothingLeft" if drained else "InUse" if member.should_drain else "NotDraining",
+            "it owns no slots; it may be stopped" if drained else "",
+        ),
+        _maintenance(member),
+        *([drives_condition(member.drives)] if member.drives is not None else []),
+    ]
+
+
+def _draining(member: Member, *, drained: bool) -> Condition:
+    if not member.should_drain:
+        return condition("Draining", False, "NotDraining", "")
+    if member.refusal is Refusal.NO_OTHER_NODE:
+        message = (
+            "no other node could take its slots, so it keeps them and serves: add a node, or "
+            "set another one to Active"
+        )
+        return condition("Draining", False, member.refusal.value, message)
+    if member.refusal is Refusal.PAUSED:
+        return condition("Draining", False, member.refusal.value, "goes on when the pool does")
+    if drained:
+        return condition("Draining", True, "Drained", "it owns no slots; it may be stopped")
+    return condition("Draining", True, "SlotsLeft", "its slots move to other nodes")
+
+
+def _maintenance(member: Member) -> Condition:
+    """Whether slots wait for a node that is away, or would."""
+    if not (member.held or announces_maintenance(member)):
+        return condition("Held", False, "NotHeld", "")
+    if not member.held:
+        message = "it stayed away for longer than disruption.maintenanceTimeoutSeconds"
+        return condition("Held", False, "MaintenanceTimeout", message)
+    message = "its slots wait for it; other nodes do not take them over"
+    return condition("Held", True, "Restart" if member.restart else "Maintenance", message)
 
 
 def trouble_of(member: Member, lost_names: frozenset[str]) -> tuple[str, str]:
@@ -165,6 +196,8 @@ def trouble_of(member: Member, lost_names: frozenset[str]) -> tuple[str, str]:
     lost = member.name in lost_names
     if node is None:
         return "NodeGone", "the Node is not in the cluster any more"
+    if member.wanted is WantedState.REMOVED and pod is None:
+        return "Removed", "it was removed from the pool; set spec.state to Active to have it back"
     if member.group is None:
         return "NotSelected", "no node group selects this node any more"
     if not node.ready:
@@ -196,11 +229,3 @@ def _worker_trouble(member: Member, facts: NodeFacts) -> tuple[str, str]:
     if member.pod is not None and not member.pod.ready:
         return "PodNotReady", "its workers serve, and its readiness probe fails"
     return "", ""
-
-
-def lost_nodes(shard_map: ShardMap | None) -> frozenset[str]:
-    """Return the nodes that have a lost worker."""
-    workers: Iterable[tuple[str, WorkerState]] = (
-        ((w.node_name, w.state) for w in shard_map.workers) if shard_map is not None else ()
-    )
-    return frozenset(name for name, state in workers if state is WorkerState.LOST)

@@ -1,14 +1,16 @@
 """One look at a pool: what to write, what to delete, what to tell people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memkv.metadata.kubernetes.json_values import Manifest, Reader
+from memkv.metadata.publisher import Reason
 from memkv_operator.api.cluster import KubeNode, Pod, Rollout
 from memkv_operator.api.conditions import Condition, merged, read_conditions
-from memkv_operator.api.names import DAEMON_SETS, FINALIZER, POD_BUDGETS
+from memkv_operator.api.names import DAEMON_SETS, FINALIZER, POD_BUDGETS, daemon_set_name
 from memkv_operator.api.node import MemKVNode
 from memkv_operator.api.pool import Pool
+from memkv_operator.api.times import rfc3339
 from memkv_operator.plan.actions import (
     Action,
     DeletePod,
@@ -18,16 +20,21 @@ from memkv_operator.plan.actions import (
 )
 from memkv_operator.plan.children import Live, child_actions
 from memkv_operator.plan.deletion import Ending, deletion_actions
+from memkv_operator.plan.disruption import available_min
+from memkv_operator.plan.draining import dropped_nodes, is_drained, with_refusals
 from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.health import MapView, pool_conditions
+from memkv_operator.plan.holding import with_holds
 from memkv_operator.plan.identity import IdentityView, certificates_valid
 from memkv_operator.plan.membership import Member, members_of
 from memkv_operator.plan.node_drives import NodeDrives
-from memkv_operator.plan.nodes import lost_nodes, node_actions
+from memkv_operator.plan.nodes import node_actions
 from memkv_operator.plan.orders import Order, orders_of
+from memkv_operator.plan.ownership import lost_nodes, slots_by_node
 from memkv_operator.plan.preflight import Finding, Preflight
 from memkv_operator.plan.quotas import Sharing, quotas_guaranteed, share_quotas
-from memkv_operator.plan.rollout import Rolling, available_min, rolling_update
+from memkv_operator.plan.reboots import reboot_actions
+from memkv_operator.plan.rollout import Rolling, at_rest, rolling_update
 from memkv_operator.plan.status import pool_figures
 from memkv_operator.plan.validity import findings
 from memkv_operator.render.children import Child, children_of
@@ -60,6 +67,8 @@ class Observed:
     """What older pools have already."""
     preflight: Preflight = field(default_factory=Preflight)
     """What had to be asked for."""
+    needed_elsewhere: Collection[str] | None = None
+    """Nodes that other pools still need; None: Nodes are not annotated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,66 +82,72 @@ class Plan:
     """Whether the pool's map may change."""
     orders: Mapping[str, Order] = field(default_factory=dict)
     """What each node shall be; nothing for nodes that are not to be told anything yet."""
+    under_way: bool = False
+    """Whether something waits for time to pass, so that the pool is to be looked at soon."""
 
 
-def plan(observed: Observed, own_image: str, time: str) -> Plan:
-    """Return what brings the pool nearer to its spec. `time`: now, RFC 3339."""
-    pool = observed.pool
+def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
+    """Return what brings the pool nearer to its spec. `now_s`: wall clock, since 1970."""
+    pool, time = observed.pool, rfc3339(now_s)
     if pool.meta.deleting:
         return _plan_deletion(observed, time)
-    members = members_of(
-        pool,
-        observed.kube_nodes,
-        observed.memkv_nodes,
-        observed.pods,
-        observed.seen,
-        observed.drives,
-    )
+    shard_map = observed.map_view.shard_map
+    members = _members(observed, now_s)
     found = findings(pool, observed.kube_nodes, observed.identity, observed.preflight)
     found = sorted([*found, *observed.claims], key=lambda finding: not finding.blocks)
     blocked = any(finding.blocks for finding in found)
     frozen = any(finding.blocks and finding.freezes for finding in found)
-    lost = lost_nodes(observed.map_view.shard_map)
-    left = available_min(pool, members, lost)
-    children = [] if blocked else children_of(pool, own_image, left, observed.identity.authority)
-    if not observed.informed:
-        # Which nodes are lost is not known yet.
-        children = [child for child in children if child.resource is not POD_BUDGETS]
+    lost = lost_nodes(shard_map)
+    drained = frozenset(m.name for m in members if is_drained(m, shard_map))
+    left = available_min(pool, members, lost, drained)
+    gone = dropped_nodes(members, shard_map)
+    authority = observed.identity.authority
+    children = [] if blocked else children_of(pool, own_image, left, authority, gone)
     templates = _templates(pool, children)
-    settled = observed.map_view.shard_map is None or not observed.map_view.shard_map.moving
-    rolling = rolling_update(pool, members, templates, settled) if children else Rolling()
-    live = {
-        key: manifest
-        for key, manifest in observed.children.items()
-        if observed.informed or key[0] != POD_BUDGETS.kind
-    }
+    revision = digest_of(templates)
+    rolling = at_rest(pool, members)
+    if children:
+        settled = shard_map is None or not shard_map.moving
+        rolling = rolling_update(
+            pool, members, templates, revision, drained, now_s, settled=settled
+        )
+    kept = _left_alone(observed)
+    children = [child for child in children if child.key not in kept]
+    live = {key: manifest for key, manifest in observed.children.items() if key not in kept}
     actions: list[Action] = []
     if FINALIZER not in pool.meta.finalizers:
         actions.append(SetFinalizer(True))
     if not blocked and not pool.spec.paused:
         actions += child_actions(children, live, pool.meta.uid)
         actions += _pod_actions(rolling) if observed.informed else []
+    may_publish = not frozen and _has_nodes(members, observed.map_view)
     if not observed.informed:
-        may_publish = not frozen and not pool.spec.paused
         return Plan(tuple(actions), (), tuple(members), may_publish)
     if not frozen:
         actions += node_actions(
             pool,
             members,
-            observed.map_view.shard_map,
+            shard_map,
+            rolling.restarts,
             time,
             with_figures=observed.with_figures,
         )
-    revision = digest_of(templates)
+        if observed.needed_elsewhere is not None:
+            actions += reboot_actions(members, drained, observed.needed_elsewhere)
     sharing = share_quotas(pool, members, lost)
     status, events = _status(observed, members, found, rolling, sharing, revision, time)
     if not observed.with_figures:
         status |= {name: pool.status[name] for name in _FIGURES if name in pool.status}
     if status != pool.status:
         actions.append(WritePoolStatus(status))
-    orders = orders_of(members, sharing, observed.identity.ticket_keys)
-    may_publish = not frozen and not pool.spec.paused
-    return Plan(tuple(actions), events, tuple(members), may_publish, orders)
+    return Plan(
+        tuple(actions),
+        (*events, *_turns(rolling, observed)),
+        tuple(members),
+        may_publish,
+        orders_of(members, sharing, observed.identity.ticket_keys),
+        under_way=not rolling.done or any(member.held for member in members),
+    )
 
 
 _FIGURES = ("capacity", "tenants")  # of the status: those that change all the time
@@ -149,6 +164,64 @@ def _plan_deletion(observed: Observed, time: str) -> Plan:
     )
     actions, events = deletion_actions(ending, time)
     return Plan(actions, events, (), False)
+
+
+def _members(observed: Observed, now_s: int) -> list[Member]:
+    pool = observed.pool
+    members = members_of(
+        pool,
+        observed.kube_nodes,
+        observed.memkv_nodes,
+        observed.pods,
+        observed.seen,
+        observed.drives,
+    )
+    view = observed.map_view
+    nobody_lives = Reason.NO_LIVE_WORKERS in view.reasons
+    members = with_refusals(pool, members, view.shard_map, nobody_lives=nobody_lives)
+    return with_holds(pool, members, now_s)
+
+
+def _has_nodes(members: Sequence[Member], view: MapView) -> bool:
+    """A label typo that selects nothing must not change the last map: it is all clients have."""
+    return view.shard_map is None or any(member.group is not None for member in members)
+
+
+def _left_alone(observed: Observed) -> set[tuple[str, str]]:
+    """Return the children that must stay as they are for now.
+
+    Budgets, until it is known which nodes are lost. And DaemonSets that would lose all their pods
+    because their group selects nothing: that is a typo likelier than a wish.
+    """
+    pool = observed.pool
+    kept: set[tuple[str, str]] = set()
+    if not observed.informed:
+        kept |= {key for key in observed.children if key[0] == POD_BUDGETS.kind}
+        kept |= {(POD_BUDGETS.kind, f"{pool.meta.name}-nodes")}
+    for group in pool.spec.groups:
+        key = DAEMON_SETS.kind, daemon_set_name(pool.meta.name, group.name)
+        chosen = any(group.matches(node.labels) for node in observed.kube_nodes.values())
+        if not chosen and key in observed.children:
+            kept.add(key)
+    return kept
+
+
+def _turns(rolling: Rolling, observed: Observed) -> tuple[Event, ...]:
+    """Say whose turn has come, and what it costs."""
+    shard_map = observed.map_view.shard_map
+    owned = slots_by_node(shard_map)
+    slots = shard_map.slots if shard_map is not None else 1
+    return tuple(
+        Event(
+            False,
+            "ReplacingPod",
+            f"{name} drains before its pod is replaced"
+            if rolling.restarts[name].drains
+            else f"the pod of {name} is replaced; until it is back, reads of its "
+            f"{100 * owned.get(name, 0) / slots:.1f}% of the slots miss",
+        )
+        for name in rolling.begun
+    )
 
 
 def _templates(pool: Pool, children: Sequence[Child]) -> dict[str, str]:
@@ -195,6 +268,7 @@ def _status(
     return status, events_of(before, now)
 
 
+_STOPPED = frozenset({"UpdatePaused", "DrainTimeout"})
 _WORTH_AN_EVENT = frozenset(
     {
         "Ready",
@@ -220,7 +294,8 @@ def events_of(before: Mapping[str, Condition], now: Sequence[Condition]) -> tupl
     events = []
     for condition in now:
         old = before.get(condition.type)
-        if condition.type not in _WORTH_AN_EVENT:
+        stopped = condition.type == "UpToDate" and condition.reason in _STOPPED
+        if condition.type not in _WORTH_AN_EVENT and not stopped:
             continue
         if old is not None and (old.status, old.reason) == (condition.status, condition.reason):
             continue

@@ -52,6 +52,7 @@ class PoolMaps:
         self._publisher = Publisher(config, state, now_ms, term_floor=transitions)
         self._polled: set[str] = set()
         self._vouched: frozenset[str] = frozenset()
+        self._held: frozenset[str] = frozenset()
         self._silent: frozenset[str] = frozenset()
 
     @property
@@ -63,8 +64,11 @@ class PoolMaps:
         """Go by the newest spec and the newest look at the cluster."""
         self._publisher.reconfigure(publisher_config(pool, members))
         self._vouched = frozenset(member.name for member in members if member.vouched)
-        self._publisher.vouch(self._vouched - self._silent)
-        self._publisher.dismiss([member.name for member in members if member.group is None])
+        self._held = frozenset(member.name for member in members if member.held)
+        self._publisher.vouch((self._vouched - self._silent) | self._held)
+        self._publisher.dismiss([m.name for m in members if not m.desired])
+        self._publisher.cordon([m.name for m in members if m.cordoned])
+        self._publisher.hold_still(pool.spec.paused)
 
     def answered(self, node: str, reports: Collection[WorkerReport], now_ms: int) -> None:
         """Note a node's answer."""
@@ -85,7 +89,7 @@ class PoolMaps:
     def fell_silent(self, since_ms: Mapping[str, int]) -> None:
         """Note whose kubelets are silent now, and since when, whatever their Nodes say."""
         self._silent = frozenset(since_ms)
-        self._publisher.vouch(self._vouched - self._silent)
+        self._publisher.vouch((self._vouched - self._silent) | self._held)
         for node, silent_since_ms in since_ms.items():
             self._publisher.silent_since(node, silent_since_ms)
 

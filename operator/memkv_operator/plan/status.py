@@ -9,7 +9,7 @@ from memkv_operator.api.quantity import format_bytes_roughly
 from memkv_operator.plan.drive_health import drive_figures
 from memkv_operator.plan.health import MapView
 from memkv_operator.plan.membership import Member
-from memkv_operator.plan.nodes import lost_nodes
+from memkv_operator.plan.ownership import lost_nodes
 from memkv_operator.plan.rollout import Rolling
 from memkv_operator.render.endpoints import metadata_endpoint
 
@@ -34,7 +34,9 @@ def pool_figures(
     }
     if pool.spec.tenants:
         figures["tenants"] = _tenants(pool, members)
-    if not rolling.outdated:
+    if rolling.update is not None:
+        figures["update"] = rolling.update.manifest()
+    if rolling.done:
         figures["currentRevision"] = revision
     elif pool.status.get("currentRevision"):
         figures["currentRevision"] = pool.status["currentRevision"]

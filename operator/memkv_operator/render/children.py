@@ -1,6 +1,6 @@
 """Everything that is rendered from a pool, each with the hash of what was rendered."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from memkv.metadata.kubernetes.json_values import Manifest
@@ -10,6 +10,7 @@ from memkv_operator.render.connection import connection
 from memkv_operator.render.daemonset import daemon_set
 from memkv_operator.render.digest import digest_of
 from memkv_operator.render.disruption import metadata_budget, node_budget
+from memkv_operator.render.dropped import without_nodes
 from memkv_operator.render.identity import node_account
 from memkv_operator.render.metadata import metadata_manifests
 
@@ -30,18 +31,25 @@ class Child:
 
 
 def children_of(
-    pool: Pool, own_image: str, available_min: int = 0, authority: str = ""
+    pool: Pool,
+    own_image: str,
+    available_min: int = 0,
+    authority: str = "",
+    dropped_nodes: Collection[str] = (),
 ) -> list[Child]:
     """Return the children in the order in which they are made.
 
     `available_min`: how many data-plane pods evictions must leave, if the pool has that managed.
-    `authority`: its CA in PEM, for clients.
+    `authority`: its CA in PEM, for clients. `dropped_nodes`: selected ones that get no pod.
     """
     manifests = [
         *metadata_manifests(pool, own_image),
         connection(pool, authority),
         node_account(pool),
-        *(daemon_set(pool, group, own_image) for group in pool.spec.groups),
+        *(
+            without_nodes(daemon_set(pool, group, own_image), dropped_nodes)
+            for group in pool.spec.groups
+        ),
     ]
     if pool.spec.manages_pod_budget:
         manifests += [metadata_budget(pool), node_budget(pool, available_min)]

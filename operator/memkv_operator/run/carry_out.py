@@ -2,11 +2,20 @@
 
 from memkv.metadata.kubernetes.errors import NotFound
 from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue, Manifest
-from memkv_operator.api.names import BY_KIND, FINALIZER, MEMKV_NODES, PODS, POOLS
+from memkv_operator.api.names import (
+    BY_KIND,
+    FINALIZER,
+    MEMKV_NODES,
+    NODES,
+    PODS,
+    POOLS,
+    SAFE_TO_REBOOT,
+)
 from memkv_operator.api.pool import Pool
 from memkv_operator.kube.objects import Objects
 from memkv_operator.plan.actions import (
     Action,
+    AnnotateNode,
     ApplyChild,
     ApplyNode,
     DeleteObject,
@@ -50,6 +59,8 @@ class Hands:
                     self._view.changed(PODS, going)
             case SetFinalizer(present):
                 await self._set_finalizer(pool, present)
+            case AnnotateNode(name, safe):
+                await self._annotate_node(name, safe)
 
     async def _write_pool_status(self, pool: Pool, status: Manifest) -> None:
         try:
@@ -59,6 +70,14 @@ class Hands:
         except NotFound:
             return  # deleted meanwhile
         self._view.changed(POOLS, live)
+
+    async def _annotate_node(self, name: str, safe: bool) -> None:
+        patch: Manifest = {"metadata": {"annotations": {SAFE_TO_REBOOT: "true" if safe else None}}}
+        try:
+            live = await self._objects.merge(NODES, "", name, patch)
+        except NotFound:
+            return  # it has left the cluster meanwhile
+        self._view.changed(NODES, live)
 
     async def _set_finalizer(self, pool: Pool, present: bool) -> None:
         """Others' finalizers stay: the list is swapped against the version it was read from."""

@@ -25,6 +25,7 @@ from memkv_operator.plan.health import MapView
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.planner import Plan
 from memkv_operator.plan.shards import PoolMaps
+from memkv_operator.plan.weights import counted_bytes
 from memkv_operator.run.heartbeats import HeartbeatReader
 from memkv_operator.run.stored_map import StoredMap
 
@@ -197,7 +198,17 @@ class PoolPublisher:
         label = self._pool.spec.failure_domain
         kube_node = member.kube_node if member is not None else None
         domain = kube_node.labels.get(label, "") if kube_node is not None else ""
-        reports = [weighted(report, percent, domain) for report in seen.facts.reports]
+        known = member.memkv_node if member is not None else None
+        shares = {
+            worker.uuid: counted_bytes(known, worker.uuid, worker.capacity_bytes)
+            / worker.capacity_bytes
+            for worker in seen.facts.workers
+            if worker.capacity_bytes
+        }
+        reports = [
+            weighted(report, percent, domain, shares.get(report.worker.uuid.hex(), 1.0))
+            for report in seen.facts.reports
+        ]
         maps.answered(node, reports, self._now_ms())
 
     def _now_ms(self) -> int:

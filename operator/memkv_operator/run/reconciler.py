@@ -13,7 +13,7 @@ from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
 from memkv_operator.api.conditions import condition, merged, read_conditions
 from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import POOLS
-from memkv_operator.api.pool import Pool, read_pool
+from memkv_operator.api.pool import Pool, PoolSpec, read_pool
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial
@@ -92,8 +92,10 @@ class Reconciler:
         try:
             pool = read_pool(manifest)
         except ConfigError as error:
-            await self._write_not_understood(manifest, str(error))
-            return
+            if not read_meta(Reader(manifest)).deleting:
+                await self._write_not_understood(manifest, str(error))
+                return
+            pool = _unread(manifest)  # nothing of the spec is needed to let it go
         if pool.meta.deleting:
             await self._stop_publisher(key)
             self._identities.forget(pool)
@@ -111,6 +113,8 @@ class Reconciler:
         publisher.update(pool, decided, tls)
         if not publisher.informed or not self._agents.informed:
             self._enqueue(pool.key, INFORMED_AFTER_S)
+        if decided.under_way:
+            self._enqueue(pool.key, self._settings.under_way_s)
         await self._carry_out(pool, decided)
 
     async def stop(self) -> None:
@@ -174,8 +178,14 @@ class Reconciler:
                 *drive_findings(pool, drives, self._agents.installed),
             ],
             preflight=preflight,
+            needed_elsewhere=(
+                self._view.nodes_others_need(pool.key) if self._settings.annotates_nodes else None
+            ),
         )
-        return plan(observed, self._settings.own_image, rfc3339(self._clock.wall_s()))
+        return self._plan(observed)
+
+    def _plan(self, observed: Observed) -> Plan:
+        return plan(observed, self._settings.own_image, self._clock.wall_s())
 
     def _plan_deletion(self, pool: Pool) -> Plan:
         """While drives are wiped, the end is looked at again and again: time decides, too."""
@@ -189,7 +199,7 @@ class Reconciler:
         )
         if pool.spec.wipes_drives:
             self._enqueue(pool.key, WIPE_LOOK_S)
-        return plan(observed, self._settings.own_image, rfc3339(self._clock.wall_s()))
+        return self._plan(observed)
 
     async def _carry_out(self, pool: Pool, decided: Plan) -> None:
         """Do all actions; one that fails does not keep the others back. Raises the first error."""
@@ -268,3 +278,9 @@ class Reconciler:
         if status.value != wanted:
             live = await self._objects.write_status(POOLS, meta.namespace, meta.name, wanted)
             self._view.changed(POOLS, live)
+
+
+def _unread(manifest: JsonObject) -> Pool:
+    """Return a pool of which only the metadata and the status are known."""
+    reader = Reader(manifest)
+    return Pool(read_meta(reader), PoolSpec(()), reader.object("status").value)

@@ -7,6 +7,7 @@ from memkv_operator.identity.trust import GRACE
 from memkv_operator.kube.lease import LeaseConfig
 
 RESYNC_S = 60.0  # every pool is looked at so often, whatever was heard
+UNDER_WAY_S = 5.0  # and so often while something of it waits for time to pass
 LIST_AGAIN_S = 300.0  # a watch may lose a deletion; this finds it
 AGENT_INTERVAL_S = 1.0  # between questions to an agent: disks come and go by hand
 STEP_S = 0.25  # between looks at whether a pool's map should change
@@ -24,7 +25,10 @@ class Settings:
     http_port: int = 9471
     metadata_binding: str = ""
     """ClusterRoleBinding that lets metadata pods check tokens; empty: not the operator's task."""
+    annotates_nodes: bool = False
+    """Whether Nodes that are being emptied are annotated once they may be rebooted."""
     resync_s: float = RESYNC_S
+    under_way_s: float = UNDER_WAY_S
     list_again_s: float = LIST_AGAIN_S
     step_s: float = STEP_S
     authority_grace: timedelta = GRACE

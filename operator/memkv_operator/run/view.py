@@ -115,6 +115,16 @@ class ClusterView:
             if kind == MEMKV_NODES.kind
         ]
 
+    def nodes_others_need(self, pool: str) -> frozenset[str]:
+        """Return the nodes that another pool still needs."""
+        return frozenset(
+            node.node_name
+            for other in list(self._objects)
+            if other != pool
+            for node in self.memkv_nodes_of(other)
+            if not node.may_stop
+        )
+
     def children_of(self, pool: str) -> dict[Key, JsonObject]:
         """Return what exists of the kinds that are rendered from pools."""
         kinds = {resource.kind for resource in CHILDREN}

@@ -416,3 +416,64 @@ def test_workers_of_dismissed_nodes_leave_the_map_once_they_are_lost() -> None:
     assert [worker.node_name for worker in pool.map.workers] == ["a", "b", "c"]
     assert pool.slots_of("b")
     assert pool.map.fenced or pool.map.moving  # nothing of before is served unheard
+
+
+def test_a_cordoned_node_keeps_its_slots_and_gets_none_of_a_lost_one() -> None:
+    pool = Pool()
+    pool.poll()
+    had = pool.slots_of("a")
+    pool.publisher.cordon(["a"])
+    assert pool.after(5000).state is None
+    pool.up.discard("b")
+    pool.after(4000)
+    assert pool.slots_of("a") == had
+    assert pool.slots_of("c") == set(range(60)) - had
+    pool.settle()
+    pool.publisher.cordon([])
+    pool.poll()
+    assert pool.slots_of("a") > had
+
+
+def test_a_pool_held_still_changes_only_for_want_of_a_lost_node() -> None:
+    pool = Pool(names="abcd")
+    pool.up = {"a", "b", "c"}
+    pool.poll()
+    had = {name: pool.slots_of(name) for name in "abc"}
+    pool.publisher.hold_still(True)
+    pool.up.add("d")
+    pool.draining.add("a")
+    pool.after(5000)
+    assert {name: pool.slots_of(name) for name in "abc"} == had
+    assert len(pool.map.workers) == 3
+    pool.incarnation["b"] = 2  # at another port
+    pool.poll()
+    assert pool.map.workers[1].port == 7002
+    pool.up.discard("c")
+    pool.after(4000)
+    assert not pool.slots_of("c")
+    assert pool.slots_of("a") | pool.slots_of("b") == set(range(60))
+    pool.publisher.hold_still(False)
+    for _ in range(3):
+        pool.poll()
+        pool.settle()
+    assert pool.slots_of("d")
+    assert not pool.slots_of("a")
+
+
+def test_drained_nodes_that_are_switched_off_together_are_no_mass_loss() -> None:
+    pool = Pool(names="abcde")
+    pool.poll()
+    pool.draining = {"a", "b"}
+    for _ in range(3):
+        pool.poll()
+        pool.settle()
+    assert not pool.slots_of("a") | pool.slots_of("b")
+    assert not pool.map.moving
+    pool.up -= {"a", "b"}
+    pool.after(5000)
+    assert not pool.publisher.census.frozen
+    states = {worker.node_name: worker.state for worker in pool.map.workers}
+    assert states["a"] is states["b"] is WorkerState.LOST
+    pool.up -= {"c", "d"}
+    pool.after(5000)
+    assert pool.publisher.census.frozen

@@ -157,20 +157,42 @@ def test_many_lost_nodes_freeze_the_map_until_a_person_accepts() -> None:
     run_on_a_cluster(test)
 
 
-def test_a_selector_that_matches_nothing_keeps_the_last_map() -> None:
+def test_a_selector_that_matches_nothing_keeps_the_last_map_and_the_pods() -> None:
     async def test(cluster: Cluster) -> None:
         await ready_pool(cluster)
-        async with cluster.operator():
+        async with cluster.operator() as operator:
             await cluster.until(cluster.is_ready)
+            pods = {pod["metadata"]["uid"] for pod in cluster.api.all_of("pods")}
             groups = [{**SPEC["nodeGroups"][0], "nodeSelector": {"memkv.io/nod": "true"}}]
             await cluster.change_pool({"spec": {"nodeGroups": groups}})
             nothing = "SelectorMatchesNothing"
             await cluster.until(lambda: cluster.condition("ConfigValid")["reason"] == nothing)
-            await cluster.until(lambda: not cluster.api.all_of("pods"))
-            frozen = ("MassLossSuspected", "NoLiveNodes")
-            await cluster.until(lambda: cluster.condition("ShardMapPublished")["reason"] in frozen)
+            looked = cluster.reconciles(operator) + 5
+            await cluster.until(lambda: cluster.reconciles(operator) >= looked)
+            assert {pod["metadata"]["uid"] for pod in cluster.api.all_of("pods")} == pods
+            assert cluster.map.version.epoch == 1
             assert owners_of(cluster.map) == {"n1", "n2", "n3"}
             await cluster.change_pool({"spec": {"nodeGroups": SPEC["nodeGroups"]}})
+            await cluster.until(cluster.is_ready)
+            assert cluster.map.version.epoch == 1
+
+    run_on_a_cluster(test)
+
+
+def test_nodes_that_all_lose_their_label_lose_their_pods_and_not_the_last_map() -> None:
+    async def test(cluster: Cluster) -> None:
+        await ready_pool(cluster)
+        async with cluster.operator() as operator:
+            await cluster.until(cluster.is_ready)
+            for name in ("n1", "n2", "n3"):
+                change = {"metadata": {"labels": {"memkv.io/node": None}}}
+                await cluster.kubelets.change_node(name, change)
+            await cluster.until(lambda: not cluster.api.all_of("pods"))
+            looked = cluster.reconciles(operator) + 5
+            await cluster.until(lambda: cluster.reconciles(operator) >= looked)
+            assert owners_of(cluster.map) == {"n1", "n2", "n3"}
+            for name in ("n1", "n2", "n3"):
+                await cluster.kubelets.change_node(name, {"metadata": {"labels": LABELS}})
             await cluster.until(cluster.is_ready)
             assert UNASSIGNED not in unpack_owners(cluster.map.owners)
 
