@@ -128,7 +128,7 @@ def snapshot(cluster: Cluster) -> Object:
         if path.split("/")[-2] not in PASSING:
             meta = {k: item["metadata"].get(k) for k in ("labels", "annotations", "finalizers")}
             status = without_chance(item.get("status", {}))
-            found[path] = {**item, "metadata": meta, "status": status}
+            found[path] = {**item, "metadata": without_chance(meta), "status": status}
     if cluster.has_map:
         shard_map = cluster.map
         found["workers"] = {(w.node_name, w.state.name) for w in shard_map.workers}
