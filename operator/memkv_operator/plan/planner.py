@@ -111,14 +111,11 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
         rolling = rolling_update(
             pool, members, templates, revision, drained, now_s, settled=settled
         )
-    kept = _left_alone(observed)
-    children = [child for child in children if child.key not in kept]
-    live = {key: manifest for key, manifest in observed.children.items() if key not in kept}
     actions: list[Action] = []
     if FINALIZER not in pool.meta.finalizers:
         actions.append(SetFinalizer(True))
     if not blocked and not pool.spec.paused:
-        actions += child_actions(children, live, pool.meta.uid)
+        actions += _child_actions(observed, children)
         actions += _pod_actions(rolling) if observed.informed else []
     may_publish = not frozen and _has_nodes(members, observed.map_view)
     if not observed.informed:
@@ -151,6 +148,13 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
 
 
 _FIGURES = ("capacity", "tenants")  # of the status: those that change all the time
+
+
+def _child_actions(observed: Observed, children: Sequence[Child]) -> list[Action]:
+    kept = _left_alone(observed)
+    wanted = [child for child in children if child.key not in kept]
+    live = {key: manifest for key, manifest in observed.children.items() if key not in kept}
+    return child_actions(wanted, live, observed.pool.meta.uid)
 
 
 def _plan_deletion(observed: Observed, time: str) -> Plan:
