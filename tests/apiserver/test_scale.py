@@ -133,6 +133,18 @@ def looks_of(found: dict[str, float]) -> tuple[float, float]:
     return found[f"{seconds}_count{{}}"], found[f"{seconds}_sum{{}}"]
 
 
+def latest_s(found: dict[str, float]) -> float:
+    """Return a bound of how late the operator's event loop ever came to what was due."""
+    late = "memkv_operator_event_loop_late_seconds"
+    beats = found[f"{late}_count{{}}"]
+    bounds = {
+        float(key.partition("le=")[2].rstrip("}")): count
+        for key, count in found.items()
+        if key.startswith(f"{late}_bucket")
+    }
+    return min(bound for bound, count in bounds.items() if count == beats)
+
+
 def rss_bytes(pid: int, field: str) -> int:
     """Return a process's resident memory: VmRSS now, VmHWM at most."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -210,6 +222,7 @@ async def live(scene: Scene, operator: Daemon, port: int) -> None:
 
     grown_s = await seconds_until(grown, READY_S_MAX)
     print(f"{GROWS_BY} more nodes serve, and slots have moved, after {grown_s:.1f} s")
+    print(f"its event loop was never late by more than {latest_s(samples(port)):.2f} s")
     peak = rss_bytes(operator.pid, "VmHWM")
     print(f"operator's memory: {peak >> 20} MiB at most")
     assert peak < RSS_BYTES_MAX

@@ -71,7 +71,9 @@ class Leadership:
             await asyncio.sleep(min(self._config.retry_ms, left_ms) / 1000)
             left_ms = self._config.renew_within_ms - self._since_ms()
             try:
-                async with asyncio.timeout(max(0.0, left_ms / 1000)):
+                # Half of the time for one try: a connection may be dead, and the next one well.
+                try_ms = min(left_ms, self._config.renew_within_ms // 2)
+                async with asyncio.timeout(max(0.0, try_ms / 1000)):
                     leads = await self._try()
             except TimeoutError:
                 leads = True  # nobody answered: the time decides

@@ -30,6 +30,12 @@ class OperatorMetrics:
             "Time of a look at a pool, writes included.",
             registry=self.registry,
         )
+        self.late = Histogram(
+            "memkv_operator_event_loop_late_seconds",
+            "How late the event loop comes to what is due: it also renews the Lease.",
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+            registry=self.registry,
+        )
         self.depth = Gauge(
             "memkv_operator_queue_depth", "Pools that wait for a look.", registry=self.registry
         )

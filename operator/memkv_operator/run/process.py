@@ -15,6 +15,7 @@ from memkv.metadata.kubernetes.errors import NotFound
 from memkv_operator.api.names import MEMKV_NODES, POOLS, SHARD_MAPS
 from memkv_operator.kube.leadership import Leadership
 from memkv_operator.kube.objects import Objects
+from memkv_operator.kube.side_api import SideApi
 from memkv_operator.nodes.admin import Dial, GrpcNodeAdmin
 from memkv_operator.nodes.agent_admin import DialAgent, GrpcAgentAdmin
 from memkv_operator.run.agents import Agents
@@ -27,9 +28,10 @@ from memkv_operator.run.work_queue import WorkQueue
 
 log = logging.getLogger("memkv.operator")
 
-BEAT_S = 1.0
+BEAT_S = 0.5
 SILENT_S = 60.0  # an event loop that is stuck for so long will not come back
 SYNC_STEP_S = 0.05
+REST_S_MAX = 2.0  # of a pool after a look at it, which rests as long as the look took
 Connect = Callable[[Observer], Awaitable[ApiServer]]
 WORKERS = 4  # pools looked at side by side; each mostly waits for the API server
 
@@ -45,15 +47,18 @@ class Operator:
         dial_agent: DialAgent = GrpcAgentAdmin,
         connect: Connect = connect_api_server,
         make_event_watch: MakeEventWatch = KopfWatch,
+        *,
+        lease_aside: bool = False,
     ) -> None:
         """`dial` and `dial_agent`: how nodes and agents are reached; `connect`: how the API server
-        is."""
+        is. `lease_aside`: whether requests for the Lease have a thread of their own."""
         self._settings = settings
         self._clock = clock or SystemClock()
         self._dial = dial
         self._dial_agent = dial_agent
         self._connect = connect
         self._make_event_watch = make_event_watch
+        self._lease_aside = lease_aside
         self.metrics = OperatorMetrics(self._clock)
         self.view = ClusterView(self._concerns)
         self.metrics.registry.register(PoolCollector(self.view))
@@ -128,8 +133,13 @@ class Operator:
         while not watches.synced:
             await asyncio.sleep(SYNC_STEP_S)
         objects = Objects(api)
-        leadership = Leadership(self._settings.lease, objects, self._clock)
-        await leadership.lead(lambda transitions: self._work(api, objects, transitions))
+        side = SideApi(lambda: self._connect(self.metrics.requested)) if self._lease_aside else None
+        leadership = Leadership(self._settings.lease, Objects(side or api), self._clock)
+        try:
+            await leadership.lead(lambda transitions: self._work(api, objects, transitions))
+        finally:
+            if side is not None:
+                await side.close()
 
     async def _work(self, api: ApiServer, objects: Objects, transitions: int) -> None:
         queue = self._queue
@@ -178,6 +188,7 @@ class Operator:
         while True:
             key = await queue.take()
             self.metrics.depth.set(queue.depth)
+            begun_ns = self._clock.monotonic_ns()
             try:
                 with self.metrics.seconds.time():
                     await reconciler.reconcile(key)
@@ -187,7 +198,9 @@ class Operator:
                 queue.failed(key)
             else:
                 self.metrics.reconciles.labels("ok").inc()
-                queue.succeeded(key)
+                took_s = (self._clock.monotonic_ns() - begun_ns) / 1e9
+                # A large pool that changes all the time is looked at half of the time.
+                queue.succeeded(key, min(REST_S_MAX, took_s))
 
     async def _resync(self, queue: WorkQueue) -> None:
         while True:
@@ -205,6 +218,8 @@ class Operator:
         while True:
             self._beat_ns = self._clock.monotonic_ns()
             await asyncio.sleep(BEAT_S)
+            late_s = (self._clock.monotonic_ns() - self._beat_ns) / 1e9 - BEAT_S
+            self.metrics.late.observe(max(0.0, late_s))
 
     def _routes(self) -> dict[str, Route]:
         return {
@@ -232,7 +247,7 @@ def run_operator(settings: Settings) -> None:
 
 
 async def _run(settings: Settings) -> None:
-    operator = Operator(settings)
+    operator = Operator(settings, lease_aside=True)
     running = asyncio.create_task(operator.run())
     if threading.current_thread() is threading.main_thread():
         loop = asyncio.get_running_loop()

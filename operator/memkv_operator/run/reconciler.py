@@ -101,14 +101,14 @@ class Reconciler:
             self._identities.forget(pool)
             if pool.has_tls:
                 await self._reviewers.leave(pool)
-            await self._carry_out(pool, self._plan_deletion(pool))
+            await self._carry_out(pool, await self._plan_deletion(pool))
             return
         publisher = await self._publisher_of(pool)
         identity, view = await self._identity_of(pool)
         preflight = await self._preflights.look(pool, self._view.children_of(pool.key))
         if is_wrong(preflight):
             self._enqueue(pool.key, AGAIN_S)
-        decided = self._decide(pool, publisher, view, preflight)
+        decided = await self._decide(pool, publisher, view, preflight)
         tls = identity.admin if identity is not None else None
         publisher.update(pool, decided, tls)
         if not publisher.informed or not self._agents.informed:
@@ -150,7 +150,7 @@ class Reconciler:
             self._enqueue(pool.key, max(0.0, pause_ns / 1e9))
         return found, found.view
 
-    def _decide(
+    async def _decide(
         self, pool: Pool, publisher: PoolPublisher, identity: IdentityView, preflight: Preflight
     ) -> Plan:
         now_ns = self._clock.monotonic_ns()
@@ -162,12 +162,12 @@ class Reconciler:
             self._figures_due_ns[pool.key] = now_ns + pause_ns
         observed = Observed(
             pool,
-            self._view.kube_nodes,
+            dict(self._view.kube_nodes),
             self._view.pods_of(pool.key),
             self._view.memkv_nodes_of(pool.key),
             self._view.children_of(pool.key),
             self._view.metadata_rollout(pool.key),
-            publisher.seen,
+            dict(publisher.seen),
             publisher.view,
             informed,
             with_figures,
@@ -182,16 +182,13 @@ class Reconciler:
                 self._view.nodes_others_need(pool.key) if self._settings.annotates_nodes else None
             ),
         )
-        return self._plan(observed)
+        return await self._plan(observed)
 
-    def _plan(self, observed: Observed) -> Plan:
-        return plan(observed, self._settings.own_image, self._clock.wall_s())
-
-    def _plan_deletion(self, pool: Pool) -> Plan:
+    async def _plan_deletion(self, pool: Pool) -> Plan:
         """While drives are wiped, the end is looked at again and again: time decides, too."""
         observed = Observed(
             pool,
-            self._view.kube_nodes,
+            dict(self._view.kube_nodes),
             self._view.pods_of(pool.key),
             self._view.memkv_nodes_of(pool.key),
             self._view.children_of(pool.key),
@@ -199,7 +196,13 @@ class Reconciler:
         )
         if pool.spec.wipes_drives:
             self._enqueue(pool.key, WIPE_LOOK_S)
-        return self._plan(observed)
+        return await self._plan(observed)
+
+    async def _plan(self, observed: Observed) -> Plan:
+        """Plan beside the event loop: for hundreds of nodes it takes so long that the Lease must
+        not wait for it. What is observed must not change meanwhile."""
+        wall_s = self._clock.wall_s()
+        return await asyncio.to_thread(plan, observed, self._settings.own_image, wall_s)
 
     async def _carry_out(self, pool: Pool, decided: Plan) -> None:
         """Do all actions; one that fails does not keep the others back. Raises the first error."""

@@ -45,6 +45,8 @@ class ClusterView:
         self.kube_nodes: dict[str, KubeNode] = {}
         self._pods: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._objects: dict[str, dict[Key, JsonObject]] = defaultdict(dict)
+        self._parsed: dict[str, tuple[JsonObject, MemKVNode]] = {}
+        """By key of the MemKVNode: what was read of which manifest."""
         self._concerns = concerns
         self._versions: dict[Key, tuple[str, int]] = {}
         """(kind, key) -> (UID, resourceVersion) of the newest state known."""
@@ -86,6 +88,8 @@ class ClusterView:
                 self._pods[pool].pop(meta.name, None)
             else:
                 self._objects[pool].pop((resource.kind, meta.name), None)
+            if resource is MEMKV_NODES:
+                self._parsed.pop(meta.key, None)
             self._concerns(pool)
 
     def replaced(self, resource: Resource, namespace: str, listing: Listing) -> None:
@@ -109,9 +113,10 @@ class ClusterView:
 
     def memkv_nodes_of(self, pool: str) -> list[MemKVNode]:
         """Return a pool's MemKVNodes."""
+        namespace = pool.partition("/")[0]
         return [
-            read_memkv_node(manifest)
-            for (kind, _), manifest in self._objects[pool].items()
+            self._read_node(f"{namespace}/{name}", manifest)
+            for (kind, name), manifest in self._objects[pool].items()
             if kind == MEMKV_NODES.kind
         ]
 
@@ -146,6 +151,13 @@ class ClusterView:
             self._objects.pop(pool, None)
 
     # --- inside ------------------------------------------------------------------------------
+
+    def _read_node(self, key: str, manifest: JsonObject) -> MemKVNode:
+        """Read a MemKVNode once: hundreds are asked for at each look."""
+        known = self._parsed.get(key)
+        if known is None or known[0] is not manifest:
+            known = self._parsed[key] = manifest, read_memkv_node(manifest)
+        return known[1]
 
     def _changed_child(
         self, resource: Resource, pool: str, meta: ObjectMeta, slim: JsonObject
@@ -202,6 +214,8 @@ class ClusterView:
             other = self._objects[pool].pop((resource.kind, name), None)
             if gone is not None or other is not None:
                 self._concerns(pool)
+        if resource is MEMKV_NODES:
+            self._parsed.pop(f"{namespace}/{name}", None)
         if resource is POOLS and self.pools.pop(f"{namespace}/{name}", None) is not None:
             self._concerns(f"{namespace}/{name}")
         if resource is NODES and self.kube_nodes.pop(name, None) is not None:

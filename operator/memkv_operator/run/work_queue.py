@@ -19,6 +19,7 @@ class Schedule:
     due_s: dict[str, float] = field(default_factory=dict)
     working: set[str] = field(default_factory=set)
     failures: dict[str, int] = field(default_factory=dict)
+    rests_until_s: dict[str, float] = field(default_factory=dict)
 
     def add(self, key: str, at_s: float) -> None:
         """Have the key worked on at this time or earlier, if it waits already."""
@@ -26,10 +27,11 @@ class Schedule:
 
     def take(self, now_s: float) -> str | None:
         """Return the key that has waited longest and mark it as worked on."""
+        self.rests_until_s = {k: at_s for k, at_s in self.rests_until_s.items() if at_s > now_s}
         ready = [
             (at_s, key)
             for key, at_s in self.due_s.items()
-            if at_s <= now_s and key not in self.working
+            if self._from_s(key) <= now_s and key not in self.working
         ]
         if not ready:
             return None
@@ -40,12 +42,14 @@ class Schedule:
 
     def next_s(self) -> float | None:
         """Return when the next key is due; None: nothing waits."""
-        return min((at for key, at in self.due_s.items() if key not in self.working), default=None)
+        waiting = [self._from_s(key) for key in self.due_s if key not in self.working]
+        return min(waiting, default=None)
 
-    def succeeded(self, key: str) -> None:
-        """Note the end of work."""
+    def succeeded(self, key: str, rests_until_s: float = 0.0) -> None:
+        """Note the end of work. The key is not worked on again before this time."""
         self.working.discard(key)
         self.failures.pop(key, None)
+        self.rests_until_s[key] = rests_until_s
 
     def failed(self, key: str, now_s: float, share: float) -> None:
         """Note that work has failed, and try again later. `share`: 0 to 1, of the longest pause."""
@@ -55,6 +59,9 @@ class Schedule:
         ceiling_s = min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2.0**count)
         self.due_s.pop(key, None)
         self.add(key, now_s + ceiling_s * (0.5 + 0.5 * share))
+
+    def _from_s(self, key: str) -> float:
+        return max(self.due_s[key], self.rests_until_s.get(key, 0.0))
 
 
 class WorkQueue:
@@ -91,9 +98,9 @@ class WorkQueue:
             except TimeoutError:
                 continue
 
-    def succeeded(self, key: str) -> None:
-        """Note the end of work on a key."""
-        self._schedule.succeeded(key)
+    def succeeded(self, key: str, rest_s: float = 0.0) -> None:
+        """Note the end of work on a key, which then rests for so long."""
+        self._schedule.succeeded(key, self._now_s() + rest_s if rest_s else 0.0)
         self._changed.set()
 
     def failed(self, key: str) -> None:

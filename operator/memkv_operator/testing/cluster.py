@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from memkv.clock import SystemClock
+from memkv.clock import Clock, SystemClock
 from memkv.metadata.kubernetes.api_server import MERGE, ApiServer, Observer
 from memkv.metadata.kubernetes.json_values import JsonObject
 from memkv.metadata.kubernetes.listing import Listing
@@ -61,9 +61,9 @@ async def pause(seconds: float) -> None:
 class ReflectedWatch:
     """An EventWatch without kopf."""
 
-    def __init__(self, api: ApiServer, on_event: OnEvent) -> None:
+    def __init__(self, api: ApiServer, on_event: OnEvent, clock: Clock) -> None:
         self._reflectors = [
-            Reflector(api, kind.path(), {}, _Listener(kind, on_event), SystemClock())
+            Reflector(api, kind.path(), {}, _Listener(kind, on_event), clock)
             for kind in BY_KOPF
         ]
         self._tasks: list[asyncio.Task[None]] = []
@@ -99,10 +99,13 @@ class _Listener:
 class Cluster:
     """An API server, kubelets, and operators."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None, step_s: float = 0.02) -> None:
+        """`clock`: of everybody in it. `step_s`: between two looks at what changes all the time."""
+        self._clock = clock or SystemClock()
+        self._step_s = step_s
         self.api = FakeApiServer()
         self.kubelets = SimulatedKubelets(self.api, NAMESPACE)
-        self.api.now = lambda: rfc3339(SystemClock().wall_s())
+        self.api.now = lambda: rfc3339(self._clock.wall_s())
         self.agents = FakeAgents()
         self.kubelets.hand_drives = self.agents.hand_drives
         self.has_ended: Callable[[], bool] = lambda: True
@@ -124,7 +127,7 @@ class Cluster:
             http_port=0,
             metadata_binding="memkv-metadata",
             resync_s=1.0,
-            step_s=0.02,
+            step_s=self._step_s,
             agent_interval_s=0.05,
             list_again_s=2.0,
         )
@@ -134,10 +137,13 @@ class Cluster:
 
         operator = Operator(
             settings,
+            clock=self._clock,
             dial=self.kubelets.nodes.dial,
             dial_agent=self.agents.dial,
             connect=connect,
-            make_event_watch=lambda namespaces, on_event: ReflectedWatch(way, on_event),
+            make_event_watch=lambda namespaces, on_event: ReflectedWatch(
+                way, on_event, self._clock
+            ),
         )
         running = asyncio.create_task(operator.run())
         self.has_ended = running.done
@@ -157,7 +163,7 @@ class Cluster:
                 found = holds()
                 if found if isinstance(found, bool) else await found:
                     return
-                await pause(0.02)
+                await pause(self._step_s)
 
     async def add_agent(self, node: str, *disks: FakeDisk) -> FakeAgent:
         """Run an agent on a node, in the operator's own namespace."""

@@ -83,7 +83,8 @@ class FleetAdmin(SimulatedAdmin):
 async def run(pool: str, arguments: list[str]) -> None:
     """Run until cancelled."""
     fleet = Fleet(pool)
-    operator = Operator(settings_of(build_parser().parse_args(arguments)), dial=fleet.dial)
+    settings = settings_of(build_parser().parse_args(arguments))
+    operator = Operator(settings, dial=fleet.dial, lease_aside=True)
     fleet.view = operator.view
     source = ShardMapSource(await connect_api_server(), pool, fleet.take_over, SystemClock())
     await asyncio.gather(operator.run(), source.run())

@@ -54,7 +54,10 @@ class RealApi:
             lease, "memkv:1", (self.namespace,), "127.0.0.1", 0, resync_s=2.0, step_s=0.1,
             authority_grace=timedelta(seconds=authority_grace_s),
         )  # fmt: skip
-        operator = Operator(settings, dial=self.kubelets.nodes.dial, connect=connect)
+        operator = Operator(
+            settings, dial=self.kubelets.nodes.dial, connect=connect,
+            lease_aside=connect is connect_api_server,
+        )  # fmt: skip
         running = asyncio.create_task(operator.run())
         self.has_ended = running.done
         try:

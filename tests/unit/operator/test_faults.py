@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from memkv.shardmap import unpack_owners
+from memkv.testing.simulated_time import LoopClock, run_simulated
 from memkv_operator.testing.cluster import PATH, POOL, Cluster
 from memkv_operator.testing.faulty_api import FAULTS, Disorder, FaultyApi, some_disorder
 
 LABELS = {"memkv.io/node": "true"}
+STEP_S = 0.25
 AT_ONCE = 12
 MARGIN = 3  # requests after the last one of the undisturbed run
 
@@ -93,7 +95,7 @@ async def run_through(
 
     Return what there is at its end, and how many requests the operator made in it.
     """
-    cluster = Cluster()
+    cluster = Cluster(LoopClock(), STEP_S)
     way = FaultyApi(cluster.api)
     for name in ("n1", "n2"):
         await cluster.kubelets.add_node(name, LABELS)
@@ -176,7 +178,7 @@ def test_any_one_request_may_fail(scenario: str, fault: str) -> None:
         print(f"{scenario}: each of {count} requests failed with {fault}")
         assert sum(failed) >= count // 2  # the last ones are not made each time
 
-    asyncio.run(test())
+    run_simulated(test())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -202,4 +204,4 @@ def test_watches_may_lie(scenario: str, seed: int) -> None:
         await run_through(SCENARIOS[scenario], arm, undisturbed)
         assert disturbed
 
-    asyncio.run(test())
+    run_simulated(test())

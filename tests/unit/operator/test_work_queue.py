@@ -82,3 +82,15 @@ def test_a_waiting_worker_is_woken_by_what_is_due() -> None:
         assert queue.depth == 1
 
     asyncio.run(main())
+
+
+def test_a_key_that_rests_waits_until_it_has_rested() -> None:
+    schedule = Schedule()
+    schedule.add("a", 0)
+    assert schedule.take(0) == "a"
+    schedule.add("a", 1)
+    schedule.succeeded("a", 5)
+    assert schedule.take(4.9) is None
+    assert schedule.next_s() == 5
+    assert schedule.take(5) == "a"
+    assert not schedule.rests_until_s

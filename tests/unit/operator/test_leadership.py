@@ -1,0 +1,97 @@
+"""The Lease is kept over a dead connection, and beside a busy event loop."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from memkv.metadata.kubernetes.api_server import ApiServer
+from memkv.metadata.kubernetes.errors import NotFound
+from memkv.metadata.kubernetes.json_values import JsonObject
+from memkv.testing.api_server import FakeApiServer
+from memkv.testing.simulated_time import LoopClock, run_simulated
+from memkv_operator.kube.leadership import Leadership, LeadershipLost
+from memkv_operator.kube.lease import LeaseConfig
+from memkv_operator.kube.objects import Objects
+from memkv_operator.kube.side_api import SideApi
+
+
+@dataclass
+class Hanging(FakeApiServer):
+    """Some requests are never answered."""
+
+    hangs: set[int] = field(default_factory=set)
+    asked: int = 0
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: JsonObject | None = None,
+        content_type: str = "application/json",
+    ) -> JsonObject:
+        self.asked += 1
+        if self.asked in self.hangs:
+            await asyncio.Event().wait()
+        return await super().request(method, path, query, body, content_type)
+
+
+async def lead_for_a_minute(api: Hanging) -> None:
+    async def work(transitions: int) -> None:
+        await asyncio.sleep(60)
+
+    leadership = Leadership(LeaseConfig("ns", "lease", "a"), Objects(api), LoopClock())
+    await leadership.lead(work)
+
+
+def test_one_request_that_hangs_does_not_cost_the_lease() -> None:
+    api = Hanging(hangs={5})
+    run_simulated(lead_for_a_minute(api))
+    assert api.asked > 20
+
+
+def test_leadership_ends_when_nobody_answers() -> None:
+    with pytest.raises(LeadershipLost, match="in time"):
+        run_simulated(lead_for_a_minute(Hanging(hangs=set(range(5, 1000)))))
+
+
+def test_requests_go_on_in_a_thread_while_their_callers_loop_is_busy() -> None:
+    served_in: list[str] = []
+
+    class Slow(FakeApiServer):
+        async def request(
+            self,
+            method: str,
+            path: str,
+            query: Mapping[str, str] | None = None,
+            body: JsonObject | None = None,
+            content_type: str = "application/json",
+        ) -> JsonObject:
+            for _ in range(20):  # turns of the loop, as an exchange over a socket has
+                await asyncio.sleep(0.01)
+            served_in.append(threading.current_thread().name)
+            return await super().request(method, path, query, body, content_type)
+
+    async def connect() -> ApiServer:
+        return Slow()
+
+    async def main() -> None:
+        side = SideApi(connect)
+        asking = asyncio.create_task(side.request("GET", "/api/v1/nodes"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        deadline = time.monotonic() + 30
+        while not served_in and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert served_in == ["lease"]
+        assert (await asking)["items"] == []
+        with pytest.raises(NotFound):
+            await side.request("GET", "/api/v1/nodes/none")
+        await side.close()
+
+    asyncio.run(main())
+    assert "lease" not in {thread.name for thread in threading.enumerate()}
