@@ -216,6 +216,31 @@ def test_rights_are_those_that_were_reviewed(helm: str) -> None:
     assert rights == yaml.safe_load(GOLDEN.read_text())
 
 
+@pytest.mark.parametrize(
+    ("flag", "group", "resource"),
+    [
+        ("certManager.enabled", "cert-manager.io", "certificates"),
+        ("metrics.poolPodMonitors.enabled", "monitoring.coreos.com", "podmonitors"),
+    ],
+)
+def test_rights_to_the_kinds_of_others_are_asked_for(
+    helm: str, flag: str, group: str, resource: str
+) -> None:
+    def rules(*arguments: str) -> list[Object]:
+        return [
+            rule
+            for manifest in documents(template(helm, *arguments))
+            if manifest["kind"] in ("ClusterRole", "Role")
+            for rule in objects(manifest, "rules")
+        ]
+
+    before, after = rules(), rules("--set", f"{flag}=true")
+    (added,) = [rule for rule in after if rule not in before]
+    verbs = ["create", "delete", "get", "patch"]
+    assert added == {"apiGroups": [group], "resources": [resource], "verbs": verbs}
+    assert len(after) == len(before) + 1
+
+
 def arguments_of(manifests: list[Object], name: str) -> list[str]:
     (container,) = [
         container

@@ -87,6 +87,7 @@ CLUSTER_ROLE_BINDINGS = Resource(
     "rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False
 )
 CERTIFICATES = Resource("cert-manager.io", "v1", "certificates", "Certificate")
+POD_MONITORS = Resource("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor")
 
 CHILDREN = (
     SERVICE_ACCOUNTS,
@@ -101,7 +102,7 @@ CHILDREN = (
 """Kinds that are rendered from a pool, in the order in which they are made."""
 BY_KIND = {
     resource.kind: resource
-    for resource in (*CHILDREN, CERTIFICATES, POOLS, MEMKV_NODES, SHARD_MAPS)
+    for resource in (*CHILDREN, CERTIFICATES, POD_MONITORS, POOLS, MEMKV_NODES, SHARD_MAPS)
 }
 
 

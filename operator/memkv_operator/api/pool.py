@@ -174,6 +174,7 @@ class PoolSpec:
     wipes_drives: bool = False
     tenants: tuple[Tenant, ...] = ()
     pod_template: PodTemplate = PodTemplate()
+    pod_monitor: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +235,7 @@ def _spec(spec: Reader) -> PoolSpec:
         wipes_drives=spec.object("deletionPolicy").text("drives", "Retain") == "Wipe",
         tenants=tuple(_tenant(tenant) for tenant in spec.objects("tenants")),
         pod_template=_pod_template(spec.object("podTemplate")),
+        pod_monitor=spec.object("monitoring").flag("podMonitor"),
     )
 
 

@@ -69,6 +69,8 @@ class Observed:
     """What had to be asked for."""
     needed_elsewhere: Collection[str] | None = None
     """Nodes that other pools still need; None: Nodes are not annotated."""
+    monitored: Condition | None = None
+    """Of the pool's PodMonitor; None: it has none and wants none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,8 @@ def _status(
         now.append(certificates_valid(observed.identity))
     if (quotas := quotas_guaranteed(pool, sharing)) is not None:
         now.append(quotas)
+    if observed.monitored is not None:
+        now.append(observed.monitored)
     generation = pool.meta.generation
     status: Manifest = {
         **pool_figures(pool, members, observed.map_view, rolling, revision),
@@ -285,11 +289,12 @@ _WORTH_AN_EVENT = frozenset(
         "Paused",
         "RDMAReady",
         "QuotasGuaranteed",
+        "Monitored",
     }
 )
 
 
-_NEWS_FROM_THE_FIRST = frozenset({"ConfigValid", "DrivesReady"})
+_NEWS_FROM_THE_FIRST = frozenset({"ConfigValid", "DrivesReady", "Monitored"})
 """Conditions that wait for a person."""
 
 

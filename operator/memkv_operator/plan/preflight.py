@@ -17,9 +17,7 @@ from memkv_operator.render.resources import (
 NAMES_SHOWN = 5
 ENFORCE_LABEL = "pod-security.kubernetes.io/enforce"
 LEVEL_NEEDED = "privileged"
-_OF_THE_CLUSTER = (
-    "node.kubernetes.io/"  # DaemonSets tolerate these taints, or they pass
-)
+_OF_THE_CLUSTER = "node.kubernetes.io/"  # DaemonSets tolerate these taints, or they pass
 
 
 @dataclass(frozen=True, slots=True)

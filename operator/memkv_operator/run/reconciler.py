@@ -10,7 +10,7 @@ from memkv.clock import Clock
 from memkv.errors import ConfigError, MemKVError
 from memkv.metadata.kubernetes.errors import Conflict
 from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
-from memkv_operator.api.conditions import condition, merged, read_conditions
+from memkv_operator.api.conditions import Condition, condition, merged, read_conditions
 from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import POOLS
 from memkv_operator.api.pool import Pool, PoolSpec, read_pool
@@ -32,6 +32,8 @@ from memkv_operator.run.identities import (
     Show,
     Unavailable,
 )
+from memkv_operator.run.monitors import AGAIN_S as MONITORS_AGAIN_S
+from memkv_operator.run.monitors import Monitors
 from memkv_operator.run.preflight import AGAIN_S, Preflights, is_wrong
 from memkv_operator.run.publishing import INFORMED_AFTER_S, PoolPublisher
 from memkv_operator.run.reviewers import Reviewers
@@ -73,6 +75,7 @@ class Reconciler:
         self._hands = Hands(objects, view)
         self._identities = Identities(objects, clock, settings.authority_grace, show_ends)
         self._preflights = Preflights(objects, clock)
+        self._monitors = Monitors(objects, clock)
         self._reviewers = Reviewers(objects, settings.metadata_binding)
         self._events = EventPoster(objects, settings.lease.identity, clock)
         self._publishers: dict[str, tuple[str, PoolPublisher, asyncio.Task[None]]] = {}
@@ -88,6 +91,7 @@ class Reconciler:
             self._view.forget_pool(key)
             self._agents.decide()  # its drives are nobody's now
             self._preflights.forget(key)
+            self._monitors.forget(key)
             return
         try:
             pool = read_pool(manifest)
@@ -108,7 +112,10 @@ class Reconciler:
         preflight = await self._preflights.look(pool, self._view.children_of(pool.key))
         if is_wrong(preflight):
             self._enqueue(pool.key, AGAIN_S)
-        decided = await self._decide(pool, publisher, view, preflight)
+        monitored = await self._monitors.look(pool)
+        if monitored is not None and not monitored.holds:
+            self._enqueue(pool.key, MONITORS_AGAIN_S)
+        decided = await self._decide(pool, publisher, view, preflight, monitored)
         tls = identity.admin if identity is not None else None
         publisher.update(pool, decided, tls)
         if not publisher.informed or not self._agents.informed:
@@ -151,7 +158,12 @@ class Reconciler:
         return found, found.view
 
     async def _decide(
-        self, pool: Pool, publisher: PoolPublisher, identity: IdentityView, preflight: Preflight
+        self,
+        pool: Pool,
+        publisher: PoolPublisher,
+        identity: IdentityView,
+        preflight: Preflight,
+        monitored: Condition | None,
     ) -> Plan:
         now_ns = self._clock.monotonic_ns()
         drives = self._agents.decide().of_pool(pool)
@@ -181,6 +193,7 @@ class Reconciler:
             needed_elsewhere=(
                 self._view.nodes_others_need(pool.key) if self._settings.annotates_nodes else None
             ),
+            monitored=monitored,
         )
         return await self._plan(observed)
 

@@ -42,6 +42,11 @@ pools and shard maps), which the API server allows because it holds those rights
 - apiGroups: [memkv.io]
   resources: [memkvpools]
   verbs: [get, list, patch, update, watch]
+{{- if .Values.metrics.poolPodMonitors.enabled }}
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [create, delete, get, patch]
+{{- end }}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [create, delete, get, list, patch, watch]
