@@ -1,9 +1,11 @@
 """Operators that die in the middle of publishing, and operators that compete, on a real API server.
 
-MEMKV_LEADER_KILLS says how many leaders are killed.
+MEMKV_LEADER_KILLS says how many leaders are killed: as many of them as MEMKV_LEADER_KILLS_S
+seconds have time for, and 12 at least.
 """
 
 import asyncio
+import contextlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from memkv.clock import SystemClock
 from memkv.metadata.kubernetes.api_server import ApiServer, Observer, connect_api_server
 from memkv.metadata.kubernetes.errors import Away
 from memkv.metadata.kubernetes.json_values import JsonObject
@@ -19,7 +22,9 @@ from memkv.shardmap import UNASSIGNED, ShardMap, unpack_owners
 from memkv_operator.testing.real_api import RealApi
 
 OnRealApi = Callable[[Callable[[RealApi], Awaitable[None]]], None]
-KILLS = int(os.environ.get("MEMKV_LEADER_KILLS", "12"))
+KILLS_MIN = 12
+KILLS = int(os.environ.get("MEMKV_LEADER_KILLS", str(KILLS_MIN)))
+KILLS_S = float(os.environ.get("MEMKV_LEADER_KILLS_S", "240"))
 LEASE_MS = 1000
 
 
@@ -63,14 +68,16 @@ class Mortal:
 
 
 async def follow_versions(api: ApiServer, path: str, version: str, heard: list[ShardMap]) -> None:
-    """Watch what holds the map, from before there was one."""
+    """Watch what holds the map, from before there was one; on from there when a watch ends, as one
+    does that hears nothing for a while."""
     query = {"resourceVersion": version}
     while True:
-        async for event in api.watch(path, query):
-            item: Any = event["object"]
-            if event["type"] in ("ADDED", "MODIFIED"):
-                heard.append(map_of(item))
-                query["resourceVersion"] = item["metadata"]["resourceVersion"]
+        with contextlib.suppress(Away):
+            async for event in api.watch(path, query):
+                item: Any = event["object"]
+                if event["type"] in ("ADDED", "MODIFIED"):
+                    heard.append(map_of(item))
+                    query["resourceVersion"] = item["metadata"]["resourceVersion"]
 
 
 async def lead_and_die(real: RealApi, name: str, after_the_write: bool) -> None:
@@ -98,14 +105,22 @@ def test_versions_stay_monotonic_when_leaders_die_in_mid_publish(on_real_api: On
         assert not listing["items"]
         version = listing["metadata"]["resourceVersion"]
         following = asyncio.create_task(follow_versions(real.api, maps, version, heard))
-        for round_ in range(KILLS):
-            await lead_and_die(real, f"operator-{round_}", round_ % 2 == 1)
+        clock, kills = SystemClock(), 0
+        begun_ns = clock.monotonic_ns()
+
+        def passed_s() -> float:
+            return (clock.monotonic_ns() - begun_ns) / 1e9
+
+        while kills < KILLS and (kills < KILLS_MIN or passed_s() < KILLS_S):
+            await lead_and_die(real, f"operator-{kills}", kills % 2 == 1)
+            kills += 1
+        print(f"{kills} leaders killed in mid-publish in {passed_s():.0f} s")
         async with real.operator("last", 15_000):
             await real.until(real.is_ready)
         assert not following.done()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-        check_history(heard)
+        check_history(heard, kills)
         found = await real.map()
         assert found is not None
         assert found.version == heard[-1].version
@@ -138,7 +153,7 @@ def test_of_two_operators_one_leads_and_the_other_takes_over(on_real_api: OnReal
     on_real_api(test)
 
 
-def check_history(heard: list[ShardMap]) -> None:
+def check_history(heard: list[ShardMap], kills: int) -> None:
     assert heard
     for before, after in itertools.pairwise(heard):
         if before.version == after.version:
@@ -146,6 +161,6 @@ def check_history(heard: list[ShardMap]) -> None:
             continue
         assert after.version.newer_than(before.version)
         assert after.version.epoch > before.version.epoch
-    assert heard[-1].version.term > KILLS // 4
+    assert heard[-1].version.term > kills // 4
     for shard_map in heard:
         assert UNASSIGNED not in unpack_owners(shard_map.owners)
