@@ -20,6 +20,14 @@ USAGES = {
     ExtendedKeyUsageOID.SERVER_AUTH: "server auth",
     ExtendedKeyUsageOID.CLIENT_AUTH: "client auth",
 }
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What parts of a certificate raise when they are looked at: its PEM is read without them."""
 
 
 def faults_of_authority(pem: bytes, now: datetime, where: str) -> list[str]:
@@ -32,10 +40,16 @@ def faults_of_authority(pem: bytes, now: datetime, where: str) -> list[str]:
         return [f"{where}: {error}"]
     found = []
     for authority in authorities:
-        name = authority.subject.rfc4514_string()
-        if not _is_authority(authority):
-            found.append(f"{where}: {name} is no authority (basicConstraints CA:TRUE is missing)")
-        found += [f"{where}: {name} {fault}" for fault in _faults_of_times(authority, now)]
+        try:
+            name = authority.subject.rfc4514_string()
+            authority.public_key()  # whoever believes it has to read it
+            if not _is_authority(authority):
+                found.append(
+                    f"{where}: {name} is no authority (basicConstraints CA:TRUE is missing)"
+                )
+            found += [f"{where}: {name} {fault}" for fault in _faults_of_times(authority, now)]
+        except UNREADABLE as error:
+            found.append(f"{where} {_unreadable(error)}")
     return found
 
 
@@ -50,15 +64,24 @@ def faults_of_pair(
     except ConfigError as error:
         return [f"{where}: {error}"]
     leaf = chain[0]
-    found = [
-        *_faults_of_key(leaf, pair.key),
-        *_faults_of_times(leaf, now),
-        *_faults_of_names(leaf, names),
-        *_faults_of_usage(leaf),
-    ]
+    found: list[str] = []
+    try:
+        found += _faults_of_key(leaf, pair.key)
+        found += _faults_of_times(leaf, now)
+        found += _faults_of_names(leaf, names)
+        found += _faults_of_usage(leaf)
+    except UNREADABLE as error:
+        found.append(_unreadable(error))
     if not _leads_to(chain, authorities):
         found.append("is not signed by the authority that came with it (ca.crt)")
     return [f"{where} {fault}" for fault in found]
+
+
+def _unreadable(error: Exception) -> str:
+    return (
+        f"has a part that cannot be read ({error}): issue it anew, with a key that is RSA or on "
+        "the curve P-256, P-384 or P-521, and each extension once"
+    )
 
 
 def _faults_of_key(leaf: x509.Certificate, pem: bytes) -> Iterator[str]:
@@ -127,6 +150,6 @@ def _is_signed(certificate: x509.Certificate, issuer: x509.Certificate, below: i
     try:
         certificate.verify_directly_issued_by(issuer)
         limits = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+    except (*UNREADABLE, InvalidSignature, x509.ExtensionNotFound):
         return False
     return limits.ca and (limits.path_length is None or below <= limits.path_length)

@@ -65,6 +65,8 @@ class Operator:
         self._queue: WorkQueue | None = None
         self._watches: Watches | None = None
         self._beat_ns = self._clock.monotonic_ns()
+        self._bugs: dict[str, str] = {}
+        """Key of a pool -> the error its looks end with that nobody foresaw."""
         self.leads = False
         self.http_port = 0
 
@@ -196,11 +198,28 @@ class Operator:
                 log.warning("pool %s: %s", key, error)
                 self.metrics.reconciles.labels("failed").inc()
                 queue.failed(key)
+            except Exception as error:
+                # What nobody foresaw about one pool must not end the work on all others.
+                self._say_bug(key, error)
+                self.metrics.reconciles.labels("bug").inc()
+                queue.failed(key)
             else:
+                self._bugs.pop(key, None)
                 self.metrics.reconciles.labels("ok").inc()
                 took_s = (self._clock.monotonic_ns() - begun_ns) / 1e9
                 # A large pool that changes all the time is looked at half of the time.
                 queue.succeeded(key, min(REST_S_MAX, took_s))
+
+    def _say_bug(self, key: str, error: Exception) -> None:
+        """Log an error with its traceback, once as long as it stays the same."""
+        said = repr(error)
+        if self._bugs.get(key) != said:
+            self._bugs[key] = said
+            log.error(
+                "pool %s: this is a bug in the operator, please report it; other pools go on",
+                key,
+                exc_info=error,
+            )
 
     async def _resync(self, queue: WorkQueue) -> None:
         while True:

@@ -1,5 +1,6 @@
 """Certificates that somebody else made: what is wrong with them, in a sentence for each fault."""
 
+import base64
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -105,6 +106,44 @@ def test_each_fault_has_its_sentence(case: str) -> None:
     found = faults_of_pair(pair, AUTHORITY.certificate, NAMES, now, "tls.crt")
     assert len(found) == 1, found
     assert re.match(f"tls.crt:? .*{words}", found[0]), found
+
+
+P_256, UNKNOWN_CURVE = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
+EC_KEY, UNKNOWN_KEY = bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06072a8648ce3d027f")
+NAMES_ID, OTHER_ID = bytes.fromhex("0603551d11"), bytes.fromhex("0603551d7f")
+TWICE = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.127"), b"\x30\x00")
+
+
+def malformed(certificate: bytes, before: bytes, after: bytes) -> bytes:
+    """Return a certificate that is read in PEM, and has a part that cannot be."""
+    der = x509.load_pem_x509_certificate(certificate).public_bytes(Encoding.DER)
+    assert before in der
+    text = base64.encodebytes(der.replace(before, after))
+    return b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n"
+
+
+MALFORMED = {
+    "an unknown curve": malformed(GOOD.certificate, P_256, UNKNOWN_CURVE),
+    "an unknown kind of key": malformed(GOOD.certificate, EC_KEY, UNKNOWN_KEY),
+    "an extension twice": malformed(
+        signed(AUTHORITY, "x", TWICE, dns=NAMES).certificate, OTHER_ID, NAMES_ID
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_certificate_is_a_fault_and_no_error(case: str) -> None:
+    pem = MALFORMED[case]
+    found = faults_of_pair(Pair(pem, GOOD.key), AUTHORITY.certificate, NAMES, NOW, "tls.crt")
+    assert any("cannot be read" in fault and "issue it anew" in fault for fault in found), found
+    assert faults_of_pair(GOOD, pem, NAMES, NOW, "tls.crt")
+    found = faults_of_authority(pem, NOW, "ca.crt")
+    assert len(found) == 1
+    assert found[0].startswith("ca.crt has a part that cannot be read"), found
+    content = {"ca.crt": pem, "tls.crt": pem, "tls.key": GOOD.key}
+    offer = offer_of_secret(pool(), "mine", content, NOW)
+    assert offer.authority is None
+    assert {fault.reason for fault in offer.faults} == {"CertificateInvalid"}
 
 
 def test_good_certificates_have_none() -> None:

@@ -105,9 +105,7 @@ def test_a_tenant_that_is_named_no_more_is_dropped_in_two_rounds_and_once() -> N
             await cluster.until(lambda: "batch" in in_force(cluster, "n1"))
             assert generations(cluster) == {tag: 2}
             await cluster.change_pool({"spec": {"tenants": []}})
-            await cluster.until(
-                lambda: generations(cluster) == {tag: 4, tenant_tag("search"): 2}
-            )
+            await cluster.until(lambda: generations(cluster) == {tag: 4, tenant_tag("search"): 2})
 
     run_on_a_cluster(test)
 
