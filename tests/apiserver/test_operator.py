@@ -97,6 +97,43 @@ def test_looking_again_at_a_ready_pool_writes_nothing(on_real_api: OnRealApi) ->
     on_real_api(test)
 
 
+def test_an_update_begins_with_a_canary_and_a_removed_node_goes(on_real_api: OnRealApi) -> None:
+    """What is under way is kept by the real schema; the affinity of the DaemonSet is accepted."""
+
+    async def test(real: RealApi) -> None:
+        await real.add_nodes(3)
+        await real.make_pool(updateStrategy={"minReadySeconds": 0})
+        async with real.operator():
+            await real.until(real.is_ready)
+            image = {"spec": {"image": {"tag": "2"}}}
+            await real.api.request("PATCH", f"{real.root}/memkvpools/{POOL}", None, image, MERGE)
+            noted: set[str] = set()
+
+            async def updated() -> bool:
+                status = (await real.pool())["status"]
+                noted.add(status.get("update", {}).get("phase", ""))
+                up_to_date = (await real.condition("UpToDate"))["status"] == "True"
+                return up_to_date and bool(noted & {"Canary", "Rolling"})
+
+            await real.until(updated)
+            gone = real.names[0]
+            listed: Any = await real.get(f"{real.root}/memkvnodes")
+            node = next(n for n in listed["items"] if n["spec"]["nodeName"] == gone)
+            path = f"{real.root}/memkvnodes/{node['metadata']['name']}"
+            await real.api.request("PATCH", path, None, {"spec": {"state": "Removed"}}, MERGE)
+            pods = f"/api/v1/namespaces/{real.namespace}/pods"
+
+            async def dropped() -> bool:
+                found: Any = await real.get(pods)
+                return gone not in {pod["spec"]["nodeName"] for pod in found["items"]}
+
+            await real.until(dropped)
+            await real.until(real.is_ready)
+            assert (await real.pool())["status"]["nodeSummary"] == "2/2"
+
+    on_real_api(test)
+
+
 @pytest.mark.parametrize("dead", [False, True], ids=["alive", "all nodes dead"])
 def test_a_deleted_pool_does_not_wait_for_its_nodes(on_real_api: OnRealApi, dead: bool) -> None:
     async def test(real: RealApi) -> None:

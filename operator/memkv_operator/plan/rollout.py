@@ -279,7 +279,7 @@ def _begin(
 
 
 def _drains(pool: Pool, member: Member) -> bool:
-    """Return whether a node gives its slots away before its pod goes: docs/decisions/0002."""
+    """Return whether a node gives its slots away before its pod goes: docs/decisions/0003."""
     if pool.spec.drain_timeout_s == 0 or member.group is None:
         return False
     return pool.spec.drains_always or not member.group.survives_restarts
