@@ -81,7 +81,7 @@ LOAD_CAP = 1.10  # a worker's slots over its fair share; lower moves more slots 
 MAP_BYTES_MAX = 4 * MIB  # gRPC's default message limit; bounds what a lying server can make us hold
 MAX_MOVING_SLOTS_PERCENT_DEFAULT = 20  # bounds the copy traffic of a changed pool
 MOVE_TIMEOUT_S = 3_600  # previous owners retire after this even if their blocks were not copied
-MASS_LOSS_PERCENT = 30  # more workers gone at once are a broken network, not broken workers
+MASS_LOSS_PERCENT = 30  # more nodes gone at once are a broken network, not broken nodes
 WORKER_RESTART_MS = 3_400  # the longest measured from kill -9 to serving, two busy cores
 # Longer than a restart, even where the drive's lock is waited for. Until then the worker's keys
 # miss. Called lost too soon, it would lose what it holds: slots that move away and home again bring

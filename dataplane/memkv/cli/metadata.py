@@ -71,7 +71,7 @@ LOSS_GRACE: Field[int] = Field(
 )  # fmt: skip
 ACCEPT_MASS_LOSS: Field[bool] = Field(
     "accept_mass_loss", units.parse_flag, False,
-    f"more than {MASS_LOSS_PERCENT} in 100 workers are gone, and for good: go on without them"
+    f"more than {MASS_LOSS_PERCENT} in 100 nodes are gone, and for good: go on without them"
     " instead of keeping the map frozen", "metadata",
 )  # fmt: skip
 REFLECTION: Field[bool] = Field(

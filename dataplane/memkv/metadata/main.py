@@ -40,7 +40,7 @@ from memkv.shardmap import ShardMap
 log = logging.getLogger("memkv.metadata")
 
 WHAT_TO_DO = {
-    Reason.MASS_LOSS_SUSPECTED: ": so many workers vanished at once that the network is likelier to"
+    Reason.MASS_LOSS_SUSPECTED: ": so many nodes vanished at once that the network is likelier to"
     " be broken. Bring them back; if they are gone for good, start this with --accept-mass-loss",
     Reason.NO_LIVE_WORKERS: ": clients keep the last map; start the nodes, or check --nodes",
 }

@@ -232,7 +232,7 @@ class Publisher:
         complete = len(self._nodes_answered) >= self._config.nodes
         if not complete and waited_ms < self._config.first_map_wait_ms:
             return Outcome(None, (Reason.WAITING_FOR_WORKERS,))
-        self.census = take_census({}, self._sightings.by_uuid, self._config.loss, now_ms)
+        self.census = take_census((), self._sightings.by_uuid, self._config.loss, now_ms)
         workers = next_workers((), self._sightings.by_uuid, self.census)
         if not any(worker.state == WorkerState.ACTIVE for worker in workers):
             return Outcome(None, (Reason.WAITING_FOR_WORKERS,))
@@ -245,10 +245,10 @@ class Publisher:
 
     def _next_map(self, state: PublisherState, now_ms: int, wall_s: int) -> Outcome:
         old = state.shard_map
-        states = {worker.uuid: worker.state for worker in old.workers}
+        known = {worker.uuid for worker in old.workers}
         vouched = {w.uuid for w in old.workers if w.node_name in self._vouched}
         self.census = take_census(
-            states,
+            old.workers,
             self._sightings.by_uuid,
             self._config.loss,
             now_ms,
@@ -257,14 +257,14 @@ class Publisher:
         )
         workers = next_workers(old.workers, self._sightings.by_uuid, self.census)
         if self._still:
-            workers = tuple(worker for worker in workers if worker.uuid in states)
+            workers = tuple(worker for worker in workers if worker.uuid in known)
         reasons: list[Reason] = []
         if self.census.frozen:
             reasons.append(Reason.MASS_LOSS_SUSPECTED)
         if not any(worker.state == WorkerState.ACTIVE for worker in workers):
             # Whatever the map says is better than nothing: its workers may come back.
-            kept = {worker.uuid: worker.state for worker in old.workers}
-            workers = tuple(replace(w, state=kept.get(w.uuid, w.state)) for w in workers)
+            states = {worker.uuid: worker.state for worker in old.workers}
+            workers = tuple(replace(w, state=states.get(w.uuid, w.state)) for w in workers)
             reasons.append(Reason.NO_LIVE_WORKERS)
         epoch = old.version.epoch + 1
         before = ownership_of(state)

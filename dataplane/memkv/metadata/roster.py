@@ -1,9 +1,10 @@
 """Which workers are there: from polls and their times to ACTIVE, DRAINING or LOST. Pure.
 
 A worker is dead when nothing proved it alive for the grace time; a crashed process is back within
-it, and no slot should move for that. Many deaths at once are a broken network more often than
-broken workers, and moving their slots would turn a short outage into a cold cache: then
-the map is frozen until they are back, or a person says that they are gone for good.
+it, and no slot should move for that. Many nodes gone at once are a broken network more often than
+broken nodes, and moving their slots would turn a short outage into a cold cache: then
+the map is frozen until they are back, or a person says that they are gone for good. Nodes are
+counted, not workers: a network loses all workers of a node together, and so does one dead node.
 
 Situation of one worker of the map, rows tried in order:
 
@@ -75,7 +76,7 @@ class Census:
 
 
 def take_census(
-    workers: Mapping[bytes, WorkerState],
+    workers: Collection[Worker],
     sightings: Mapping[bytes, Sighting],
     policy: LossPolicy,
     now_ms: int,
@@ -87,40 +88,44 @@ def take_census(
     Those that were `expected` to go, because they have given everything away, say nothing about
     the network: they die like others and count neither as lost nor as alive.
     """
+    states = {worker.uuid: worker.state for worker in workers}
     silence = {uuid: now_ms - sighting.alive_ms for uuid, sighting in sightings.items()}
     ready = frozenset(uuid for uuid, sighting in sightings.items() if sighting.ready)
     dead = frozenset(
         uuid
-        for uuid in workers
+        for uuid in states
         if uuid not in ready and uuid not in vouched and silence[uuid] >= policy.grace_ms
     )
     newly_dead = frozenset(
-        uuid for uuid in dead if workers[uuid] != WorkerState.LOST and uuid not in expected
+        uuid for uuid in dead if states[uuid] != WorkerState.LOST and uuid not in expected
     )
     # Silent from half the grace on: of one event, the first may be dead when others are not yet.
     vanished = frozenset(
         uuid
-        for uuid, state in workers.items()
+        for uuid, state in states.items()
         if uuid not in ready
         and uuid not in expected
         and silence[uuid] >= policy.grace_ms // 2
         and (state != WorkerState.LOST or silence[uuid] < policy.grace_ms + policy.window_ms)
     )
-    base = len(vanished) + sum(
-        1
-        for uuid, state in workers.items()
-        if state != WorkerState.LOST and uuid not in vanished and uuid not in expected
-    )
-    mass = is_mass_loss(len(vanished), base, policy.mass_percent)
+    living = {
+        worker.node_name
+        for worker in workers
+        if worker.state != WorkerState.LOST
+        and worker.uuid not in vanished
+        and worker.uuid not in expected
+    }
+    gone = {worker.node_name for worker in workers if worker.uuid in vanished} - living
+    mass = is_mass_loss(len(gone), len(gone) + len(living), policy.mass_percent)
     return Census(ready, dead, vanished, bool(newly_dead) and mass and not policy.accept_mass_loss)
 
 
-def is_mass_loss(vanished: int, workers: int, percent: int) -> bool:
-    """Return whether so many are gone that the network is the likelier culprit.
+def is_mass_loss(vanished: int, nodes: int, percent: int) -> bool:
+    """Return whether so many nodes are gone that the network is the likelier culprit.
 
-    One worker alone never is, or a pool of three could not lose any.
+    One node alone never is, or a pool of three could not lose any.
     """
-    return vanished >= 2 and vanished * 100 > workers * percent
+    return vanished >= 2 and vanished * 100 > nodes * percent
 
 
 def next_state(

@@ -1,5 +1,6 @@
 """Who is lost: grace, mass loss, returning workers, two nodes with one worker."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -52,14 +53,14 @@ def test_state_table(
 
 
 @pytest.mark.parametrize(
-    ("vanished", "workers", "expected"),
+    ("vanished", "nodes", "expected"),
     [(0, 3, False), (1, 1, False), (1, 2, False), (1, 3, False), (2, 3, True), (2, 6, True),
      (2, 7, False), (3, 10, False), (4, 10, True), (30, 100, False), (31, 100, True)],
 )  # fmt: skip
 def test_mass_loss_is_over_30_percent_and_never_one(
-    vanished: int, workers: int, expected: bool
+    vanished: int, nodes: int, expected: bool
 ) -> None:
-    assert is_mass_loss(vanished, workers, 30) is expected
+    assert is_mass_loss(vanished, nodes, 30) is expected
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_census(
     silences_ms: dict[int, int], states: dict[int, WorkerState], dead: set[int], frozen: bool
 ) -> None:
     now_ms = 1_000_000
-    known = {worker(n).uuid: states.get(n, ACTIVE) for n in silences_ms}
+    known = [replace(worker(n), state=states.get(n, ACTIVE)) for n in silences_ms]
     census = take_census(known, seen(silences_ms, now_ms), POLICY, now_ms)
     assert census.dead == {worker(n).uuid for n in dead}
     assert census.frozen is frozen
@@ -91,11 +92,46 @@ def test_census(
     assert not take_census(known, seen(silences_ms, now_ms), accepting, now_ms).frozen
 
 
+@pytest.mark.parametrize(
+    ("silences_ms", "frozen"),
+    [
+        ({1: 0, 2: 0, 3: 3000}, False),
+        ({1: 0, 2: 3000, 3: 3000}, True),
+        ({1: 0, 2: 0, 3: 0, 4: 3000}, False),
+        ({1: 0, 2: 3000, 3: 1500}, True),
+    ],
+    ids=["one-of-three", "two-of-three", "one-of-four", "second-in-the-same-event"],
+)
+def test_a_dead_node_is_one_loss_however_many_workers_it_has(
+    silences_ms: dict[int, int], frozen: bool
+) -> None:
+    """Node n has the workers 10n and 10n + 1."""
+    now_ms = 1_000_000
+    known = [
+        replace(worker(10 * n + position), node_name=f"n{n}")
+        for n in silences_ms
+        for position in (0, 1)
+    ]
+    silences = {10 * n + position: silences_ms[n] for n in silences_ms for position in (0, 1)}
+    census = take_census(known, seen(silences, now_ms), POLICY, now_ms)
+    assert census.frozen is frozen
+    assert len(census.dead) == 2 * sum(silence >= 3000 for silence in silences_ms.values())
+
+
+def test_workers_lost_on_nodes_that_answer_freeze_nothing() -> None:
+    """One drive of each of two nodes fails: the network is there, as the other workers show."""
+    now_ms = 1_000_000
+    known = [replace(worker(n), node_name=f"n{n // 10}") for n in (10, 11, 20, 21)]
+    census = take_census(known, seen({10: 0, 11: 3000, 20: 0, 21: 3000}, now_ms), POLICY, now_ms)
+    assert census.dead == {worker(11).uuid, worker(21).uuid}
+    assert not census.frozen
+
+
 def test_returned_worker_brings_its_new_address() -> None:
     sightings = Sightings()
     sightings.answered("a", [report(1, ready=True, incarnation=2)], 0)
     before = (Worker(worker(1).uuid, 1, "n1", "127.0.0.1", 9, LOST),)
-    census = take_census({worker(1).uuid: LOST}, sightings.by_uuid, POLICY, 0)
+    census = take_census(before, sightings.by_uuid, POLICY, 0)
     after = next_workers(before, sightings.by_uuid, census)
     assert after == (worker(1, incarnation=2),)
 
@@ -104,7 +140,7 @@ def test_frozen_map_takes_new_addresses_and_nothing_else() -> None:
     now_ms = 10_000
     sightings = Sightings(seen({1: 0, 2: 5000, 3: 5000, 4: 0}, now_ms))
     before = tuple(worker(n, port=9) for n in (1, 2, 3))
-    census = take_census({w.uuid: ACTIVE for w in before}, sightings.by_uuid, POLICY, now_ms)
+    census = take_census(before, sightings.by_uuid, POLICY, now_ms)
     assert census.frozen
     after = next_workers(before, sightings.by_uuid, census)
     assert after == (worker(1), worker(2, port=9), worker(3, port=9))
@@ -138,6 +174,6 @@ def test_of_two_nodes_with_one_worker_the_newer_incarnation_counts() -> None:
 def test_expected_worker_has_the_whole_grace_from_the_start() -> None:
     sightings = Sightings()
     sightings.expect(worker(1).uuid, 5000)
-    known = {worker(1).uuid: ACTIVE}
+    known = [worker(1)]
     assert not take_census(known, sightings.by_uuid, POLICY, 7999).dead
     assert take_census(known, sightings.by_uuid, POLICY, 8000).dead
