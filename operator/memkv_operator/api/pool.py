@@ -294,11 +294,18 @@ def _group(group: Reader, shared: Network | None) -> NodeGroup:
         tolerations=tuple(group.raw_list("tolerations")),
         seccomp=group.text("seccompProfile", "RuntimeDefault"),
         resources={
-            kind: {name: str(resources.object(kind).amount(name)) for name in value.value}
+            kind: {name: _quantity(value, name) for name in value.value}
             for kind in ("requests", "limits")
             if (value := resources.object(kind)).value
         },
     )
+
+
+def _quantity(amounts: Reader, name: str) -> str:
+    """Return it as it was written, once it is known to be one."""
+    amount = amounts.amount(name)
+    bytes_of(amount, amounts.place(name))
+    return str(amount)
 
 
 def _issuer(issuer: Reader) -> Issuer:

@@ -14,6 +14,8 @@ _SUFFIXES: dict[str, Decimal] = {
     "P": Decimal(10**15),
     "E": Decimal(10**18),
     "m": Decimal("0.001"),
+    "u": Decimal("1e-6"),
+    "n": Decimal("1e-9"),
     **{f"{letter}i": Decimal(1024 ** (n + 1)) for n, letter in enumerate("KMGTPE")},
 }
 _PATTERN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:[eE]([+-]?\d{1,2})|([numkKMGTPE]?i?))")

@@ -39,8 +39,9 @@ class DriveSnapshot:
     """By name of the node."""
     pods: frozenset[tuple[str, str]] = frozenset()
     """(pool, node) where a data-plane pod still is, in whatever state."""
-    complete: bool = True
-    """Whether every pool could be read; else nobody is told anything new."""
+    unread: Mapping[str, Sequence[MemKVNode]] = field(default_factory=dict)
+    """By key of each pool of which too little can be read: what it has stays untouched, and the
+    agents of its nodes are told nothing new."""
 
 
 class DriveDesk:
@@ -55,6 +56,9 @@ class DriveDesk:
             pool.key: {n.node_name: n for n in snapshot.memkv_nodes.get(pool.key, ())}
             for pool in self._with_drives
         }
+        for key, nodes in snapshot.unread.items():
+            self._nodes[key] = {node.node_name: node for node in nodes}
+        self._untold = {node.node_name for nodes in snapshot.unread.values() for node in nodes}
         self._around = self._neighbourhood()
         self._decided: dict[str, dict[str, tuple[Drive, ...]]] = {}
         self._wanted: dict[str, list[Want]] = {}
@@ -75,7 +79,7 @@ class DriveDesk:
     def orders_of(self, node: str) -> AgentOrders | None:
         """Return what the agent of a node shall do, None while that cannot be told."""
         seen = self._snapshot.agents.get(node)
-        if seen is None or seen.facts is None or not self._snapshot.complete:
+        if seen is None or seen.facts is None or node in self._untold:
             return None
         assignments: list[Assignment] = []
         wipes: list[str] = []

@@ -15,6 +15,7 @@ from memkv_operator.api.cluster import AgentPod, read_agent_pod
 from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import AGENT_SELECTOR, PODS
 from memkv_operator.api.pool import Pool, read_pool
+from memkv_operator.api.unread import read_rest
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import AdminTls
 from memkv_operator.nodes.agent_admin import DialAgent
@@ -79,7 +80,7 @@ class Agents:
 
     def decide(self) -> DriveDesk:
         """Decide on the drives of all nodes by what is known now, and have agents told."""
-        pools, complete = self._read_pools()
+        pools = self.pools()
         with_drives = [pool for pool in pools if wants_drives(pool)]
         desk = DriveDesk(
             DriveSnapshot(
@@ -92,7 +93,11 @@ class Agents:
                     for pool in with_drives
                     for pod in self._view.pods_of(pool.key)
                 ),
-                complete,
+                {
+                    pool.key: self._view.memkv_nodes_of(pool.key)
+                    for pool in pools
+                    if not pool.spec.groups
+                },
             )
         )
         for node in self._poller.seen:
@@ -104,8 +109,21 @@ class Agents:
         return desk
 
     def pools(self) -> list[Pool]:
-        """Return all pools that can be read."""
-        return self._read_pools()[0]
+        """Return all pools; of those that cannot be read, what is known of them."""
+        self._pools = {
+            key: (manifest, self.read(manifest)) for key, manifest in self._view.pools.items()
+        }
+        return [pool for _, pool in self._pools.values()]
+
+    def read(self, manifest: JsonObject) -> Pool:
+        """Return a pool; of one that cannot be read, what is known of it."""
+        known, before = self._pools.get(read_meta(Reader(manifest)).key, (None, None))
+        if before is not None and known is manifest:
+            return before
+        try:
+            return read_pool(manifest)
+        except ConfigError:
+            return read_rest(manifest, before)  # its reconcile says so
 
     # --- running -----------------------------------------------------------------------------
 
@@ -164,22 +182,6 @@ class Agents:
         for pool in self.pools():
             if wants_drives(pool):
                 self._concerns(pool.key)
-
-    def _read_pools(self) -> tuple[list[Pool], bool]:
-        """Return the pools, and whether every one could be read."""
-        complete = True
-        found: dict[str, tuple[JsonObject, Pool]] = {}
-        for key, manifest in self._view.pools.items():
-            known = self._pools.get(key)
-            if known is not None and known[0] is manifest:
-                found[key] = known
-                continue
-            try:
-                found[key] = manifest, read_pool(manifest)
-            except ConfigError:
-                complete = False  # its reconcile says so
-        self._pools = found
-        return [pool for _, pool in found.values()], complete
 
     # --- as a reflector's listener -----------------------------------------------------------
 

@@ -13,7 +13,7 @@ from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
 from memkv_operator.api.conditions import Condition, condition, merged, read_conditions
 from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import POOLS
-from memkv_operator.api.pool import Pool, PoolSpec, read_pool
+from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial
@@ -99,7 +99,7 @@ class Reconciler:
             if not read_meta(Reader(manifest)).deleting:
                 await self._write_not_understood(manifest, str(error))
                 return
-            pool = _unread(manifest)  # nothing of the spec is needed to let it go
+            pool = self._agents.read(manifest)  # little of the spec is needed to let it go
         if pool.meta.deleting:
             await self._stop_publisher(key)
             self._identities.forget(pool)
@@ -294,9 +294,3 @@ class Reconciler:
         if status.value != wanted:
             live = await self._objects.write_status(POOLS, meta.namespace, meta.name, wanted)
             self._view.changed(POOLS, live)
-
-
-def _unread(manifest: JsonObject) -> Pool:
-    """Return a pool of which only the metadata and the status are known."""
-    reader = Reader(manifest)
-    return Pool(read_meta(reader), PoolSpec(()), reader.object("status").value)

@@ -63,8 +63,7 @@ class ReflectedWatch:
 
     def __init__(self, api: ApiServer, on_event: OnEvent, clock: Clock) -> None:
         self._reflectors = [
-            Reflector(api, kind.path(), {}, _Listener(kind, on_event), clock)
-            for kind in BY_KOPF
+            Reflector(api, kind.path(), {}, _Listener(kind, on_event), clock) for kind in BY_KOPF
         ]
         self._tasks: list[asyncio.Task[None]] = []
         self.alive = True

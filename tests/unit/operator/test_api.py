@@ -23,7 +23,7 @@ def test_quantities(text: int | str, expected: int) -> None:
     assert bytes_of(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "lots", "1 Gi", "Gi", "1GiB", "--1", "1u"])
+@pytest.mark.parametrize("text", ["", "lots", "1 Gi", "Gi", "1GiB", "--1", "1ui", "1mi"])
 def test_what_is_no_quantity_is_refused_by_name(text: str) -> None:
     with pytest.raises(FieldInvalid, match=r"memory\.size"):
         bytes_of(text, "memory.size")
@@ -76,6 +76,15 @@ def test_time_of_a_condition_changes_with_its_status_only() -> None:
         ({"ports": {"data": True}}, "ports.data"),
         ({"podTemplate": {"extraArgs": [1]}}, "extraArgs"),
         ({"podTemplate": {"labels": {"a": 1}}}, "labels"),
+        (
+            {
+                "network": {},
+                "nodeGroups": [
+                    {"memory": {"size": 1}, "resources": {"limits": {"memory": "banana"}}}
+                ],
+            },
+            "nodeGroups[0].resources.limits.memory",
+        ),
     ],
 )
 def test_a_spec_of_another_version_is_refused_by_field(spec: JsonObject, field: str) -> None:

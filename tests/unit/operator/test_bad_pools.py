@@ -1,9 +1,36 @@
 """One pool that is wrong in a way of its own: what is said of it, and that others go on."""
 
+from typing import Any
+
 import pytest
 
+from memkv_operator.api.pool import read_pool
+from memkv_operator.api.unread import read_rest
 from memkv_operator.run.reconciler import Reconciler
-from memkv_operator.testing.cluster import Cluster, ready_pool, run_on_a_cluster
+from memkv_operator.testing.agents import FakeDisk
+from memkv_operator.testing.cluster import (
+    LABELS,
+    PATH,
+    POOL,
+    SPEC,
+    Cluster,
+    ready_pool,
+    run_on_a_cluster,
+)
+
+DRIVES: dict[str, Any] = {
+    **SPEC["nodeGroups"][0],
+    "storage": {"deviceSelector": {"transport": "nvme"}, "initPolicy": "IfBlank"},
+}
+UNREADABLE: dict[str, Any] = {"podTemplate": {"labels": {"a": 1}}}
+WIPE: dict[str, Any] = {
+    "deletionPolicy": {"drives": "Wipe", "confirmation": "yes-really-wipe-drives"}
+}
+
+
+def is_not_understood(cluster: Cluster, pool: str = POOL) -> bool:
+    found = cluster.api.objects[f"{PATH}/memkvpools/{pool}"].get("status", {})
+    return any(c["reason"] == "SpecNotUnderstood" for c in found.get("conditions", ()))
 
 
 def test_a_bug_about_one_pool_does_not_end_the_work_on_others(
@@ -33,3 +60,56 @@ def test_a_bug_about_one_pool_does_not_end_the_work_on_others(
 
     monkeypatch.setattr(Reconciler, "reconcile", reconcile_but_one)
     run_on_a_cluster(test)
+
+
+@pytest.mark.parametrize("unreadable", [UNREADABLE, {"network": 1}], ids=["in part", "as a whole"])
+def test_a_pool_that_was_never_readable_does_not_keep_others_from_their_drives(
+    unreadable: dict[str, Any],
+) -> None:
+    async def test(cluster: Cluster) -> None:
+        await cluster.make_pool("bad", **unreadable)
+        await cluster.kubelets.add_node("n1", LABELS)
+        await cluster.add_agent("n1", FakeDisk("a"))
+        async with cluster.operator():
+            await cluster.until(lambda: is_not_understood(cluster, "bad"))
+            await cluster.make_pool(nodeGroups=[DRIVES])
+            await cluster.until(cluster.is_ready)
+
+    run_on_a_cluster(test)
+
+
+def test_a_pool_that_is_not_readable_any_more_keeps_its_drives_and_is_wiped_as_it_says() -> None:
+    async def test(cluster: Cluster) -> None:
+        await cluster.kubelets.add_node("n1", LABELS)
+        agent = await cluster.add_agent("n1", FakeDisk("a"))
+        await cluster.make_pool(nodeGroups=[DRIVES], **WIPE)
+        async with cluster.operator():
+            await cluster.until(cluster.is_ready)
+            await cluster.change_pool({"spec": UNREADABLE})
+            await cluster.until(lambda: is_not_understood(cluster))
+            assert agent.spec.assignments
+        # One who never read it lets it go all the same, and wipes what it has.
+        async with cluster.operator("b"):
+            erased = len(agent.erased)
+            await cluster.api.request("DELETE", f"{PATH}/memkvpools/{POOL}", None, {})
+            await cluster.until(lambda: not cluster.api.all_of("memkvpools"))
+            assert len(agent.erased) > erased
+
+    run_on_a_cluster(test)
+
+
+def test_what_is_known_of_a_pool_that_cannot_be_read() -> None:
+    meta = {"name": POOL, "uid": "u"}
+    before = read_pool({"metadata": meta, "spec": {**SPEC, "paused": False}})
+    bad = {"metadata": meta, "spec": {**SPEC, **UNREADABLE, **WIPE}}
+    for known in (before, None):
+        rest = read_rest(bad, known)
+        assert rest.spec.paused
+        assert rest.spec.wipes_drives
+        assert rest.spec.groups == before.spec.groups
+    earlier = read_pool({"metadata": {**meta, "uid": "earlier"}, "spec": {}})
+    assert read_rest(bad, earlier).spec.groups == before.spec.groups
+    for spec in (1, {"nodeGroups": 1}, {"deletionPolicy": 1}):
+        rest = read_rest({"metadata": meta, "spec": spec}, None)
+        assert rest.spec.groups == ()
+        assert not rest.spec.wipes_drives
