@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from memkv.clock import Clock
 from memkv.errors import ConfigError, MemKVError
-from memkv.metadata.kubernetes.errors import Conflict
+from memkv.metadata.kubernetes.errors import Conflict, Forbidden, Invalid
 from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
 from memkv_operator.api.conditions import Condition, condition, merged, read_conditions
 from memkv_operator.api.meta import read_meta
@@ -17,11 +17,12 @@ from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial
-from memkv_operator.plan.actions import Action, side_by_side
+from memkv_operator.plan.actions import Action, ApplyChild, WritePoolStatus, side_by_side
 from memkv_operator.plan.claims import claim_findings, drive_findings, wants_drives
 from memkv_operator.plan.identity import Fault, IdentityView
 from memkv_operator.plan.planner import Observed, Plan, plan
 from memkv_operator.plan.preflight import Preflight
+from memkv_operator.plan.refusals import refusal_findings
 from memkv_operator.run.agents import Agents
 from memkv_operator.run.carry_out import Hands
 from memkv_operator.run.events import EventPoster
@@ -42,7 +43,7 @@ from memkv_operator.run.view import ClusterView
 
 log = logging.getLogger("memkv.operator")
 
-FAILURES_MAX = 3  # of one look; then the API server is unwell, and more calls do not help it
+FAILURES_MAX = 3  # of one look; then the API server is unwell: the status alone is still tried
 WIPE_LOOK_S = 1.0
 SOON_S = 0.1  # changes that come together are one look
 
@@ -80,6 +81,8 @@ class Reconciler:
         self._events = EventPoster(objects, settings.lease.identity, clock)
         self._publishers: dict[str, tuple[str, PoolPublisher, asyncio.Task[None]]] = {}
         self._figures_due_ns: dict[str, int] = {}
+        self._refused: dict[str, dict[str, str]] = {}
+        """Key of a pool -> its children that the API server refused in the last look, and why."""
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the error that ended a publisher: leadership lost, or a bug."""
 
@@ -188,6 +191,7 @@ class Reconciler:
             [
                 *claim_findings(pool, self._agents.pools(), self._view.kube_nodes),
                 *drive_findings(pool, drives, self._agents.installed),
+                *refusal_findings(self._refused.get(pool.key, {})),
             ],
             preflight=preflight,
             needed_elsewhere=(
@@ -221,13 +225,18 @@ class Reconciler:
         """Do all actions; one that fails does not keep the others back. Raises the first error."""
         first: MemKVError | None = None
         failures = 0
+        refused: dict[str, str] = {}
         for together in side_by_side(decided.actions):
+            if failures >= FAILURES_MAX and not isinstance(together[0], WritePoolStatus):
+                continue
             ends = await asyncio.gather(*(self._try(pool, action) for action in together))
-            errors = [error for error in ends if error is not None]
-            first = first or next(iter(errors), None)
-            failures += len(errors)
-            if failures >= FAILURES_MAX:
-                break
+            for action, error in zip(together, ends, strict=True):
+                first = first or error
+                if isinstance(action, ApplyChild) and isinstance(error, Invalid | Forbidden):
+                    refused[f"{action.child.resource.kind} {action.child.name}"] = str(error)
+                elif error is not None:
+                    failures += 1
+        self._refused[pool.key] = refused  # the next look says so
         await self._events.post(pool, decided.events)
         if first is not None:
             raise first

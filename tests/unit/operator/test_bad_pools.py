@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 
+from memkv.errors import MemKVError
+from memkv.metadata.kubernetes.errors import Invalid
+from memkv.testing.api_server import Request
 from memkv_operator.api.pool import read_pool
 from memkv_operator.api.unread import read_rest
 from memkv_operator.run.reconciler import Reconciler
@@ -113,3 +116,32 @@ def test_what_is_known_of_a_pool_that_cannot_be_read() -> None:
         rest = read_rest({"metadata": meta, "spec": spec}, None)
         assert rest.spec.groups == ()
         assert not rest.spec.wipes_drives
+
+
+def test_children_that_the_server_refuses_are_said_and_hide_nothing() -> None:
+    """More of them than failures that make a server unwell."""
+    refused = ("networkpolicies", "poddisruptionbudgets", "services", "serviceaccounts")
+
+    async def test(cluster: Cluster) -> None:
+        words = "Forbidden: exceeded quota: none-of-these"
+
+        def refuse(request: Request, done: bool) -> MemKVError | None:
+            made = request.method == "PATCH" and any(f"/{one}/" in request.path for one in refused)
+            return Invalid(words) if made and not done else None
+
+        cluster.api.fault = refuse
+        await ready_pool(cluster, 1)
+        async with cluster.operator():
+            reason = "ApplyFailed"
+            await cluster.until(lambda: cluster.condition("ConfigValid")["reason"] == reason)
+            message = cluster.condition("ConfigValid")["message"]
+            assert message.count(words) >= 4
+            assert f"ServiceAccount {POOL}-" in message
+            assert cluster.condition("Ready")["status"] == "False"
+            await cluster.until(lambda: cluster.condition("NodesReady")["status"] == "True")
+            await cluster.until(lambda: bool(cluster.api.all_of("memkvnodes")[0].get("status")))
+            cluster.api.fault = lambda request, done: None
+            await cluster.until(cluster.is_ready)
+            assert cluster.condition("ConfigValid")["status"] == "True"
+
+    run_on_a_cluster(test)
