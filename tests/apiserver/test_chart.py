@@ -196,6 +196,11 @@ def test_crds_stay_or_go(helm: str) -> None:
     assert not crds(*values("static"))
 
 
+def test_a_binding_that_is_not_made_is_not_named(helm: str) -> None:
+    assert "MEMKV_METADATA_BINDING" in template(helm)
+    assert "MEMKV_METADATA_BINDING" not in template(helm, "--set", "rbac.create=false")
+
+
 def test_rights_are_those_that_were_reviewed(helm: str) -> None:
     """A change of rights is a change of tests/golden/chart-rbac.yaml."""
     rights = {

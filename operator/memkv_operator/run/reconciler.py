@@ -3,7 +3,7 @@ only what is there."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from memkv.clock import Clock
@@ -21,8 +21,9 @@ from memkv_operator.plan.actions import Action, ApplyChild, WritePoolStatus, sid
 from memkv_operator.plan.claims import claim_findings, drive_findings, wants_drives
 from memkv_operator.plan.identity import Fault, IdentityView
 from memkv_operator.plan.planner import Observed, Plan, plan
-from memkv_operator.plan.preflight import Preflight
+from memkv_operator.plan.preflight import Finding, Preflight
 from memkv_operator.plan.refusals import refusal_findings
+from memkv_operator.run import reviewers
 from memkv_operator.run.agents import Agents
 from memkv_operator.run.carry_out import Hands
 from memkv_operator.run.events import EventPoster
@@ -77,7 +78,7 @@ class Reconciler:
         self._identities = Identities(objects, clock, settings.authority_grace, show_ends)
         self._preflights = Preflights(objects, clock)
         self._monitors = Monitors(objects, clock)
-        self._reviewers = Reviewers(objects, settings.metadata_binding)
+        self._reviewers = Reviewers(objects, clock, settings.metadata_binding)
         self._events = EventPoster(objects, settings.lease.identity, clock)
         self._publishers: dict[str, tuple[str, PoolPublisher, asyncio.Task[None]]] = {}
         self._figures_due_ns: dict[str, int] = {}
@@ -95,6 +96,7 @@ class Reconciler:
             self._agents.decide()  # its drives are nobody's now
             self._preflights.forget(key)
             self._monitors.forget(key)
+            self._refused.pop(key, None)
             return
         try:
             pool = read_pool(manifest)
@@ -118,7 +120,8 @@ class Reconciler:
         monitored = await self._monitors.look(pool)
         if monitored is not None and not monitored.holds:
             self._enqueue(pool.key, MONITORS_AGAIN_S)
-        decided = await self._decide(pool, publisher, view, preflight, monitored)
+        reviews = await self._review_findings(pool)
+        decided = await self._decide(pool, publisher, view, preflight, monitored, reviews)
         tls = identity.admin if identity is not None else None
         publisher.update(pool, decided, tls)
         if not publisher.informed or not self._agents.informed:
@@ -144,8 +147,6 @@ class Reconciler:
             if pool.spec.paused:
                 found = found or await self._identities.read(pool)
                 return found, found.view if found is not None else IdentityView()
-            if pool.spec.auth_mode == "ServiceAccount":
-                await self._reviewers.enter(pool)
             found = await self._identities.ensure(pool)
         except Unavailable as error:
             self._enqueue(pool.key, LOOK_AGAIN_S)
@@ -160,6 +161,16 @@ class Reconciler:
             self._enqueue(pool.key, max(0.0, pause_ns / 1e9))
         return found, found.view
 
+    async def _review_findings(self, pool: Pool) -> list[Finding]:
+        """Have the pool's metadata pods check tokens; say why they cannot."""
+        if not pool.has_tls or pool.spec.paused or pool.spec.auth_mode != "ServiceAccount":
+            return []
+        problem = await self._reviewers.enter(pool)
+        if not problem:
+            return []
+        self._enqueue(pool.key, reviewers.LOOK_AGAIN_S)
+        return [Finding("TokenReviewsForbidden", problem, False)]
+
     async def _decide(
         self,
         pool: Pool,
@@ -167,6 +178,7 @@ class Reconciler:
         identity: IdentityView,
         preflight: Preflight,
         monitored: Condition | None,
+        reviews: Sequence[Finding],
     ) -> Plan:
         now_ns = self._clock.monotonic_ns()
         drives = self._agents.decide().of_pool(pool)
@@ -191,6 +203,7 @@ class Reconciler:
             [
                 *claim_findings(pool, self._agents.pools(), self._view.kube_nodes),
                 *drive_findings(pool, drives, self._agents.installed),
+                *reviews,
                 *refusal_findings(self._refused.get(pool.key, {})),
             ],
             preflight=preflight,

@@ -6,7 +6,8 @@ The chart makes the binding without subjects; the operator may change this one a
 import logging
 from collections.abc import Mapping, Sequence
 
-from memkv.errors import MemKVError, RetryLater
+from memkv.clock import Clock
+from memkv.errors import ConfigError, MemKVError, RetryLater
 from memkv.metadata.kubernetes.errors import Conflict
 from memkv.metadata.kubernetes.json_values import JsonValue, Manifest, Reader
 from memkv_operator.api.meta import read_meta
@@ -16,25 +17,43 @@ from memkv_operator.kube.objects import Objects
 
 log = logging.getLogger("memkv.operator.reviewers")
 
+LOOK_S = 300.0  # the binding is not watched, and anybody may write to it
+LOOK_AGAIN_S = 5.0  # while a pool could not be entered
+
 
 class Reviewers:
     """Who is entered."""
 
-    def __init__(self, objects: Objects, binding: str) -> None:
+    def __init__(self, objects: Objects, clock: Clock, binding: str) -> None:
         """`binding`: name of the ClusterRoleBinding; empty: somebody else grants the rights."""
         self._objects = objects
+        self._clock = clock
         self._binding = binding
-        self._entered: set[str] = set()
+        self._looks: dict[str, tuple[str, int]] = {}
+        """UID of a pool -> what is wrong, and when to look again, in nanoseconds."""
 
-    async def enter(self, pool: Pool) -> None:
-        """Enter a pool's metadata pods, once. RetryLater when somebody else writes just now."""
-        if self._binding and pool.meta.uid not in self._entered:
+    async def enter(self, pool: Pool) -> str:
+        """Enter a pool's metadata pods, and look from time to time whether they still are. Return
+        why they cannot be, and the fix; empty: nothing is wrong. RetryLater when somebody else
+        writes just now."""
+        if not self._binding:
+            return ""
+        problem, again_ns = self._looks.get(pool.meta.uid, ("", 0))
+        now_ns = self._clock.monotonic_ns()
+        if pool.meta.uid in self._looks and now_ns < again_ns:
+            return problem
+        try:
             await self._change(pool, present=True)
-            self._entered.add(pool.meta.uid)
+            problem = ""
+        except ConfigError as error:
+            problem = str(error)
+        pause_s = LOOK_AGAIN_S if problem else LOOK_S
+        self._looks[pool.meta.uid] = problem, now_ns + int(pause_s * 1e9)
+        return problem
 
     async def leave(self, pool: Pool) -> None:
         """Take them out. A failure is logged: it must not hold up the end of a pool."""
-        self._entered.discard(pool.meta.uid)
+        self._looks.pop(pool.meta.uid, None)
         if not self._binding:
             return
         try:
@@ -45,9 +64,12 @@ class Reviewers:
     async def _change(self, pool: Pool, *, present: bool) -> None:
         found = await self._objects.get(CLUSTER_ROLE_BINDINGS, "", self._binding)
         if found is None:
-            raise RetryLater(
+            raise ConfigError(
                 f"there is no ClusterRoleBinding {self._binding}, so metadata pods cannot check "
-                "tokens: upgrade the chart, or start the operator with another --metadata-binding"
+                "tokens: upgrade the operator's chart with rbac.create=true; or bind "
+                f"ServiceAccount {metadata_name(pool.meta.name)} of namespace "
+                f"{pool.meta.namespace} to ClusterRole system:auth-delegator yourself, and start "
+                "the operator without MEMKV_METADATA_BINDING"
             )
         reader = Reader(found)
         mine: Manifest = {

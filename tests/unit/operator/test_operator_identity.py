@@ -1,9 +1,18 @@
 """What the operator does with a pool's certificates and Secrets, on a cluster in memory."""
 
+import asyncio
 import json
 from typing import Any
 
+import pytest
+
+from memkv.metadata.kubernetes.api_server import MERGE
 from memkv.metadata.kubernetes.errors import Forbidden
+from memkv.testing.api_server import FakeApiServer
+from memkv.testing.clock import ManualClock
+from memkv_operator.api.pool import read_pool
+from memkv_operator.kube.objects import Objects
+from memkv_operator.run import reviewers
 from memkv_operator.testing.cluster import PATH, POOL, Cluster, ready_pool, run_on_a_cluster
 
 TLS = {
@@ -99,3 +108,44 @@ def test_a_paused_pool_stays_ready_under_a_new_leader() -> None:
             assert all(cluster.kubelets.nodes.proved)
 
     run_on_a_cluster(test)
+
+
+def test_a_pool_whose_metadata_pods_may_not_check_tokens_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reviewers, "LOOK_AGAIN_S", 0.2)
+
+    async def test(cluster: Cluster) -> None:
+        await ready_pool(cluster, 1, **TLS)
+        async with cluster.operator():
+            reason = "TokenReviewsForbidden"
+            await cluster.until(lambda: cluster.condition("ConfigValid")["reason"] == reason)
+            message = cluster.condition("ConfigValid")["message"]
+            assert "rbac.create=true" in message
+            assert f"{POOL}-metadata" in message
+            binding = {"metadata": {"name": "memkv-metadata"}}
+            await cluster.api.request("POST", BINDING.rpartition("/")[0], None, binding)
+            await cluster.until(cluster.is_ready)
+            assert len(cluster.api.objects[BINDING]["subjects"]) == 1
+
+    run_on_a_cluster(test)
+
+
+def test_who_was_taken_out_of_the_binding_is_entered_again() -> None:
+    async def test() -> None:
+        api, clock = FakeApiServer(), ManualClock()
+        binding = {"metadata": {"name": "memkv-metadata"}}
+        await api.request("POST", BINDING.rpartition("/")[0], None, binding)
+        pool = read_pool({"metadata": {"name": POOL, "namespace": "inference", "uid": "u"}})
+        entering = reviewers.Reviewers(Objects(api), clock, "memkv-metadata")
+        assert await entering.enter(pool) == ""
+        entered = api.objects[BINDING]["subjects"]
+        assert [one["name"] for one in entered] == [f"{POOL}-metadata"]
+        await api.request("PATCH", BINDING, None, {"subjects": []}, MERGE)
+        assert await entering.enter(pool) == ""
+        assert api.objects[BINDING]["subjects"] == []
+        clock.advance_ms(int(reviewers.LOOK_S * 1000))
+        assert await entering.enter(pool) == ""
+        assert api.objects[BINDING]["subjects"] == entered
+
+    asyncio.run(test())
