@@ -24,37 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmemkv_proto/agent_admin.proto\x12\x08memkv.v1\"\xc6\x03\n\tAgentDisk\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x62y_path\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65vice_path\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0e\n\x06serial\x18\x07 \x01(\t\x12\x0b\n\x03wwn\x18\x08 \x01(\t\x12\x11\n\ttransport\x18\t \x01(\t\x12\x12\n\nrotational\x18\n \x01(\x08\x12\x11\n\tnuma_node\x18\x0b \x01(\x05\x12\x13\n\x0b\x66ingerprint\x18\x0c \x01(\t\x12\'\n\x07\x63ontent\x18\r \x01(\x0e\x32\x16.memkv.v1.DriveContent\x12\x1b\n\x13\x63ontent_description\x18\x0e \x01(\t\x12\x13\n\x0bworker_uuid\x18\x0f \x01(\x0c\x12\x13\n\x0b\x64\x65vice_uuid\x18\x10 \x01(\x0c\x12\x17\n\x0funusable_reason\x18\x11 \x01(\t\x12\x10\n\x08\x61ssigned\x18\x12 \x01(\x08\x12\r\n\x05\x65rror\x18\x13 \x01(\t\x12\x14\n\x0chealth_known\x18\x14 \x01(\x08\x12\x14\n\x0cwear_percent\x18\x15 \x01(\r\x12\x14\n\x0cmedia_errors\x18\x16 \x01(\x04\"W\n\x0f\x41ssignmentFacts\x12\x10\n\x08pool_uid\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x0f\n\x07healthy\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\"?\n\tWipeFacts\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x0f\n\x07problem\x18\x03 \x01(\t\"\xf5\x01\n\nAgentFacts\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x18\n\x10software_version\x18\x02 \x01(\t\x12\x17\n\x0fspec_generation\x18\x03 \x01(\x04\x12\"\n\x05\x64isks\x18\x04 \x03(\x0b\x32\x13.memkv.v1.AgentDisk\x12.\n\x0b\x61ssignments\x18\x05 \x03(\x0b\x32\x19.memkv.v1.AssignmentFacts\x12\"\n\x05wipes\x18\x06 \x03(\x0b\x32\x13.memkv.v1.WipeFacts\x12\x17\n\x0fseccomp_profile\x18\x07 \x01(\t\x12\x10\n\x08problems\x18\x08 \x03(\t\"Q\n\rAssignedDrive\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\r\x12\r\n\x05\x65rase\x18\x04 \x01(\x08\"Y\n\nAssignment\x12\x10\n\x08pool_uid\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\'\n\x06\x64rives\x18\x03 \x03(\x0b\x32\x17.memkv.v1.AssignedDrive\"Y\n\tAgentSpec\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12)\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32\x14.memkv.v1.Assignment\x12\r\n\x05wipes\x18\x03 \x03(\t\"\x16\n\x14GetAgentFactsRequest\"<\n\x15GetAgentFactsResponse\x12#\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32\x14.memkv.v1.AgentFacts\"6\n\x11\x41pplyAgentRequest\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.memkv.v1.AgentSpec\"-\n\x12\x41pplyAgentResponse\x12\x17\n\x0fspec_generation\x18\x01 \x01(\x04*z\n\x0c\x44riveContent\x12\x1d\n\x19\x44RIVE_CONTENT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44RIVE_CONTENT_BLANK\x10\x01\x12\x17\n\x13\x44RIVE_CONTENT_MEMKV\x10\x02\x12\x19\n\x15\x44RIVE_CONTENT_FOREIGN\x10\x03\x32\xa7\x01\n\nAgentAdmin\x12P\n\rGetAgentFacts\x12\x1e.memkv.v1.GetAgentFactsRequest\x1a\x1f.memkv.v1.GetAgentFactsResponse\x12G\n\nApplyAgent\x12\x1b.memkv.v1.ApplyAgentRequest\x1a\x1c.memkv.v1.ApplyAgentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmemkv_proto/agent_admin.proto\x12\x08memkv.v1\"\xc6\x03\n\tAgentDisk\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x62y_path\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65vice_path\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0e\n\x06serial\x18\x07 \x01(\t\x12\x0b\n\x03wwn\x18\x08 \x01(\t\x12\x11\n\ttransport\x18\t \x01(\t\x12\x12\n\nrotational\x18\n \x01(\x08\x12\x11\n\tnuma_node\x18\x0b \x01(\x05\x12\x13\n\x0b\x66ingerprint\x18\x0c \x01(\t\x12\'\n\x07\x63ontent\x18\r \x01(\x0e\x32\x16.memkv.v1.DriveContent\x12\x1b\n\x13\x63ontent_description\x18\x0e \x01(\t\x12\x13\n\x0bworker_uuid\x18\x0f \x01(\x0c\x12\x13\n\x0b\x64\x65vice_uuid\x18\x10 \x01(\x0c\x12\x17\n\x0funusable_reason\x18\x11 \x01(\t\x12\x10\n\x08\x61ssigned\x18\x12 \x01(\x08\x12\r\n\x05\x65rror\x18\x13 \x01(\t\x12\x14\n\x0chealth_known\x18\x14 \x01(\x08\x12\x14\n\x0cwear_percent\x18\x15 \x01(\r\x12\x14\n\x0cmedia_errors\x18\x16 \x01(\x04\"W\n\x0f\x41ssignmentFacts\x12\x10\n\x08pool_uid\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x0f\n\x07healthy\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\"T\n\tWipeFacts\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12\x13\n\x0bwiped_bytes\x18\x04 \x01(\x04\"\xf5\x01\n\nAgentFacts\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x18\n\x10software_version\x18\x02 \x01(\t\x12\x17\n\x0fspec_generation\x18\x03 \x01(\x04\x12\"\n\x05\x64isks\x18\x04 \x03(\x0b\x32\x13.memkv.v1.AgentDisk\x12.\n\x0b\x61ssignments\x18\x05 \x03(\x0b\x32\x19.memkv.v1.AssignmentFacts\x12\"\n\x05wipes\x18\x06 \x03(\x0b\x32\x13.memkv.v1.WipeFacts\x12\x17\n\x0fseccomp_profile\x18\x07 \x01(\t\x12\x10\n\x08problems\x18\x08 \x03(\t\"Q\n\rAssignedDrive\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\r\x12\r\n\x05\x65rase\x18\x04 \x01(\x08\"Y\n\nAssignment\x12\x10\n\x08pool_uid\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\'\n\x06\x64rives\x18\x03 \x03(\x0b\x32\x17.memkv.v1.AssignedDrive\"Y\n\tAgentSpec\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12)\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32\x14.memkv.v1.Assignment\x12\r\n\x05wipes\x18\x03 \x03(\t\"\x16\n\x14GetAgentFactsRequest\"<\n\x15GetAgentFactsResponse\x12#\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32\x14.memkv.v1.AgentFacts\"6\n\x11\x41pplyAgentRequest\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.memkv.v1.AgentSpec\"-\n\x12\x41pplyAgentResponse\x12\x17\n\x0fspec_generation\x18\x01 \x01(\x04*z\n\x0c\x44riveContent\x12\x1d\n\x19\x44RIVE_CONTENT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44RIVE_CONTENT_BLANK\x10\x01\x12\x17\n\x13\x44RIVE_CONTENT_MEMKV\x10\x02\x12\x19\n\x15\x44RIVE_CONTENT_FOREIGN\x10\x03\x32\xa7\x01\n\nAgentAdmin\x12P\n\rGetAgentFacts\x12\x1e.memkv.v1.GetAgentFactsRequest\x1a\x1f.memkv.v1.GetAgentFactsResponse\x12G\n\nApplyAgent\x12\x1b.memkv.v1.ApplyAgentRequest\x1a\x1c.memkv.v1.ApplyAgentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'memkv_proto.agent_admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DRIVECONTENT']._serialized_start=1356
-  _globals['_DRIVECONTENT']._serialized_end=1478
+  _globals['_DRIVECONTENT']._serialized_start=1377
+  _globals['_DRIVECONTENT']._serialized_end=1499
   _globals['_AGENTDISK']._serialized_start=44
   _globals['_AGENTDISK']._serialized_end=498
   _globals['_ASSIGNMENTFACTS']._serialized_start=500
   _globals['_ASSIGNMENTFACTS']._serialized_end=587
   _globals['_WIPEFACTS']._serialized_start=589
-  _globals['_WIPEFACTS']._serialized_end=652
-  _globals['_AGENTFACTS']._serialized_start=655
-  _globals['_AGENTFACTS']._serialized_end=900
-  _globals['_ASSIGNEDDRIVE']._serialized_start=902
-  _globals['_ASSIGNEDDRIVE']._serialized_end=983
-  _globals['_ASSIGNMENT']._serialized_start=985
-  _globals['_ASSIGNMENT']._serialized_end=1074
-  _globals['_AGENTSPEC']._serialized_start=1076
-  _globals['_AGENTSPEC']._serialized_end=1165
-  _globals['_GETAGENTFACTSREQUEST']._serialized_start=1167
-  _globals['_GETAGENTFACTSREQUEST']._serialized_end=1189
-  _globals['_GETAGENTFACTSRESPONSE']._serialized_start=1191
-  _globals['_GETAGENTFACTSRESPONSE']._serialized_end=1251
-  _globals['_APPLYAGENTREQUEST']._serialized_start=1253
-  _globals['_APPLYAGENTREQUEST']._serialized_end=1307
-  _globals['_APPLYAGENTRESPONSE']._serialized_start=1309
-  _globals['_APPLYAGENTRESPONSE']._serialized_end=1354
-  _globals['_AGENTADMIN']._serialized_start=1481
-  _globals['_AGENTADMIN']._serialized_end=1648
+  _globals['_WIPEFACTS']._serialized_end=673
+  _globals['_AGENTFACTS']._serialized_start=676
+  _globals['_AGENTFACTS']._serialized_end=921
+  _globals['_ASSIGNEDDRIVE']._serialized_start=923
+  _globals['_ASSIGNEDDRIVE']._serialized_end=1004
+  _globals['_ASSIGNMENT']._serialized_start=1006
+  _globals['_ASSIGNMENT']._serialized_end=1095
+  _globals['_AGENTSPEC']._serialized_start=1097
+  _globals['_AGENTSPEC']._serialized_end=1186
+  _globals['_GETAGENTFACTSREQUEST']._serialized_start=1188
+  _globals['_GETAGENTFACTSREQUEST']._serialized_end=1210
+  _globals['_GETAGENTFACTSRESPONSE']._serialized_start=1212
+  _globals['_GETAGENTFACTSRESPONSE']._serialized_end=1272
+  _globals['_APPLYAGENTREQUEST']._serialized_start=1274
+  _globals['_APPLYAGENTREQUEST']._serialized_end=1328
+  _globals['_APPLYAGENTRESPONSE']._serialized_start=1330
+  _globals['_APPLYAGENTRESPONSE']._serialized_end=1375
+  _globals['_AGENTADMIN']._serialized_start=1502
+  _globals['_AGENTADMIN']._serialized_end=1669
 # @@protoc_insertion_point(module_scope)

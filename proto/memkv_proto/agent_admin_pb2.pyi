@@ -203,22 +203,26 @@ class WipeFacts(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    WIPED_BYTES_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     """The fingerprint that shall be wiped."""
     done: _builtins.bool
     """Whether it was wiped, also when its disk is gone by now."""
     problem: _builtins.str
     """Why not yet, for people; empty when done."""
+    wiped_bytes: _builtins.int
+    """How much of the disk was zeroed so far. It grows while the wipe gets on."""
     def __init__(
         self,
         *,
         fingerprint: _builtins.str = ...,
         done: _builtins.bool = ...,
         problem: _builtins.str = ...,
+        wiped_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "fingerprint", b"fingerprint", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "fingerprint", b"fingerprint", "problem", b"problem", "wiped_bytes", b"wiped_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

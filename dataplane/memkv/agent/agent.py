@@ -23,7 +23,7 @@ from memkv.agent.decisions import (
     decide,
     decide_wipes,
 )
-from memkv.agent.erasing import Journal, erase, wipe
+from memkv.agent.erasing import Begun, Journal, erase, wipe
 from memkv.agent.facts import assignment_facts, disk_facts, wipe_facts
 from memkv.agent.host import ReadDevices, read_devices
 from memkv.agent.inventory import Disks, Inventory
@@ -116,7 +116,7 @@ class Agent:
                 assignment_facts(Offer(a.pool_uid, a.resource, ()), "not looked at yet")
                 for a in spec.assignments
             )
-            facts.wipes.extend(wipe_facts((), self._state.wiped, spec.wipes))
+            facts.wipes.extend(wipe_facts((), self._state.wiped, spec.wipes, {}))
         return facts
 
     def apply(self, spec: pb.AgentSpec) -> None:
@@ -147,6 +147,7 @@ class Agent:
             problems = list(self._problems)
             disks: list[Examined] = []
             wipes: list[Wipe] = []
+            begun: Mapping[str, Begun] = {}
             more = False
             try:
                 disks = self._inventory.look(self._granted(assignments))
@@ -166,7 +167,7 @@ class Agent:
                 for link in misleading_links(disk.device)
             ]
             self._kubelet.sync(offers)
-            self._show(disks, offers, wipes, problems)
+            self._show(disks, offers, wipes, begun, problems)
             self._looked_ns = self._clock.monotonic_ns()
             return more
 
@@ -176,14 +177,14 @@ class Agent:
         grants = self._state.grants
         return {disk for disk, grant in grants.items() if owners.get(disk) == grant.pool_uid}
 
-    def _begun(self, disks: Sequence[Examined]) -> dict[str, str]:
+    def _begun(self, disks: Sequence[Examined]) -> dict[str, Begun]:
         found = {disk.device.id: self._journal.of(disk.device) for disk in disks}
-        return {disk: begun.fingerprint for disk, begun in found.items() if begun is not None}
+        return {disk: begun for disk, begun in found.items() if begun is not None}
 
     def _decided(
-        self, assignments: Sequence[Assigned], disks: Sequence[Examined], begun: Mapping[str, str]
+        self, assignments: Sequence[Assigned], disks: Sequence[Examined], begun: Mapping[str, Begun]
     ) -> Decision:
-        decision = decide(assignments, self._state.grants, disks, begun)
+        decision = decide(assignments, self._state.grants, disks, _fingerprints(begun))
         self._state.keep_grants(decision.grants)
         return decision
 
@@ -207,10 +208,10 @@ class Agent:
         return True
 
     def _pending_wipes(
-        self, assignments: Sequence[Assigned], disks: Sequence[Examined], begun: Mapping[str, str]
+        self, assignments: Sequence[Assigned], disks: Sequence[Examined], begun: Mapping[str, Begun]
     ) -> list[Wipe]:
         pending = [f for f in self._state.spec.wipes if f not in self._state.wiped]
-        return decide_wipes(pending, assignments, disks, begun)
+        return decide_wipes(pending, assignments, disks, _fingerprints(begun))
 
     def _wipe(self, wipes: Sequence[Wipe], problems: list[str]) -> bool:
         """Go on with the first wipe that can be done, for WIPE_STEP_S."""
@@ -261,10 +262,11 @@ class Agent:
 
     def _show(
         self, disks: Sequence[Examined], offers: Sequence[Offer], wipes: Sequence[Wipe],
-        problems: Sequence[str],
+        begun: Mapping[str, Begun], problems: Sequence[str],
     ) -> None:  # fmt: skip
         spec = self._state.spec
         assigned = {drive.id for a in spec.assignments for drive in a.drives}
+        progress = {one.fingerprint: one.wiped_bytes for one in begun.values()}
         facts = pb.AgentFacts(
             node_name=self._config.name,
             software_version=self._version,
@@ -273,7 +275,7 @@ class Agent:
             assignments=[
                 assignment_facts(offer, self._kubelet.problem(offer.resource)) for offer in offers
             ],
-            wipes=wipe_facts(wipes, self._state.wiped, spec.wipes),
+            wipes=wipe_facts(wipes, self._state.wiped, spec.wipes, progress),
             seccomp_profile=self._profile,
             problems=problems,
         )
@@ -313,6 +315,10 @@ class Agent:
         if not self._view.facts.software_version:
             return False, "the disks were not looked at yet"
         return self._health()
+
+
+def _fingerprints(begun: Mapping[str, Begun]) -> dict[str, str]:
+    return {disk: one.fingerprint for disk, one in begun.items()}
 
 
 def _software_version() -> str:

@@ -1,6 +1,6 @@
 """What an agent tells the operator, as messages."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from memkv.agent.content import Content, Kind
 from memkv.agent.decisions import Examined, Offer, Wipe
@@ -57,9 +57,10 @@ def assignment_facts(offer: Offer, kubelet_problem: str) -> pb.AssignmentFacts:
     )
 
 
-def wipe_facts(wipes: Iterable[Wipe], wiped: Iterable[str], asked: Sequence[str]
-               ) -> list[pb.WipeFacts]:  # fmt: skip
-    """Return how far each wipe that was asked for is."""
+def wipe_facts(
+    wipes: Iterable[Wipe], wiped: Iterable[str], asked: Sequence[str], progress: Mapping[str, int]
+) -> list[pb.WipeFacts]:
+    """Return how far each wipe that was asked for is. `progress`: bytes done, by fingerprint."""
     done = set(wiped)
     problems = {wipe.fingerprint: wipe.problem or "it is being wiped" for wipe in wipes}
     return [
@@ -67,6 +68,7 @@ def wipe_facts(wipes: Iterable[Wipe], wiped: Iterable[str], asked: Sequence[str]
             fingerprint=fingerprint,
             done=fingerprint in done,
             problem="" if fingerprint in done else problems.get(fingerprint, "not looked at yet"),
+            wiped_bytes=progress.get(fingerprint, 0),
         )
         for fingerprint in asked
     ]

@@ -7,6 +7,7 @@ from memkv_operator.plan.disks import (
     AssignmentSeen,
     Content,
     Disk,
+    WipeSeen,
 )
 from memkv_proto import agent_admin_pb2 as pb
 
@@ -32,7 +33,7 @@ def agent_facts_of(answer: pb.AgentFacts, node_name: str) -> AgentFacts:
             AssignmentSeen(one.pool_uid, one.resource, one.healthy, one.problem)
             for one in answer.assignments
         ),
-        frozenset(wipe.fingerprint for wipe in answer.wipes if wipe.done),
+        tuple(WipeSeen(one.fingerprint, one.done, one.wiped_bytes) for one in answer.wipes),
         tuple(answer.problems),
     )
 

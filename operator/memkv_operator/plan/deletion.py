@@ -13,7 +13,6 @@ from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import COMPONENT_NODE, DAEMON_SETS, FINALIZER
 from memkv_operator.api.node import MemKVNode
 from memkv_operator.api.pool import Pool
-from memkv_operator.api.times import seconds_between
 from memkv_operator.plan.actions import (
     Action,
     DeleteObject,
@@ -21,12 +20,12 @@ from memkv_operator.plan.actions import (
     SetFinalizer,
     WritePoolStatus,
 )
-from memkv_operator.plan.drive_desk import to_wipe
 from memkv_operator.plan.node_drives import NodeDrives, chosen_of
 from memkv_operator.plan.preflight import named
+from memkv_operator.plan.wiping import Quiet, unwiped, wiped_percent
 
 SILENT_S = 30  # an agent that does not answer is not waited for longer
-WIPE_S = 240  # pods may take 60 s to end; wiping a drive takes seconds
+STUCK_S = 240  # nor are wipes that do not get on; pods may take 60 s to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,8 @@ class Ending:
     pods: Sequence[Pod]
     children: Mapping[tuple[str, str], JsonObject]
     drives: Mapping[str, NodeDrives]
+    quiet: Mapping[str, Quiet]
+    """By name of the node."""
 
 
 def deletion_actions(ending: Ending, time: str) -> tuple[tuple[Action, ...], tuple[Event, ...]]:
@@ -48,8 +49,7 @@ def deletion_actions(ending: Ending, time: str) -> tuple[tuple[Action, ...], tup
         return _kept_by_others(pool, time)
     if not pool.spec.wipes_drives:
         return (SetFinalizer(False),), ()
-    age_s = seconds_between(pool.meta.deleted or time, time)
-    waiting, given_up = _unwiped(ending, age_s)
+    waiting, given_up = _unwiped(ending)
     if not waiting:
         return (SetFinalizer(False),), _given_up(given_up)
     actions: list[Action] = [
@@ -59,29 +59,31 @@ def deletion_actions(ending: Ending, time: str) -> tuple[tuple[Action, ...], tup
         and pool.meta.uid in (meta := read_meta(Reader(manifest))).owners
         and not meta.deleting
     ]
-    status = _blocked_status(pool, waiting, time)
+    status = _blocked_status(ending, waiting, time)
     if status != pool.status:
         actions.append(WritePoolStatus(status))
     return tuple(actions), ()
 
 
-def _unwiped(ending: Ending, age_s: float) -> tuple[list[str], list[str]]:
+def _unwiped(ending: Ending) -> tuple[list[str], list[str]]:
     """Return the nodes to wait for, and those that are given up."""
     waiting: list[str] = []
     given_up: list[str] = []
     pods_on = {pod.node_name for pod in ending.pods if pod.component == COMPONENT_NODE}
     for memkv_node in ending.memkv_nodes:
         name = memkv_node.node_name
-        if not chosen_of(memkv_node):
-            continue
         drives, kube_node = ending.drives.get(name), ending.kube_nodes.get(name)
+        holds = drives is not None and bool(unwiped(drives))
+        if not holds and not chosen_of(memkv_node):
+            continue
         if drives is None or kube_node is None:
             given_up.append(name)
             continue
         silent = bool(drives.agent_problem) or not kube_node.ready
-        if not silent and name not in pods_on and not to_wipe(drives):
+        if not silent and name not in pods_on and not holds:
             continue
-        late = age_s >= (SILENT_S if silent else WIPE_S)
+        quiet = ending.quiet.get(name, Quiet())
+        late = quiet.silent_s >= SILENT_S or quiet.stuck_s >= STUCK_S
         (given_up if late else waiting).append(name)
     return waiting, given_up
 
@@ -98,9 +100,13 @@ def _kept_by_others(pool: Pool, time: str) -> tuple[tuple[Action, ...], tuple[Ev
     return (WritePoolStatus(status),), (Event(True, "OtherFinalizers", message),)
 
 
-def _blocked_status(pool: Pool, waiting: Sequence[str], time: str) -> Manifest:
-    message = f"drives of {named(list(waiting))} are wiped first, as deletionPolicy.drives says"
-    return _blocked(pool, "WipingDrives", message, time)
+def _blocked_status(ending: Ending, waiting: Sequence[str], time: str) -> Manifest:
+    done = wiped_percent(ending.drives[name] for name in waiting)
+    message = (
+        f"drives of {named(list(waiting))} are wiped first, as deletionPolicy.drives says: {done}% "
+        "done"
+    )
+    return _blocked(ending.pool, "WipingDrives", message, time)
 
 
 def _blocked(pool: Pool, reason: str, message: str, time: str) -> Manifest:
@@ -114,7 +120,8 @@ def _given_up(nodes: Sequence[str]) -> tuple[Event, ...]:
     if not nodes:
         return ()
     message = (
-        f"drives of {named(list(nodes))} still hold blocks: their agents did not answer in time. "
-        "Wipe them by hand when they come back (blkdiscard or wipefs)"
+        f"drives of {named(list(nodes))} still hold blocks: the node is gone or in no group, its "
+        "agent did not answer, or could not wipe a drive (its log says why). Wipe them by hand: "
+        "blkdiscard --zeroout"
     )
     return (Event(True, "DrivesNotWiped", message),)

@@ -60,6 +60,21 @@ class AssignmentSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class WipeSeen:
+    """How far an agent is with a wipe that it was told of; it says so also when the disk looks
+    blank by now, whose ends are zeroed first."""
+
+    fingerprint: str
+    done: bool
+    wiped_bytes: int = 0
+
+    @property
+    def disk_id(self) -> str:
+        """Disk.id: the fingerprint is of disk, size and content."""
+        return self.fingerprint.rsplit(":", 2)[0]
+
+
+@dataclass(frozen=True, slots=True)
 class AgentFacts:
     """An agent's last answer."""
 
@@ -67,8 +82,7 @@ class AgentFacts:
     spec_generation: int
     disks: tuple[Disk, ...]
     assignments: tuple["AssignmentSeen", ...] = ()
-    wiped: frozenset[str] = frozenset()
-    """Fingerprints whose wipe is done."""
+    wipes: tuple[WipeSeen, ...] = ()
     problems: tuple[str, ...] = ()
 
 

@@ -13,13 +13,13 @@ from memkv_operator.plan.disks import (
     AgentOrders,
     AgentSeen,
     Assignment,
-    Content,
     Disk,
     HandedDrive,
 )
 from memkv_operator.plan.drives import Drive, Neighbourhood, Want, choose
 from memkv_operator.plan.membership import group_of
 from memkv_operator.plan.node_drives import NodeDrives, chosen_of, worker_uuids_of
+from memkv_operator.plan.wiping import wipe_orders
 
 NO_AGENT = (
     "no agent runs on it, and only agents hand drives to pods: check agent.nodeSelector and "
@@ -86,7 +86,7 @@ class DriveDesk:
         for want in sorted(self._wants(node), key=lambda one: one.pool_uid):
             drives = self._node_drives(node, want)
             if want.wipes and (want.pool, node) not in self._snapshot.pods:
-                wipes += [drive.fingerprint for drive in to_wipe(drives)]
+                wipes += wipe_orders(drives)
             elif handed := drives.handed:
                 assignments.append(Assignment(want.pool_uid, want.resource, _handed(handed)))
         return AgentOrders(tuple(assignments), tuple(sorted(wipes)))
@@ -113,6 +113,7 @@ class DriveDesk:
             drives=self._decided[node][want.pool_uid],
             agent_problem=f"its agent does not answer: {seen.problem}" if seen.problem else "",
             handing_problem=next(handing, ""),
+            wipes=seen.facts.wipes,
         )
 
     def _rows_of(self, pool: str, node: str) -> tuple[JsonValue, ...]:
@@ -189,11 +190,6 @@ class DriveDesk:
 def rank_of(pool: Pool) -> tuple[str, str]:
     """Return what pools are ordered by: the older one keeps what both claim."""
     return pool.meta.created, pool.meta.uid
-
-
-def to_wipe(drives: NodeDrives) -> list[Drive]:
-    """Return a pool's drives that hold its blocks."""
-    return [drive for drive in drives.handed if drive.content is Content.MEMKV]
 
 
 def _handed(drives: Sequence[Drive]) -> tuple[HandedDrive, ...]:

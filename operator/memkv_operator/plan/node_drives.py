@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from memkv.metadata.kubernetes.json_values import JsonValue, Manifest, Reader
 from memkv_operator.api.conditions import FALSE, TRUE, Condition
 from memkv_operator.api.node import MemKVNode
+from memkv_operator.plan.disks import WipeSeen
 from memkv_operator.plan.drives import Chosen, Drive, DriveState
 from memkv_operator.plan.facts import NodeFacts
 
@@ -31,6 +32,8 @@ class NodeDrives:
     """Why its agent does not answer; empty: it does."""
     handing_problem: str = ""
     """Why the agent cannot hand over the drives that were chosen; empty: it can."""
+    wipes: tuple[WipeSeen, ...] = ()
+    """How far wipes are that the agent was told of, also of drives of other pools."""
     rows: tuple[JsonValue, ...] | None = None
     """What status.drives stays, while the agent has said nothing yet; None: `drives` says it."""
 

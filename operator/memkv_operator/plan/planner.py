@@ -37,6 +37,7 @@ from memkv_operator.plan.reboots import reboot_actions
 from memkv_operator.plan.rollout import Rolling, at_rest, rolling_update
 from memkv_operator.plan.status import pool_figures
 from memkv_operator.plan.validity import findings
+from memkv_operator.plan.wiping import Quiet
 from memkv_operator.render.children import Child, children_of
 from memkv_operator.render.daemonset import template_hash
 from memkv_operator.render.digest import digest_of
@@ -63,6 +64,8 @@ class Observed:
     identity: IdentityView = field(default_factory=IdentityView)
     drives: Mapping[str, NodeDrives] = field(default_factory=dict)
     """By name of the node, where a group has drives."""
+    quiet: Mapping[str, Quiet] = field(default_factory=dict)
+    """By name of the node, while the pool is deleted with its blocks."""
     claims: Sequence[Finding] = ()
     """What older pools have already."""
     preflight: Preflight = field(default_factory=Preflight)
@@ -167,6 +170,7 @@ def _plan_deletion(observed: Observed, time: str) -> Plan:
         observed.pods,
         observed.children,
         observed.drives,
+        observed.quiet,
     )
     actions, events = deletion_actions(ending, time)
     return Plan(actions, events, (), False)

@@ -3,7 +3,7 @@ only what is there."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from memkv.clock import Clock
@@ -23,6 +23,7 @@ from memkv_operator.plan.identity import Fault, IdentityView
 from memkv_operator.plan.planner import Observed, Plan, plan
 from memkv_operator.plan.preflight import Finding, Preflight
 from memkv_operator.plan.refusals import refusal_findings
+from memkv_operator.plan.wiping import Quiet
 from memkv_operator.run import reviewers
 from memkv_operator.run.agents import Agents
 from memkv_operator.run.carry_out import Hands
@@ -41,6 +42,7 @@ from memkv_operator.run.publishing import INFORMED_AFTER_S, PoolPublisher
 from memkv_operator.run.reviewers import Reviewers
 from memkv_operator.run.settings import Settings
 from memkv_operator.run.view import ClusterView
+from memkv_operator.run.wipe_watch import WipeWatch
 
 log = logging.getLogger("memkv.operator")
 
@@ -79,6 +81,7 @@ class Reconciler:
         self._preflights = Preflights(objects, clock)
         self._monitors = Monitors(objects, clock)
         self._reviewers = Reviewers(objects, clock, settings.metadata_binding)
+        self._wipes = WipeWatch(clock)
         self._events = EventPoster(objects, settings.lease.identity, clock)
         self._publishers: dict[str, tuple[str, PoolPublisher, asyncio.Task[None]]] = {}
         self._figures_due_ns: dict[str, int] = {}
@@ -97,6 +100,7 @@ class Reconciler:
             self._preflights.forget(key)
             self._monitors.forget(key)
             self._refused.pop(key, None)
+            self._wipes.forget(key)
             return
         try:
             pool = read_pool(manifest)
@@ -216,16 +220,20 @@ class Reconciler:
 
     async def _plan_deletion(self, pool: Pool) -> Plan:
         """While drives are wiped, the end is looked at again and again: time decides, too."""
+        drives = self._agents.decide().of_pool(pool)
+        quiet: Mapping[str, Quiet] = {}
+        if pool.spec.wipes_drives:
+            self._enqueue(pool.key, WIPE_LOOK_S)
+            quiet = self._wipes.look(pool, drives, self._view.kube_nodes)
         observed = Observed(
             pool,
             dict(self._view.kube_nodes),
             self._view.pods_of(pool.key),
             self._view.memkv_nodes_of(pool.key),
             self._view.children_of(pool.key),
-            drives=self._agents.decide().of_pool(pool),
+            drives=drives,
+            quiet=quiet,
         )
-        if pool.spec.wipes_drives:
-            self._enqueue(pool.key, WIPE_LOOK_S)
         return await self._plan(observed)
 
     async def _plan(self, observed: Observed) -> Plan:

@@ -78,6 +78,11 @@ class FakeAgent:
     erased: list[tuple[str, str]] = field(default_factory=list)
     """(fingerprint, content) of everything that was erased."""
     wiped: set[str] = field(default_factory=set)
+    """Fingerprints of disks that were wiped to their end."""
+    wipe_looks: int = 3
+    """How many looks a wipe takes; both ends are blank after the first."""
+    looks: dict[str, int] = field(default_factory=dict)
+    """How many each wipe that is asked for has had."""
     applied: int = 0
     """How often it was told something."""
 
@@ -86,7 +91,8 @@ class FakeAgent:
         self.disks.update({disk.id: disk for disk in disks})
 
     def facts(self) -> pb.AgentFacts:
-        """Return what it says."""
+        """Look at the disks, and return what it says."""
+        self._wipe()
         assigned = {drive.id for one in self.spec.assignments for drive in one.drives}
         return pb.AgentFacts(
             node_name=self.node,
@@ -102,7 +108,14 @@ class FakeAgent:
                 )
                 for one in self.spec.assignments
             ],
-            wipes=[pb.WipeFacts(fingerprint=f, done=f in self.wiped) for f in self.spec.wipes],
+            wipes=[
+                pb.WipeFacts(
+                    fingerprint=wipe,
+                    done=self.looks.get(wipe, 0) >= self.wipe_looks,
+                    wiped_bytes=SIZE // self.wipe_looks * self.looks.get(wipe, 0),
+                )
+                for wipe in self.spec.wipes
+            ],
         )
 
     def apply(self, spec: pb.AgentSpec) -> int:
@@ -147,10 +160,18 @@ class FakeAgent:
                 disk = self.disks.get(drive.id)
                 if disk and drive.erase and _is_foreign(disk) and not disk.unusable_reason:
                     self._clear(disk, drive.fingerprint)
-        for fingerprint in self.spec.wipes:
+
+    def _wipe(self) -> None:
+        """As the agent: what is not asked any more is forgotten, also half-way."""
+        self.looks = {wipe: count for wipe, count in self.looks.items() if wipe in self.spec.wipes}
+        for wipe in self.spec.wipes:
             for disk in self.disks.values():
-                self._clear(disk, fingerprint)
-            self.wiped.add(fingerprint)
+                begun = wipe in self.looks and disk.id == wipe.rsplit(":", 2)[0]
+                if (disk.fingerprint == wipe or begun) and wipe not in self.wiped:
+                    self._clear(disk, wipe)
+                    self.looks[wipe] = self.looks.get(wipe, 0) + 1
+                    if self.looks[wipe] == self.wipe_looks:
+                        self.wiped.add(wipe)
 
     def _clear(self, disk: FakeDisk, fingerprint: str) -> None:
         if disk.fingerprint == fingerprint and disk.content:

@@ -10,6 +10,7 @@ import pytest
 from memkv.agent.agent import Agent
 from memkv.agent.agent_config import AgentConfig
 from memkv.agent.content import PROBE_BYTES
+from memkv.agent.erasing import wipe
 from memkv.agent.rules import Limits
 from memkv.errors import ConfigError, MemKVError
 from memkv.limits import GIB, MIB
@@ -237,6 +238,24 @@ def test_drive_of_a_running_pod_goes_to_no_other_pool(node: Node) -> None:
     drive.held = False
     node.look()
     assert node.hand_out(POOL_B) == ["/dev/sda"]
+
+
+def test_a_wipe_says_how_far_it_is_and_not_only_that_its_disk_looks_blank(node: Node) -> None:
+    drive = FakeDrive(SIZE, "S1")
+    node.disks.plug("sda", drive)
+    format_store(drive)
+    asked = node.disk("sata-Fake_S1").fingerprint
+    (found,) = node.agent._inventory.look(set())
+    steps = wipe(found.device, asked, node.disks, node.agent._journal)
+    zeroed = next(steps)
+    steps.close()  # as an agent that ends in the middle
+    node.agent.apply(pb.AgentSpec(generation=1, wipes=[asked]))
+    node.clock.advance_ms(60_000)
+    node.agent._wipe = lambda wipes, problems: False  # type: ignore[method-assign]  # a busy drive
+    node.agent.step()
+    (told,) = node.agent.facts().wipes
+    assert (told.done, told.wiped_bytes) == (False, zeroed)
+    assert node.agent.facts().disks[0].content == pb.DRIVE_CONTENT_BLANK
 
 
 def test_wipe_waits_for_the_pod_and_is_told_once_done(node: Node) -> None:

@@ -201,6 +201,7 @@ def test_a_deleted_pool_wipes_its_drives_if_it_said_so(drives: str) -> None:
             await cluster.api.request("DELETE", f"{PATH}/memkvpools/{POOL}", None, {})
             await cluster.until(lambda: not cluster.api.all_of("memkvpools"))
             assert bool(agent.disks["a"].content) == (drives == "Retain")
+            assert len(agent.wiped) == (drives == "Wipe")  # to its end, and not the ends alone
             await cluster.until(lambda: not agent.spec.assignments)
 
     run_on_a_cluster(test)
