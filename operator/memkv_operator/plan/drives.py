@@ -186,12 +186,24 @@ class _Choice:
             erase = approved
             if not approved:
                 state, reason = DriveState.PENDING_APPROVAL, _needs_approval(disk)
-        unread = disk.content is Content.UNKNOWN
+        elif not approved and self._is_strange(want, disk, chosen):
+            state, reason = DriveState.PENDING_APPROVAL, _needs_approval(disk)
+        # What waits is not the pool's: the row goes on naming the worker that was there.
+        unread = disk.content is Content.UNKNOWN or state is DriveState.PENDING_APPROVAL
         return Drive(
             disk.id, disk.path, disk.size_bytes, disk.fingerprint or chosen.fingerprint, state,
             reason, position, chosen.worker_uuid if unread else disk.worker_uuid, disk.content,
             recorded, erase,
         )  # fmt: skip
+
+    def _is_strange(self, want: Want, disk: Disk, chosen: Chosen) -> bool:
+        """Return whether a drive came back with a store that is not the pool's. A drive that was
+        chosen blank gets its first worker from the pool's own pod."""
+        return (
+            bool(chosen.worker_uuid and disk.worker_uuid)
+            and disk.worker_uuid != chosen.worker_uuid
+            and self._around.holders.get(disk.worker_uuid) != want.pool
+        )
 
     def _keep_missing(self, want: Want, chosen: Chosen, position: int) -> None:
         if chosen.worker_uuid and chosen.worker_uuid in self._around.elsewhere:

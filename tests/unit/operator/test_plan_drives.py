@@ -9,6 +9,8 @@ import pytest
 from memkv_operator.api.drives import DriveRules, Exclusion, Selector
 from memkv_operator.plan.disks import Content, Disk
 from memkv_operator.plan.drives import Chosen, Drive, DriveState, Neighbourhood, Want, choose
+from memkv_operator.plan.node_drives import NodeDrives
+from memkv_operator.plan.wiping import unwiped
 
 TIB = 1 << 40
 READY, PENDING, DENIED = DriveState.READY, DriveState.PENDING_APPROVAL, DriveState.DENIED
@@ -258,6 +260,21 @@ def test_a_drive_that_holds_the_pools_worker_is_taken_over_without_approval() ->
     rules = DriveRules(selector=Selector())
     row = one([memkv("d")], want(rules=rules), OURS)["d"]
     assert (row.state, row.position, row.erase, row.recorded) == (READY, 0, False, False)
+
+
+def test_a_chosen_drive_that_comes_back_with_an_unknown_store_waits_for_approval() -> None:
+    """Also at the next looks, when the row is what was written of it."""
+    found, chosen = memkv("d", OTHER), Chosen("d", 0, worker_uuid=UUID)
+    row = one([found], want(chosen=(chosen,)))["d"]
+    assert (row.state, row.position, row.worker_uuid) == (PENDING, 0, UUID)
+    assert "takes it over as it is" in row.reason
+    row = one([found], want(chosen=(chosen,), frozen=True, wipes=True))["d"]
+    assert unwiped(NodeDrives("a-n1", "ns", (row,))) == []
+    row = one([found], want(chosen=(chosen,), approved=frozenset({found.fingerprint})))["d"]
+    assert (row.state, row.erase, row.worker_uuid) == (READY, False, OTHER)
+    row = one([found], want(chosen=(chosen,)), Neighbourhood({OTHER: "ns/a"}))["d"]
+    assert row.state is READY
+    assert one([found], want(chosen=(Chosen("d", 0),)))["d"].state is READY  # just formatted
 
 
 def test_a_drive_that_moved_leaves_its_old_node() -> None:
