@@ -16,12 +16,12 @@ from memkv_operator.api.names import (
 )
 from memkv_operator.api.node import MemKVNode, Restart, WantedState
 from memkv_operator.api.pool import Pool
-from memkv_operator.plan.actions import Action, ApplyNode, DeleteObject, WriteNodeStatus
+from memkv_operator.plan.actions import Action, ApplyNode, DeleteObject, Event, WriteNodeStatus
 from memkv_operator.plan.draining import DRAINED, is_drained
 from memkv_operator.plan.facts import NodeFacts, WorkerFacts
 from memkv_operator.plan.holding import announces_maintenance
 from memkv_operator.plan.membership import Member, Refusal
-from memkv_operator.plan.node_drives import drives_condition, trouble_of_drives
+from memkv_operator.plan.node_drives import chosen_of, drives_condition, trouble_of_drives
 from memkv_operator.plan.ownership import lost_nodes, nodes_in_map
 from memkv_operator.plan.pod_trouble import explained
 from memkv_operator.plan.weights import counted_bytes
@@ -58,6 +58,32 @@ def node_actions(
             if same(status) != same(existing.status):
                 actions.append(WriteNodeStatus(existing.meta.name, status))
     return actions
+
+
+def left_unwiped(
+    pool: Pool, members: Sequence[Member], shard_map: ShardMap | None
+) -> tuple[Event, ...]:
+    """Say which drives keep their blocks as their nodes leave a pool that wipes at its end: it
+    does not know them any more then."""
+    if not pool.spec.wipes_drives:
+        return ()
+    in_use = nodes_in_map(shard_map)
+    left = [
+        (member.name, drives)
+        for member in members
+        if member.memkv_node is not None and _is_forgotten(member, in_use)
+        if (drives := [drive.path or drive.id for drive in chosen_of(member.memkv_node)])
+    ]
+    return tuple(
+        Event(
+            True,
+            "DrivesNotWiped",
+            f"node {name} leaves the pool, and its drives keep their blocks: deletionPolicy wipes "
+            f"the nodes that are there at the end. Wipe them by hand (blkdiscard --zeroout): "
+            f"{', '.join(drives)}",
+        )
+        for name, drives in left
+    )
 
 
 def _is_forgotten(member: Member, in_use: frozenset[str]) -> bool:

@@ -28,7 +28,7 @@ from memkv_operator.plan.holding import with_holds
 from memkv_operator.plan.identity import IdentityView, certificates_valid
 from memkv_operator.plan.membership import Member, members_of
 from memkv_operator.plan.node_drives import NodeDrives
-from memkv_operator.plan.nodes import node_actions
+from memkv_operator.plan.nodes import left_unwiped, node_actions
 from memkv_operator.plan.orders import Order, orders_of
 from memkv_operator.plan.ownership import lost_nodes, slots_by_node
 from memkv_operator.plan.preflight import Finding, Preflight
@@ -64,8 +64,6 @@ class Observed:
     identity: IdentityView = field(default_factory=IdentityView)
     drives: Mapping[str, NodeDrives] = field(default_factory=dict)
     """By name of the node, where a group has drives."""
-    quiet: Mapping[str, Quiet] = field(default_factory=dict)
-    """By name of the node, while the pool is deleted with its blocks."""
     claims: Sequence[Finding] = ()
     """What older pools have already."""
     preflight: Preflight = field(default_factory=Preflight)
@@ -74,6 +72,8 @@ class Observed:
     """Nodes that other pools still need; None: Nodes are not annotated."""
     monitored: Condition | None = None
     """Of the pool's PodMonitor; None: it has none and wants none."""
+    quiet: Mapping[str, Quiet] = field(default_factory=dict)
+    """By name of the node, while the pool is deleted with its blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,7 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
             pool, members, templates, revision, drained, now_s, settled=settled
         )
     actions: list[Action] = []
+    leaving: tuple[Event, ...] = ()
     if FINALIZER not in pool.meta.finalizers:
         actions.append(SetFinalizer(True))
     if not blocked and not pool.spec.paused:
@@ -134,6 +135,7 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
             time,
             with_figures=observed.with_figures,
         )
+        leaving = left_unwiped(pool, members, shard_map)
         if observed.needed_elsewhere is not None:
             actions += reboot_actions(members, drained, observed.needed_elsewhere)
     sharing = share_quotas(pool, members, lost)
@@ -144,7 +146,7 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
         actions.append(WritePoolStatus(status))
     return Plan(
         tuple(actions),
-        (*events, *_turns(rolling, observed)),
+        (*events, *_turns(rolling, observed), *leaving),
         tuple(members),
         may_publish,
         orders_of(members, sharing, observed.identity.ticket_keys),

@@ -114,10 +114,10 @@ def test_a_pool_goes_when_its_drives_are_blank() -> None:
 def test_nobody_is_waited_for_longer_than_said(changes: dict[str, Any], seconds: int) -> None:
     which = "silent_s" if seconds == SILENT_S else "stuck_s"
     if seconds:
-        actions, events = deletion_actions(ending(**changes, **{which: seconds - 1}), after(0))
+        actions, events = deletion_actions(ending(**{**changes, which: seconds - 1}), after(0))
         assert SetFinalizer(False) not in actions
         assert not events
-    actions, (event,) = deletion_actions(ending(**changes, **{which: seconds}), after(0))
+    actions, (event,) = deletion_actions(ending(**{**changes, which: seconds}), after(0))
     assert actions == (SetFinalizer(False),)
     assert event.reason == "DrivesNotWiped"
     assert "n1" in event.message
