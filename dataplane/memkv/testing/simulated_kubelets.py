@@ -183,10 +183,19 @@ class SimulatedKubelets:
 
     async def tick(self) -> None:
         """Do what the controllers and kubelets would do now."""
-        for daemon_set in await self._list("apps/v1", "daemonsets"):
+        daemon_sets = await self._list("apps/v1", "daemonsets")
+        await self._collect_orphans({daemon_set["metadata"]["uid"] for daemon_set in daemon_sets})
+        for daemon_set in daemon_sets:
             await self._daemon_set(daemon_set)
         for deployment in await self._list("apps/v1", "deployments"):
             await self._deployment(deployment)
+
+    async def _collect_orphans(self, owners: set[str]) -> None:
+        """As the garbage collector: of a DaemonSet that went while a pod of it was made."""
+        for pod in await self._list("v1", "pods"):
+            for owner in pod["metadata"].get("ownerReferences", []):
+                if owner["kind"] == "DaemonSet" and owner["uid"] not in owners:
+                    await self._delete(f"{self._path('v1', 'pods')}/{pod['metadata']['name']}")
 
     async def _daemon_set(self, daemon_set: Object) -> None:
         template = daemon_set["spec"]["template"]

@@ -167,11 +167,12 @@ class FakeAgent:
         for wipe in self.spec.wipes:
             for disk in self.disks.values():
                 begun = wipe in self.looks and disk.id == wipe.rsplit(":", 2)[0]
-                if (disk.fingerprint == wipe or begun) and wipe not in self.wiped:
-                    self._clear(disk, wipe)
-                    self.looks[wipe] = self.looks.get(wipe, 0) + 1
-                    if self.looks[wipe] == self.wipe_looks:
-                        self.wiped.add(wipe)
+                if disk.fingerprint != wipe and not begun:
+                    continue
+                self._clear(disk, wipe)
+                self.looks[wipe] = min(self.looks.get(wipe, 0) + 1, self.wipe_looks)
+                if self.looks[wipe] == self.wipe_looks:
+                    self.wiped.add(wipe)
 
     def _clear(self, disk: FakeDisk, fingerprint: str) -> None:
         if disk.fingerprint == fingerprint and disk.content:

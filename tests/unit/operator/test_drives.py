@@ -205,3 +205,39 @@ def test_a_deleted_pool_wipes_its_drives_if_it_said_so(drives: str) -> None:
             await cluster.until(lambda: not agent.spec.assignments)
 
     run_on_a_cluster(test)
+
+
+def test_an_operator_that_takes_over_late_still_wipes_a_deleted_pool() -> None:
+    """To it, every agent is silent at first, and the deletion is hours old."""
+
+    async def test(cluster: Cluster) -> None:
+        agent = await drive_pool(cluster, FakeDisk("a"), initPolicy="IfBlank")
+        policy = {"drives": "Wipe", "confirmation": "yes-really-wipe-drives"}
+        await cluster.change_pool({"spec": {"deletionPolicy": policy}})
+        async with cluster.operator():
+            await cluster.until(cluster.is_ready)
+            await cluster.until(lambda: "workerUUID" in node_of(cluster)["status"]["drives"][0])
+        await cluster.api.request("DELETE", f"{PATH}/memkvpools/{POOL}", None, {})
+        cluster.pool["metadata"]["deletionTimestamp"] = "2020-01-01T00:00:00Z"
+        async with cluster.operator("b"):
+            await cluster.until(lambda: not cluster.api.all_of("memkvpools"))
+        assert len(agent.wiped) == 1
+
+    run_on_a_cluster(test)
+
+
+def test_a_pod_whose_drives_changed_is_replaced() -> None:
+    async def test(cluster: Cluster) -> None:
+        await drive_pool(cluster, FakeDisk("a"), FakeDisk("b"), initPolicy="IfBlank")
+        async with cluster.operator():
+            await cluster.until(cluster.is_ready)
+            await cluster.until(lambda: "workerUUID" in node_of(cluster)["status"]["drives"][0])
+            before = node_of(cluster)["status"]["podUID"]
+            excluded = [{"path": "/dev/disk/by-id/a"}]
+            groups = [group(initPolicy="IfBlank", excludedDevices=excluded)]
+            await cluster.change_pool({"spec": {"nodeGroups": groups}})
+            await cluster.until(lambda: states_of(cluster) == {"a": "Denied", "b": "Ready"})
+            await cluster.until(lambda: node_of(cluster)["status"].get("podUID") != before)
+            await cluster.until(cluster.is_ready)
+
+    run_on_a_cluster(test)
