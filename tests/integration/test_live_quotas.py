@@ -123,7 +123,8 @@ def test_a_quota_is_in_force_without_a_restart_and_after_one(
     supervisor.stop()
 
     again = start()
-    view = until(again, lambda view: guaranteed(view).get("guest") == (8 * MIB, 4 * MIB))
+    until(again, lambda view: guaranteed(view).get("guest") == (8 * MIB, 4 * MIB))
+    view = ready(again)
     assert facts(again).spec_revision == "one"
     put(view, "noise", 1000, 320)
     assert present(view, "guest") == GUEST_BLOCKS

@@ -112,10 +112,8 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
     revision = digest_of(templates)
     rolling = at_rest(pool, members)
     if children:
-        settled = shard_map is None or not shard_map.moving
-        rolling = rolling_update(
-            pool, members, templates, revision, drained, now_s, settled=settled
-        )
+        still = shard_map is None or not shard_map.moving
+        rolling = rolling_update(pool, members, templates, revision, drained, now_s, settled=still)
     actions: list[Action] = []
     leaving: tuple[Event, ...] = ()
     if FINALIZER not in pool.meta.finalizers:
