@@ -54,6 +54,11 @@ class Member:
         return self.memkv_node.restart if self.memkv_node is not None else None
 
     @property
+    def held_for_restart(self) -> bool:
+        """Whether its slots wait because the operator replaces its pod."""
+        return self.held and self.restart is not None
+
+    @property
     def should_drain(self) -> bool:
         """Whether somebody wants it to give its slots away."""
         if self.wanted in (WantedState.DRAINING, WantedState.REMOVED) or self.group is None:

@@ -4,7 +4,8 @@ The publisher itself is that of static pools (`memkv.metadata.publisher`). What 
 cluster's own evidence: a node whose polls fail is not lost while kubelet and its pod's readiness
 say that it is well, because then the way between it and the operator is broken, and clients that
 take another way are served. A kubelet that does not renew its Lease says nothing of the kind
-(`plan/heartbeats.py`).
+(`plan/heartbeats.py`), whatever else is said of it: a node that dies while its pod is replaced is
+dead, too.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -53,6 +54,8 @@ class PoolMaps:
         self._polled: set[str] = set()
         self._vouched: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
+        self._replaced: frozenset[str] = frozenset()
+        """Those held because the operator replaces their pods."""
         self._silent: frozenset[str] = frozenset()
 
     @property
@@ -65,10 +68,17 @@ class PoolMaps:
         self._publisher.reconfigure(publisher_config(pool, members))
         self._vouched = frozenset(member.name for member in members if member.vouched)
         self._held = frozenset(member.name for member in members if member.held)
-        self._publisher.vouch((self._vouched - self._silent) | self._held)
+        self._replaced = frozenset(m.name for m in members if m.held_for_restart)
+        self._publisher.vouch(self._trusted)
         self._publisher.dismiss([m.name for m in members if not m.desired])
         self._publisher.cordon([m.name for m in members if m.cordoned])
         self._publisher.hold_still(pool.spec.paused)
+
+    @property
+    def _trusted(self) -> frozenset[str]:
+        """Nodes whose workers do not die. A cordoned machine that reboots is silent, and waited
+        for; a pod is replaced on a machine that runs."""
+        return (self._vouched - self._silent) | (self._held - (self._replaced & self._silent))
 
     def answered(self, node: str, reports: Collection[WorkerReport], now_ms: int) -> None:
         """Note a node's answer."""
@@ -89,7 +99,7 @@ class PoolMaps:
     def fell_silent(self, since_ms: Mapping[str, int]) -> None:
         """Note whose kubelets are silent now, and since when, whatever their Nodes say."""
         self._silent = frozenset(since_ms)
-        self._publisher.vouch((self._vouched - self._silent) | self._held)
+        self._publisher.vouch(self._trusted)
         for node, silent_since_ms in since_ms.items():
             self._publisher.silent_since(node, silent_since_ms)
 

@@ -184,9 +184,15 @@ class PoolPublisher:
             self._concerns()
 
     def _suspects(self) -> list[str]:
-        """Return the nodes that did not answer, or were not asked yet, and count as well."""
+        """Return the nodes that did not answer, or were not asked yet, and count as well or as
+        back soon."""
         seen = self._poller.seen
-        return [m.name for m in self._members if m.vouched and not is_reachable(seen.get(m.name))]
+        return [
+            member.name
+            for member in self._members
+            if (member.vouched or member.held_for_restart)
+            and not is_reachable(seen.get(member.name))
+        ]
 
     def _feed(self, maps: PoolMaps, node: str, seen: NodeSeen) -> None:
         if seen.problem or seen.facts is None:

@@ -16,7 +16,9 @@ from memkv.metadata.publisher import PublisherState
 from memkv.metadata.roster import WorkerReport
 from memkv.shardmap import Worker, WorkerState
 from memkv_operator.api.cluster import KubeNode, Pod
+from memkv_operator.api.meta import ObjectMeta
 from memkv_operator.api.names import COMPONENT_NODE
+from memkv_operator.api.node import MemKVNode, Restart, RestartPhase, WantedState
 from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.heartbeats import Beat, Heartbeats, read_beat
@@ -50,6 +52,8 @@ class World:
     """Do not answer the operator."""
     dead: dict[str, int] = field(default_factory=dict)
     """Since when."""
+    replaced: set[str] = field(default_factory=set)
+    """Whose pods the operator replaces: the old one is gone, the new one is not there yet."""
     api_away: bool = False
     stored: PublisherState | None = None
     elections: int = 0
@@ -93,7 +97,11 @@ class World:
         )
         group = self.pool.spec.groups[0]
         seen = NodeSeen(name, None, "" if self.answers(name) else "nobody answers")
-        return Member(name, group, node, None, pod, seen)
+        if name not in self.replaced:
+            return Member(name, group, node, None, pod, seen)
+        restart = Restart(RestartPhase.REPLACING, "old", False, 0)
+        known = MemKVNode(ObjectMeta(name), name, WantedState.ACTIVE, {}, restart=restart)
+        return Member(name, group, node, known, None, seen, held=ready)
 
     def answers(self, name: str) -> bool:
         return name not in self.cut and name not in self.dead
@@ -108,7 +116,8 @@ class World:
             for name in NAMES:
                 self.poll(name)
         if self.now_ms % int(LOOK_S * 1000) == 0:
-            self.look([m.name for m in members if m.vouched and not self.answers(m.name)])
+            counted = [m for m in members if m.vouched or m.held_for_restart]
+            self.look([m.name for m in counted if not self.answers(m.name)])
         silent = self.heartbeats.silent(self.grace_s * 1000, self.now_ms)
         self.maps.fell_silent(silent)
         outcome = self.maps.step(self.now_ms, self.now_ms // 1000)
@@ -183,6 +192,17 @@ def test_a_node_that_dies_with_the_leader_is_out_as_soon() -> None:
         one.now_ms += TAKE_OVER_MS
         one.elections += 1
         one.take_over()
+        assert one.lost_after_ms("b") <= 30_000 + BOUND_MS, seed
+
+
+def test_a_node_that_dies_while_its_pod_is_replaced_is_out_as_soon() -> None:
+    for seed in SEEDS:
+        one = world(seed, 30)
+        one.replaced.add("b")
+        one.cut.add("b")
+        one.run(one.now_ms + 120_000)
+        assert not one.is_lost("b"), seed  # an image may take its time
+        one.dead["b"] = one.now_ms
         assert one.lost_after_ms("b") <= 30_000 + BOUND_MS, seed
 
 
