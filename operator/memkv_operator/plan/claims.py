@@ -1,15 +1,25 @@
-"""What two pools claim at once on a node: drives, directories, ports. The older pool keeps it and
-is left undisturbed; the younger one says so."""
+"""What two pools claim at once: names of their objects in one namespace; drives, directories and
+ports on a node. The older pool keeps it and is left undisturbed; the younger one says so."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from memkv_operator.api.cluster import KubeNode
+from memkv_operator.api.names import (
+    DAEMON_SETS,
+    SECRETS,
+    daemon_set_name,
+    identity_name,
+    metadata_secret_name,
+    node_secret_name,
+)
 from memkv_operator.api.pool import NodeGroup, Pool
 from memkv_operator.plan.drive_desk import rank_of
 from memkv_operator.plan.membership import group_of
 from memkv_operator.plan.node_drives import NodeDrives
 from memkv_operator.plan.preflight import Finding, named
 from memkv_operator.render.storage import state_path
+
+NAME_CLAIMED = "NameClaimedTwice"
 
 Meetings = Mapping[tuple[str, str], Sequence[str]]
 """(older pool, what both claim) -> nodes."""
@@ -33,7 +43,21 @@ def claim_findings(
                 paths.setdefault((other.key, state_path(pool, mine)), []).append(node.name)
             for port in sorted(ports_of(pool, mine) & ports_of(other, theirs)):
                 ports.setdefault((other.key, str(port)), []).append(node.name)
-    return [*_path_findings(pool, paths), *_port_findings(pool, ports)]
+    return [
+        *_name_findings(pool, older),
+        *_path_findings(pool, paths),
+        *_port_findings(pool, ports),
+    ]
+
+
+def names_of(pool: Pool) -> frozenset[tuple[str, str]]:
+    """Return (kind, name) of the objects of a pool that another pool of the namespace could come
+    to from its own name: "a" and "a-node" both make a Secret a-node-identity. Names of other kinds
+    have one end each."""
+    name = pool.meta.name
+    groups = {(DAEMON_SETS.kind, daemon_set_name(name, group.name)) for group in pool.spec.groups}
+    secrets = (identity_name(name), node_secret_name(name), metadata_secret_name(name))
+    return frozenset(groups | {(SECRETS.kind, s) for s in secrets if pool.has_tls})
 
 
 def ports_of(pool: Pool, group: NodeGroup) -> frozenset[int]:
@@ -84,6 +108,23 @@ def drive_findings(pool: Pool, drives: Mapping[str, NodeDrives], agents: bool) -
 
 def _is_named(pool: Pool, path: str) -> bool:
     return any(path in g.drives.paths for g in pool.spec.groups if g.drives is not None)
+
+
+def _name_findings(pool: Pool, older: Sequence[Pool]) -> Iterable[Finding]:
+    for other in older:
+        if other.meta.namespace != pool.meta.namespace:
+            continue
+        shared = sorted(names_of(pool) & names_of(other))
+        if shared:
+            objects = ", ".join(f"{kind} {name}" for kind, name in shared)
+            yield Finding(
+                NAME_CLAIMED,
+                f"pools {other.key} and {pool.key} both need {objects}, and {other.key} is older: "
+                f"make {pool.key} anew under another name (or with other names of nodeGroups, for "
+                "a DaemonSet), or in another namespace",
+                blocks=True,
+                freezes=False,
+            )
 
 
 def _path_findings(pool: Pool, meetings: Meetings) -> Iterable[Finding]:

@@ -145,8 +145,8 @@ class Identities:
         now = utc(self._clock.wall_s())
         offer = await self._offers.find(pool)
         secret, root = await self._root(pool, offer, now)
-        node = await self._get(pool, node_secret_name(pool.meta.name))
-        metadata = await self._get(pool, metadata_secret_name(pool.meta.name))
+        node = await self._own(pool, node_secret_name(pool.meta.name))
+        metadata = await self._own(pool, metadata_secret_name(pool.meta.name))
         admin = root.admin
         if admin is None and known is not None:
             admin = Pair(known.admin.certificate, known.admin.key)
@@ -183,10 +183,8 @@ class Identities:
         )
 
     async def _root(self, pool: Pool, offer: Offer, now: datetime) -> tuple[JsonObject, Root]:
-        found = await self._get(pool, identity_name(pool.meta.name))
+        found = await self._own(pool, identity_name(pool.meta.name))
         if found is not None:
-            if pool.meta.uid not in read_meta(Reader(found)).owners:
-                raise RetryLater(f"the identity of an earlier pool {pool.key} is still there")
             return found, read_root(found)
         if pool.spec.tls_mode == SELF_SIGNED:
             authority = make_authority(f"MemKV pool {pool.key}", now)
@@ -245,6 +243,23 @@ class Identities:
         ):  # fmt: skip
             if not _holds(there, manifest):
                 await self._objects.apply(SECRETS, namespace, name, manifest)
+
+    async def _own(self, pool: Pool, name: str) -> JsonObject | None:
+        """Return a Secret of the pool, None where there is none. RetryLater while it is an earlier
+        pool's; Unavailable when it is somebody else's: it is never written over."""
+        found = await self._get(pool, name)
+        if found is None or pool.meta.uid in read_meta(Reader(found)).owners:
+            return found
+        owners = Reader(found).object("metadata").objects("ownerReferences")
+        if any(owner.text("name") == pool.meta.name for owner in owners):
+            raise RetryLater(f"Secret {name} of an earlier pool {pool.key} is still there")
+        whose = ", ".join(f"{owner.text('kind')} {owner.text('name')}" for owner in owners)
+        message = (
+            f"Secret {pool.meta.namespace}/{name} is needed by pool {pool.key} and belongs to "
+            f"{whose or 'nobody'}: delete it if nobody needs it, or make one of the two pools anew "
+            "under another name"
+        )
+        raise Unavailable((Fault("NameClaimedTwice", message),))
 
     async def _get(self, pool: Pool, name: str) -> JsonObject | None:
         return await self._objects.get(SECRETS, pool.meta.namespace, name)

@@ -18,7 +18,7 @@ from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial
 from memkv_operator.plan.actions import Action, ApplyChild, WritePoolStatus, side_by_side
-from memkv_operator.plan.claims import claim_findings, drive_findings, wants_drives
+from memkv_operator.plan.claims import NAME_CLAIMED, claim_findings, drive_findings, wants_drives
 from memkv_operator.plan.identity import Fault, IdentityView
 from memkv_operator.plan.planner import Observed, Plan, plan
 from memkv_operator.plan.preflight import Finding, Preflight
@@ -117,15 +117,16 @@ class Reconciler:
             await self._carry_out(pool, await self._plan_deletion(pool))
             return
         publisher = await self._publisher_of(pool)
-        identity, view = await self._identity_of(pool)
+        claims = claim_findings(pool, self._agents.pools(), self._view.kube_nodes)
+        identity, view = await self._identity_of(pool, claims)
         preflight = await self._preflights.look(pool, self._view.children_of(pool.key))
         if is_wrong(preflight):
             self._enqueue(pool.key, AGAIN_S)
         monitored = await self._monitors.look(pool)
         if monitored is not None and not monitored.holds:
             self._enqueue(pool.key, MONITORS_AGAIN_S)
-        reviews = await self._review_findings(pool)
-        decided = await self._decide(pool, publisher, view, preflight, monitored, reviews)
+        claims = [*claims, *await self._review_findings(pool)]
+        decided = await self._decide(pool, publisher, view, preflight, monitored, claims)
         tls = identity.admin if identity is not None else None
         publisher.update(pool, decided, tls)
         if not publisher.informed or not self._agents.informed:
@@ -141,14 +142,16 @@ class Reconciler:
 
     # --- inside ------------------------------------------------------------------------------
 
-    async def _identity_of(self, pool: Pool) -> tuple[PoolIdentity | None, IdentityView]:
+    async def _identity_of(
+        self, pool: Pool, claims: Sequence[Finding]
+    ) -> tuple[PoolIdentity | None, IdentityView]:
         """Return the pool's identity, None without TLS or while there is none; and what of it is
         said to people."""
         if not pool.has_tls:
             return None, IdentityView()
         found = self._identities.known(pool)
         try:
-            if pool.spec.paused:
+            if pool.spec.paused or any(one.reason == NAME_CLAIMED for one in claims):
                 found = found or await self._identities.read(pool)
                 return found, found.view if found is not None else IdentityView()
             found = await self._identities.ensure(pool)
@@ -182,7 +185,7 @@ class Reconciler:
         identity: IdentityView,
         preflight: Preflight,
         monitored: Condition | None,
-        reviews: Sequence[Finding],
+        claims: Sequence[Finding],
     ) -> Plan:
         now_ns = self._clock.monotonic_ns()
         drives = self._agents.decide().of_pool(pool)
@@ -205,9 +208,8 @@ class Reconciler:
             identity,
             drives,
             [
-                *claim_findings(pool, self._agents.pools(), self._view.kube_nodes),
+                *claims,
                 *drive_findings(pool, drives, self._agents.installed),
-                *reviews,
                 *refusal_findings(self._refused.get(pool.key, {})),
             ],
             preflight=preflight,

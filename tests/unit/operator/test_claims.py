@@ -1,5 +1,6 @@
 """Two pools on one node: the older one keeps what both claim."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,6 +39,36 @@ def test_one_directory_blocks_the_younger_pool_and_leaves_the_older_alone() -> N
     assert (finding.reason, finding.blocks, finding.freezes) == ("PathClaimedTwice", True, False)
     for part in ("ns/old", "ns/new", "/data/a", "n1, n2", "hostPath"):
         assert part in finding.message
+
+
+TLS = {"metadata": {"tls": {"mode": "SelfSigned"}}}
+PLAIN = {"metadata": {"tls": {"mode": "Disabled"}}}
+
+
+@pytest.mark.parametrize(
+    ("older", "younger", "shared"),
+    [
+        (("a", TLS), ("a-node", TLS), "Secret a-node-identity"),
+        (("a-metadata", TLS), ("a", TLS), "Secret a-metadata-identity"),
+        (("a", {"group": {"name": "b-c"}}), ("a-b", {"group": {"name": "c"}}), "DaemonSet a-b-c"),
+        (("a", TLS), ("a-nodes", TLS), ""),
+        (("a", TLS), ("a-node", PLAIN), ""),
+    ],
+)
+def test_pools_that_would_share_an_object_are_named_and_the_older_keeps_it(
+    older: tuple[str, Any], younger: tuple[str, Any], shared: str
+) -> None:
+    one = pool(older[0], "2026-01-01", FILE, **older[1])
+    other = pool(younger[0], "2026-02-01", OTHER_FILE, **younger[1])
+    assert found(one, other) == []
+    findings = found(other, one)
+    assert [f.reason for f in findings] == ["NameClaimedTwice"] * bool(shared)
+    for finding in findings:
+        assert (finding.blocks, finding.freezes) == (True, False)
+        for part in (f"ns/{older[0]}", f"ns/{younger[0]}", shared, "another name"):
+            assert part in finding.message
+    elsewhere = replace(other, meta=replace(other.meta, namespace="elsewhere"))
+    assert found(elsewhere, one) == []
 
 
 HOST = {"network": {"mode": "HostNetwork", "rdma": {"mode": "Disabled"}}}

@@ -2,13 +2,15 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from memkv.errors import RetryLater
+from memkv.metadata.kubernetes.api_server import APPLY
 from memkv.metadata.kubernetes.errors import Forbidden, NotFound
 from memkv.testing.api_server import Request
-from memkv_operator.api.names import CERTIFICATES, ROTATE_CA
+from memkv_operator.api.names import CERTIFICATES, ROTATE_CA, SECRETS
 from memkv_operator.identity.authority import (
     AUTHORITY_LIFE,
     LEAF_LIFE,
@@ -20,6 +22,7 @@ from memkv_operator.identity.roles import Role, names_of
 from memkv_operator.identity.trust import GRACE, certificates_of, same
 from memkv_operator.kube.objects import Objects
 from memkv_operator.run.identities import LOOK_S, Identities, PoolIdentity, Unavailable
+from memkv_operator.testing.cluster import NAMESPACE
 from memkv_operator.testing.identity_world import World, run
 
 HOUR = timedelta(hours=1)
@@ -411,5 +414,22 @@ def test_modes_change_like_authorities(before: str, after: str) -> None:
         assert len(world.api.all_of("certificates")) == (3 if after == "CertManager" else 0)
         if after == "CertManager":
             assert world.bundle == world.issuer.authority.certificate
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", ["identity", "node-identity", "metadata-identity"])
+def test_a_secret_of_another_pool_is_never_written_over(name: str) -> None:
+    async def test(world: World) -> None:
+        path = SECRETS.path(NAMESPACE, f"pool-a-{name}")
+        owner = {"kind": "MemKVPool", "name": "pool-a-node", "uid": "another", "controller": True}
+        meta = {"name": f"pool-a-{name}", "namespace": NAMESPACE, "ownerReferences": [owner]}
+        body: Any = {"metadata": meta, "data": {"tls.key": "dGhlaXJz"}}
+        await world.api.request("PATCH", path, None, body, APPLY)
+        with pytest.raises(Unavailable) as raised:
+            await world.identities.ensure(world.pool)
+        assert [fault.reason for fault in raised.value.faults] == ["NameClaimedTwice"]
+        assert "MemKVPool pool-a-node" in raised.value.faults[0].message
+        assert world.api.objects[path]["data"] == {"tls.key": "dGhlaXJz"}
 
     run(test)
