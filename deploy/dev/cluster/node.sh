@@ -17,8 +17,10 @@ SPACE=memkv-$NODE
 ADDRESS=$NETWORK.$((10 + NUMBER))
 PODS=$POD_NETWORK.$NUMBER.0/24
 # What each node must have for itself, though the root file system is shared. The kubelet's folder of
-# device plugins is hard-wired; pods with a hostPath find their blocks in the others.
-OWN_FOLDERS="/var/lib/kubelet /var/log/pods /var/log/containers /run/netns /var/lib/memkv /run/memkv"
+# device plugins is hard-wired; pods with a hostPath find their blocks in the others, and agents what
+# they were told: with the folder of another cluster they would refuse what this one says.
+OWN_FOLDERS="/var/lib/kubelet /var/log/pods /var/log/containers /run/netns /var/lib/memkv
+/var/lib/memkv-agent /run/memkv"
 
 cgroup_roots() {
     if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
