@@ -1,11 +1,9 @@
 """`memkv agent`: looks at the node's disks again and again, and does with them what it was told."""
 
 import logging
-import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry
 
@@ -33,6 +31,7 @@ from memkv.agent.opened import DiskBusy, DiskChanged, HostDisks
 from memkv.agent.rules import misleading_links
 from memkv.agent.state import AgentState, assignments_of
 from memkv.clock import Clock, SystemClock
+from memkv.daemons import run_until_signalled, software_version
 from memkv.errors import ConfigError, RetryLater
 from memkv.metadata.http import PlainHttpServer, Route, metrics_page, probe_page
 from memkv_proto import agent_admin_pb2 as pb
@@ -60,7 +59,7 @@ class Agent:
         self._journal = Journal(config.state_dir / "erasing")
         self._inventory = Inventory(config.root, self._disks, config.disks, self._clock, read)
         self._kubelet = Kubelet(config.plugin_dir, self._hand_out)
-        self._version = _software_version()
+        self._version = software_version()
         self._problems: list[str] = []
         self._profile = ""
         self._erased = 0
@@ -321,27 +320,10 @@ def _fingerprints(begun: Mapping[str, Begun]) -> dict[str, str]:
     return {disk: one.fingerprint for disk, one in begun.items()}
 
 
-def _software_version() -> str:
-    try:
-        return version("memkv")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def run_agent(
     config: AgentConfig, clock: Clock | None = None,
     started: Callable[[Agent], None] = lambda agent: None,
 ) -> None:  # fmt: skip
     """Run an agent until SIGTERM or SIGINT; `started` is told when it listens. ConfigError when it
     cannot start."""
-    stopping = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: stopping.set())
-    agent = Agent(config, clock)
-    try:
-        agent.start()
-        started(agent)
-        stopping.wait()
-    finally:
-        agent.stop()
+    run_until_signalled(lambda: Agent(config, clock), started)

@@ -1,18 +1,15 @@
 """memkv.v1.NodeAdmin: the control channel of a node, for its publisher or operator only."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from memkv.errors import CallerError, ConfigError
 from memkv.limits import WORKERS_PER_NODE_MAX
-from memkv.metadata.certificates import names_of, server_credentials
-from memkv.metadata.endpoint import SERVER_OPTIONS, join_endpoint
+from memkv.metadata.admin_port import AdminPort, check_caller, refuse_spec
 from memkv.metadata.files import write_durably
 from memkv.node.messages import Quota
 from memkv.node.node_config import NodeConfig
@@ -20,9 +17,6 @@ from memkv.tenant import check_tenant_name
 from memkv.wire.signed import TicketKey, checked_keys, key_name
 from memkv_proto import node_admin_pb2 as pb
 from memkv_proto import node_admin_pb2_grpc as pb_grpc
-
-CALLS_MAX = 16  # a publisher and an operator poll twice a second; the rest is refused
-_ADMIN_THREADS = 4
 
 
 def ticket_keys_of(spec: pb.NodeSpec) -> tuple[TicketKey, ...]:
@@ -142,60 +136,28 @@ class AdminServicer(pb_grpc.NodeAdminServicer):
         self._check_caller(context)
         try:
             pending = self._specs.apply(request.spec)
-        except ConfigError as error:
-            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except ValueError as error:
-            _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except OSError as error:
-            message = f"cannot keep the spec: {error.strerror}; free space in the state folder"
-            _refuse(context, grpc.StatusCode.UNAVAILABLE, message)
+        except (ConfigError, ValueError, OSError) as error:
+            refuse_spec(context, error, "the state folder")
         self._applied()
         return pb.ApplyResponse(spec_generation=request.spec.generation, pending=pending)
 
     def _check_caller(self, context: grpc.ServicerContext) -> None:
         """Refuse nodes and clients: their certificates are of the same CA."""
-        # The stubs say bytes; what comes are lists of them.
-        verified = cast("Mapping[str, Iterable[bytes]]", context.auth_context())
-        if self._caller_name and self._caller_name not in names_of(verified):
-            message = (
-                f"only the pool's publisher or operator may call: a certificate of the CA with the "
-                f"name {self._caller_name} is needed"
-            )
-            _refuse(context, grpc.StatusCode.PERMISSION_DENIED, message)
+        check_caller(
+            context,
+            self._caller_name,
+            "only the pool's publisher or operator may call: a certificate of the CA with the "
+            f"name {self._caller_name} is needed",
+        )
 
 
-def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
-    context.abort(code, message)
-    raise AssertionError("abort returned")
-
-
-class AdminServer:
+class AdminServer(AdminPort):
     """A listening NodeAdmin."""
 
     def __init__(self, config: NodeConfig, servicer: AdminServicer) -> None:
         """Listen. ConfigError when the port is taken."""
-        self._threads = ThreadPoolExecutor(_ADMIN_THREADS, thread_name_prefix="memkv-admin")
-        self._server = grpc.server(
-            self._threads, options=list(SERVER_OPTIONS), maximum_concurrent_rpcs=CALLS_MAX
-        )
-        pb_grpc.add_NodeAdminServicer_to_server(servicer, self._server)
-        address = join_endpoint(config.admin_host, config.admin_port)
-        try:
-            if config.tls is None:
-                self.port = self._server.add_insecure_port(address)
-            else:
-                self.port = self._server.add_secure_port(
-                    address, server_credentials(config.tls, asks_certificate=True)
-                )
-        except RuntimeError as error:
-            raise ConfigError(
-                f"the admin port cannot listen on {address}: another process has the port, or the "
-                "address is not this machine's"
-            ) from error
-        self.endpoint = join_endpoint(config.admin_host, self.port)
-        self._server.start()
 
-    def stop(self) -> None:
-        """Stop listening; calls under way are cut."""
-        self._server.stop(None).wait()
-        self._threads.shutdown()
+        def serve(server: grpc.Server) -> None:
+            pb_grpc.add_NodeAdminServicer_to_server(servicer, server)
+
+        super().__init__(config.admin_host, config.admin_port, config.tls, serve)

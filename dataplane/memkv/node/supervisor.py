@@ -8,16 +8,15 @@ import fcntl
 import json
 import logging
 import os
-import signal
 import threading
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
 from memkv.clock import Clock, SystemClock
+from memkv.daemons import run_until_signalled, software_version
 from memkv.errors import ConfigError
 from memkv.metadata.certificate_metric import CertificateCollector
 from memkv.metadata.certificates import admin_name
@@ -63,7 +62,7 @@ class Supervisor:
                 "another --dir, one that you can write to"
             ) from error
         self._specs = SpecKeeper(config.state_dir / SPEC_FILE)
-        self._version = _software_version()
+        self._version = software_version()
         self._files = threading.Lock()
         self._telling = threading.Lock()
         self._lock = -1
@@ -307,27 +306,10 @@ class Supervisor:
                 log.warning("cannot write %s: %s", READY_FILE, error.strerror)
 
 
-def _software_version() -> str:
-    try:
-        return version("memkv")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def run_node(
     config: NodeConfig, clock: Clock | None = None,
     started: Callable[[Supervisor], None] = lambda supervisor: None,
 ) -> None:  # fmt: skip
     """Run a node until SIGTERM or SIGINT; `started` is told when it listens. ConfigError when it
     cannot start."""
-    stopping = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: stopping.set())
-    supervisor = Supervisor(config, clock)
-    try:
-        supervisor.start()
-        started(supervisor)
-        stopping.wait()
-    finally:
-        supervisor.stop()
+    run_until_signalled(lambda: Supervisor(config, clock), started)
