@@ -2,96 +2,42 @@
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from memkv.errors import MemKVError
-from memkv_operator.nodes.admin import CALL_TIMEOUT_S, AdminTls, Dial, NodeAdmin
+from memkv_operator.nodes.admin import CALL_TIMEOUT_S, Dial, NodeAdmin
 from memkv_operator.nodes.facts import facts_of
 from memkv_operator.nodes.orders import spec_of
+from memkv_operator.nodes.polling import Poller, Target
 from memkv_operator.plan.facts import NodeFacts, NodeSeen
 from memkv_operator.plan.orders import Order
 
 log = logging.getLogger("memkv.operator.nodes")
 
 INTERVAL_S_MIN = 0.5
-POLLS_PER_S_MAX = 100  # of one pool: what a Python process does with a quarter of a core
-JITTER = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A node's pod, and how it is reached."""
-
-    endpoint: str
-    pod_uid: str
-    tls: AdminTls | None = None
-
 
 OnSeen = Callable[[str, NodeSeen], None]
 
 
-class NodePoller:
+class NodePoller(Poller[NodeAdmin, NodeSeen]):
     """Polls the nodes of one pool. All methods on one event loop."""
 
     def __init__(self, pool: str, dial: Dial, on_seen: OnSeen) -> None:
         """`on_seen` is told of every poll: node, and what came of it."""
+        super().__init__(dial, INTERVAL_S_MIN)
         self._pool = pool
-        self._dial = dial
         self._on_seen = on_seen
-        self._tasks: dict[str, tuple[Target, asyncio.Task[None]]] = {}
         self._orders: Mapping[str, Order] = {}
         self._refused: dict[str, str] = {}
         """Revision of the spec that a node does not take, said once."""
-        self.seen: dict[str, NodeSeen] = {}
-        """What polling came to, of nodes that have a target."""
 
     def set_targets(self, targets: Mapping[str, Target], orders: Mapping[str, Order]) -> None:
-        """Poll these from now on, and tell each what its order says if that is not in force. A pod
-        that was replaced is another target."""
+        """Poll these from now on, and tell each what its order says if that is not in force."""
         self._orders = orders
-        for node in self._tasks.keys() - targets.keys():
-            self._drop(node)
-        for node, target in targets.items():
-            known = self._tasks.get(node)
-            if known is not None and known[0] == target:
-                continue
-            if known is not None:
-                same_pod = known[0].pod_uid == target.pod_uid
-                self._drop(node, keep=same_pod)
-            poll = self._poll(node, target)
-            self._tasks[node] = (target, asyncio.create_task(poll))
+        self.poll(targets)
 
-    @property
-    def all_asked(self) -> bool:
-        """Whether every target was polled at least once."""
-        return self._tasks.keys() <= self.seen.keys()
-
-    async def stop(self) -> None:
-        """Stop polling."""
-        tasks = [task for _, task in self._tasks.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._tasks.clear()
-
-    def _drop(self, node: str, *, keep: bool = False) -> None:
-        _, task = self._tasks.pop(node)
-        task.cancel()
-        if not keep:
-            self.seen.pop(node, None)
-
-    async def _poll(self, node: str, target: Target) -> None:
-        admin = self._dial(target.endpoint, target.tls)
-        try:
-            while True:
-                await self._ask(node, target, admin)
-                await asyncio.sleep(self._interval_s())
-        finally:
-            await asyncio.shield(admin.close())
-
-    async def _ask(self, node: str, target: Target, admin: NodeAdmin) -> None:
+    async def ask(self, node: str, target: Target, admin: NodeAdmin) -> None:
+        """As Poller."""
         before = self.seen.get(node)
         facts = before.facts if before is not None else None
         try:
@@ -124,8 +70,3 @@ class NodePoller:
             if self._refused.get(node) != spec.revision:
                 self._refused[node] = spec.revision
                 log.warning("pool %s: node %s does not take its spec: %s", self._pool, node, error)
-
-    def _interval_s(self) -> float:
-        """Grows with the pool, so that a large one does not eat the operator."""
-        interval_s = max(INTERVAL_S_MIN, len(self._tasks) / POLLS_PER_S_MAX)
-        return interval_s * (1 + JITTER * (random.random() - 0.5))

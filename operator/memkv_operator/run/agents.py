@@ -19,7 +19,8 @@ from memkv_operator.api.unread import read_rest
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import AdminTls
 from memkv_operator.nodes.agent_admin import DialAgent
-from memkv_operator.nodes.agent_poller import AgentPoller, AgentTarget
+from memkv_operator.nodes.agent_poller import AgentPoller
+from memkv_operator.nodes.polling import Target
 from memkv_operator.plan.claims import wants_drives
 from memkv_operator.plan.disks import AgentSeen
 from memkv_operator.plan.drive_desk import DriveDesk, DriveSnapshot
@@ -143,7 +144,7 @@ class Agents:
     async def _step(self) -> None:
         """Poll the pods there are. Their identity is made when the first one waits for it."""
         if not self._pods:
-            self._poller.set_targets({})
+            self._poller.poll({})
             return
         try:
             tls = await self._identity.ensure()
@@ -154,12 +155,12 @@ class Agents:
             self._problem = str(error)
             return
         self._problem = ""
-        self._poller.set_targets(
+        self._poller.poll(
             {pod.node_name: self._target(pod, tls) for pod in self._pods.values() if pod.ip}
         )
 
-    def _target(self, pod: AgentPod, tls: AdminTls) -> AgentTarget:
-        return AgentTarget(join_endpoint(pod.ip, pod.port), pod.uid, tls)
+    def _target(self, pod: AgentPod, tls: AdminTls) -> Target:
+        return Target(join_endpoint(pod.ip, pod.port), pod.uid, tls)
 
     def _seen(self) -> dict[str, AgentSeen]:
         """Return what is known of each agent there is, also of one that cannot be asked."""

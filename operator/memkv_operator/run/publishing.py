@@ -19,7 +19,8 @@ from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import AdminTls, Dial
 from memkv_operator.nodes.facts import weighted
-from memkv_operator.nodes.poller import NodePoller, Target
+from memkv_operator.nodes.poller import NodePoller
+from memkv_operator.nodes.polling import Target
 from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.health import MapView
 from memkv_operator.plan.membership import Member

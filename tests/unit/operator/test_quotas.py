@@ -10,7 +10,8 @@ from memkv_operator.api.cluster import KubeNode
 from memkv_operator.api.node import MemKVNode, WantedState
 from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.nodes.orders import spec_of
-from memkv_operator.nodes.poller import NodePoller, Target
+from memkv_operator.nodes.poller import NodePoller
+from memkv_operator.nodes.polling import Target
 from memkv_operator.plan.facts import NodeFacts, NodeSeen, WorkerFacts
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.orders import Order

@@ -1,0 +1,99 @@
+"""Asks pods for what they know, again and again, each on its own: nodes of a pool, or agents."""
+
+import asyncio
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from memkv_operator.nodes.admin import AdminTls
+
+POLLS_PER_S_MAX = 100  # of all targets: what a Python process does with a quarter of a core
+JITTER = 0.2
+
+
+class Admin(Protocol):
+    """A connection to a pod's admin service."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+AnyAdmin = TypeVar("AnyAdmin", bound=Admin)
+Seen = TypeVar("Seen")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A pod on a node, and how it is reached."""
+
+    endpoint: str
+    pod_uid: str
+    tls: AdminTls | None = None
+
+
+class Poller(ABC, Generic[AnyAdmin, Seen]):
+    """Polls a pod on each of some nodes. All methods on one event loop."""
+
+    def __init__(
+        self, dial: Callable[[str, AdminTls | None], AnyAdmin], interval_s_min: float
+    ) -> None:
+        self._dial = dial
+        self._interval_s_min = interval_s_min
+        self._tasks: dict[str, tuple[Target, asyncio.Task[None]]] = {}
+        self.seen: dict[str, Seen] = {}
+        """What polling came to, of nodes that have a target."""
+
+    @abstractmethod
+    async def ask(self, node: str, target: Target, admin: AnyAdmin) -> None:
+        """Poll once, and note in `seen` what came of it. Raises nothing."""
+
+    def forget(self, node: str) -> None:
+        """Drop what is known of a node whose pod is another one now, or none."""
+        self.seen.pop(node, None)
+
+    def poll(self, targets: Mapping[str, Target]) -> None:
+        """Poll these from now on. A pod that was replaced is another target."""
+        for node in self._tasks.keys() - targets.keys():
+            self._drop(node)
+        for node, target in targets.items():
+            known = self._tasks.get(node)
+            if known is not None and known[0] == target:
+                continue
+            if known is not None:
+                self._drop(node, keep=known[0].pod_uid == target.pod_uid)
+            self._tasks[node] = (target, asyncio.create_task(self._poll(node, target)))
+
+    @property
+    def all_asked(self) -> bool:
+        """Whether every target was polled at least once."""
+        return self._tasks.keys() <= self.seen.keys()
+
+    async def stop(self) -> None:
+        """Stop polling."""
+        tasks = [task for _, task in self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    def _drop(self, node: str, *, keep: bool = False) -> None:
+        _, task = self._tasks.pop(node)
+        task.cancel()
+        if not keep:
+            self.forget(node)
+
+    async def _poll(self, node: str, target: Target) -> None:
+        admin = self._dial(target.endpoint, target.tls)
+        try:
+            while True:
+                await self.ask(node, target, admin)
+                await asyncio.sleep(self._interval_s())
+        finally:
+            await asyncio.shield(admin.close())
+
+    def _interval_s(self) -> float:
+        """Grows with the number of targets, so that many do not eat the operator."""
+        interval_s = max(self._interval_s_min, len(self._tasks) / POLLS_PER_S_MAX)
+        return interval_s * (1 + JITTER * (random.random() - 0.5))
