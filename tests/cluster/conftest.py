@@ -10,6 +10,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -105,3 +106,28 @@ def pool_namespace(release: LiveCluster) -> Iterator[Callable[[str], str]]:
         wait = f"--timeout={INSTALL_S}s"
         release.kubectl("delete", "memkvpools", "-n", name, "--all", "--ignore-not-found", wait)
         release.kubectl("delete", "namespace", name, "--ignore-not-found", wait)
+
+
+@pytest.fixture(scope="module")
+def loop_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], str]]:
+    """Make disks of this machine, and so of its nodes, of some bytes, that hold a file system."""
+    if os.environ.get("MEMKV_TEST_LOCAL_NODES") != "1":
+        pytest.skip("MEMKV_TEST_LOCAL_NODES is not 1: other machines get no loop device from here")
+    made: list[str] = []
+
+    def make(size_bytes: int) -> str:
+        file = tmp_path_factory.mktemp("disk") / "disk.img"
+        with file.open("wb") as disk:
+            disk.truncate(size_bytes)
+            disk.seek(0x438)
+            disk.write(b"\x53\xef")  # ext4, as the agent sees it
+        words = ["losetup", "--find", "--show", str(file)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"no loop device to be had: {done.stderr.strip()}")
+        made.append(done.stdout.strip())
+        return made[-1]
+
+    yield make
+    for device in made:
+        subprocess.run(["losetup", "--detach", device], check=False)

@@ -6,9 +6,8 @@ what an agent shall do, with the certificate that the operator would use.
 
 import base64
 import datetime
-import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
@@ -73,21 +72,8 @@ wait $node || true
 
 
 @pytest.fixture(scope="module")
-def loop(cluster: LiveCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if os.environ.get("MEMKV_TEST_LOCAL_NODES") != "1":
-        pytest.skip("MEMKV_TEST_LOCAL_NODES is not 1: other machines get no loop device from here")
-    file = tmp_path_factory.mktemp("disk") / "disk.img"
-    with file.open("wb") as disk:
-        disk.truncate(SIZE)
-        disk.seek(0x438)
-        disk.write(b"\x53\xef")  # an ext4 file system, as the agent sees it
-    done = subprocess.run(
-        ["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        pytest.skip(f"no loop device to be had: {done.stderr.strip()}")
-    yield done.stdout.strip()
-    subprocess.run(["losetup", "--detach", done.stdout.strip()], check=False)
+def loop(cluster: LiveCluster, loop_disk: Callable[[int], str]) -> str:
+    return loop_disk(SIZE)
 
 
 def identity() -> tuple[Object, Pair]:

@@ -4,8 +4,6 @@ In order: each test begins where the last one ended.
 """
 
 import json
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,22 +24,9 @@ AGENT = ("agent.enabled=true", "agent.allowLoop=true", "agent.minSize=64MiB")
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A disk of this machine, and so of its nodes, that holds a file system."""
-    if os.environ.get("MEMKV_TEST_LOCAL_NODES") != "1":
-        pytest.skip("MEMKV_TEST_LOCAL_NODES is not 1: other machines get no loop device from here")
-    file = tmp_path_factory.mktemp("disk") / "disk.img"
-    with file.open("wb") as disk:
-        disk.truncate(SIZE)
-        disk.seek(0x438)
-        disk.write(b"\x53\xef")
-    done = subprocess.run(
-        ["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        pytest.skip(f"no loop device to be had: {done.stderr.strip()}")
-    yield done.stdout.strip()
-    subprocess.run(["losetup", "--detach", done.stdout.strip()], check=False)
+def loop(loop_disk: Callable[[int], str]) -> str:
+    """A disk of the cluster's nodes that holds a file system."""
+    return loop_disk(SIZE)
 
 
 @pytest.fixture(scope="module")
