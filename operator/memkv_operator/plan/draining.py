@@ -1,13 +1,18 @@
 """Nodes that give their slots away: which may, which are done, and which are dropped then."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from memkv.shardmap import ShardMap, WorkerState
 from memkv_operator.api.node import WantedState
 from memkv_operator.api.pool import Pool
 from memkv_operator.plan.membership import Member, Refusal
-from memkv_operator.plan.ownership import nodes_in_map, nodes_in_state, slots_by_node
+from memkv_operator.plan.ownership import (
+    lost_nodes,
+    nodes_in_map,
+    nodes_in_state,
+    slots_by_node,
+)
 
 DRAINED = "Drained"
 """Condition of a MemKVNode that has given everything away; nothing is lost when it stops."""
@@ -49,22 +54,36 @@ def _can_take(member: Member, known: Collection[str], lost: Collection[str]) -> 
     return member.ready or (member.name in known and member.name not in lost)
 
 
-def is_drained(member: Member, shard_map: ShardMap | None) -> bool:
-    """Return whether a member has given everything away. Without a map: what was said last."""
-    if not member.draining or member.memkv_node is None:
-        return False
-    if shard_map is None:
-        return member.memkv_node.holds(DRAINED)
-    return member.name not in nodes_in_map(shard_map)
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Which nodes the map needs: read once a look, and not once for each of hundreds of nodes."""
+
+    in_use: frozenset[str]
+    """They own slots, or did of slots that still move."""
+    lost: frozenset[str]
+    """They have a lost worker."""
+    drained: frozenset[str]
+    """They have given everything away."""
 
 
-def dropped_nodes(members: Sequence[Member], shard_map: ShardMap | None) -> frozenset[str]:
-    """Return the removed nodes that have nothing left: their pods leave.
+def ownership_of(members: Sequence[Member], shard_map: ShardMap | None) -> Ownership:
+    """Return what a map says of the members. Without a map: who was said to be drained last."""
+    in_use = nodes_in_map(shard_map)
+    drained = frozenset(
+        member.name
+        for member in members
+        if member.draining and member.memkv_node is not None
+        if (member.memkv_node.holds(DRAINED) if shard_map is None else member.name not in in_use)
+    )
+    return Ownership(in_use, lost_nodes(shard_map), drained)
+
+
+def dropped_nodes(members: Sequence[Member], in_use: frozenset[str]) -> frozenset[str]:
+    """Return the removed nodes that have nothing left: their pods leave. `in_use`: by the map.
 
     Only what was written as drained counts, so that an operator that has just taken over, and does
     not know the map yet, neither drops a node too early nor brings one back.
     """
-    in_use = nodes_in_map(shard_map)
     return frozenset(
         member.name
         for member in members

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue, Manifest, Reader
-from memkv.shardmap import ShardMap
 from memkv_operator.api.conditions import Condition, condition, merged
 from memkv_operator.api.meta import child_meta
 from memkv_operator.api.names import (
@@ -17,12 +16,11 @@ from memkv_operator.api.names import (
 from memkv_operator.api.node import MemKVNode, Restart, WantedState
 from memkv_operator.api.pool import Pool
 from memkv_operator.plan.actions import Action, ApplyNode, DeleteObject, Event, WriteNodeStatus
-from memkv_operator.plan.draining import DRAINED, is_drained
+from memkv_operator.plan.draining import DRAINED, Ownership
 from memkv_operator.plan.facts import NodeFacts, WorkerFacts
 from memkv_operator.plan.holding import announces_maintenance
 from memkv_operator.plan.membership import Member, Refusal
 from memkv_operator.plan.node_drives import chosen_of, drives_condition, trouble_of_drives
-from memkv_operator.plan.ownership import lost_nodes, nodes_in_map
 from memkv_operator.plan.pod_trouble import explained
 from memkv_operator.plan.weights import counted_bytes
 
@@ -30,7 +28,7 @@ from memkv_operator.plan.weights import counted_bytes
 def node_actions(
     pool: Pool,
     members: Sequence[Member],
-    shard_map: ShardMap | None,
+    owned: Ownership,
     restarts: Mapping[str, Restart],
     time: str,
     *,
@@ -43,17 +41,16 @@ def node_actions(
     and each write goes to everyone who watches.
     """
     actions: list[Action] = []
-    in_use = nodes_in_map(shard_map)
     for member in members:
         existing = member.memkv_node
-        if existing is not None and _is_forgotten(member, in_use):
+        if existing is not None and _is_forgotten(member, owned.in_use):
             actions.append(DeleteObject(MEMKV_NODES.kind, existing.meta.name, existing.meta.uid))
         elif member.group is not None and (
             existing is None or existing.meta.labels.get(LABEL_NODE_GROUP) != member.group.name
         ):
             actions.append(_apply(pool, member, member.group.name))
         elif existing is not None:
-            status = node_status(member, shard_map, restarts.get(member.name), time)
+            status = node_status(member, owned, restarts.get(member.name), time)
             same = (lambda one: one) if with_figures else without_figures
             if same(status) != same(existing.status):
                 actions.append(WriteNodeStatus(existing.meta.name, status))
@@ -61,13 +58,12 @@ def node_actions(
 
 
 def left_unwiped(
-    pool: Pool, members: Sequence[Member], shard_map: ShardMap | None
+    pool: Pool, members: Sequence[Member], in_use: frozenset[str]
 ) -> tuple[Event, ...]:
     """Say which drives keep their blocks as their nodes leave a pool that wipes at its end: it
-    does not know them any more then."""
+    does not know them any more then. `in_use`: nodes that the map needs."""
     if not pool.spec.wipes_drives:
         return ()
-    in_use = nodes_in_map(shard_map)
     left = [
         (member.name, drives)
         for member in members
@@ -109,14 +105,14 @@ def _apply(pool: Pool, member: Member, group: str) -> ApplyNode:
 
 
 def node_status(
-    member: Member, shard_map: ShardMap | None, restart: Restart | None, time: str
+    member: Member, owned: Ownership, restart: Restart | None, time: str
 ) -> Manifest:
     """Return the status of a member that has a MemKVNode. `restart`: of its pod, if there is one
     under way."""
     existing, pod, seen = member.memkv_node, member.pod, member.seen
     assert existing is not None
     facts = seen.facts if seen is not None else None
-    conditions = node_conditions(member, shard_map)
+    conditions = node_conditions(member, owned)
     status: Manifest = {
         "observedGeneration": existing.meta.generation,
         "conditions": merged(existing.conditions, conditions, existing.meta.generation, time),
@@ -171,10 +167,10 @@ def _worker_status(node: MemKVNode, worker: WorkerFacts) -> JsonValue:
     return status
 
 
-def node_conditions(member: Member, shard_map: ShardMap | None) -> list[Condition]:
+def node_conditions(member: Member, owned: Ownership) -> list[Condition]:
     """Return what is to be said of one node."""
-    reason, message = trouble_of(member, lost_nodes(shard_map))
-    drained = is_drained(member, shard_map)
+    reason, message = trouble_of(member, owned.lost)
+    drained = member.name in owned.drained
     return [
         condition("Ready", not reason, reason or "Serving", message),
         _draining(member, drained=drained),

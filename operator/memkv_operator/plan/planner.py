@@ -21,7 +21,7 @@ from memkv_operator.plan.actions import (
 from memkv_operator.plan.children import Live, child_actions
 from memkv_operator.plan.deletion import Ending, deletion_actions
 from memkv_operator.plan.disruption import available_min
-from memkv_operator.plan.draining import dropped_nodes, is_drained, with_refusals
+from memkv_operator.plan.draining import dropped_nodes, ownership_of, with_refusals
 from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.health import MapView, pool_conditions
 from memkv_operator.plan.holding import with_holds
@@ -30,7 +30,7 @@ from memkv_operator.plan.membership import Member, members_of
 from memkv_operator.plan.node_drives import NodeDrives
 from memkv_operator.plan.nodes import left_unwiped, node_actions
 from memkv_operator.plan.orders import Order, orders_of
-from memkv_operator.plan.ownership import lost_nodes, slots_by_node
+from memkv_operator.plan.ownership import slots_by_node
 from memkv_operator.plan.preflight import Finding, Preflight
 from memkv_operator.plan.quotas import Sharing, quotas_guaranteed, share_quotas
 from memkv_operator.plan.reboots import reboot_actions
@@ -102,10 +102,10 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
     found = sorted([*found, *observed.claims], key=lambda finding: not finding.blocks)
     blocked = any(finding.blocks for finding in found)
     frozen = any(finding.blocks and finding.freezes for finding in found)
-    lost = lost_nodes(shard_map)
-    drained = frozenset(m.name for m in members if is_drained(m, shard_map))
+    owned = ownership_of(members, shard_map)
+    lost, drained = owned.lost, owned.drained
     left = available_min(pool, members, lost, drained)
-    gone = dropped_nodes(members, shard_map)
+    gone = dropped_nodes(members, owned.in_use)
     authority = observed.identity.authority
     children = [] if blocked else children_of(pool, own_image, left, authority, gone)
     templates = _templates(pool, children)
@@ -128,12 +128,12 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
         actions += node_actions(
             pool,
             members,
-            shard_map,
+            owned,
             rolling.restarts,
             time,
             with_figures=observed.with_figures,
         )
-        leaving = left_unwiped(pool, members, shard_map)
+        leaving = left_unwiped(pool, members, owned.in_use)
         if observed.needed_elsewhere is not None:
             actions += reboot_actions(members, drained, observed.needed_elsewhere)
     sharing = share_quotas(pool, members, lost)

@@ -108,12 +108,12 @@ def test_a_node_that_leaves_a_pool_with_its_blocks_is_said() -> None:
     )
     policy = {"drives": "Wipe", "confirmation": "yes-really-wipe-drives"}
     wiping, keeping = pool(deletionPolicy=policy), pool()
-    (event,) = left_unwiped(wiping, members_of(wiping, {}, [node], [], {}), None)
+    (event,) = left_unwiped(wiping, members_of(wiping, {}, [node], [], {}), frozenset())
     assert event.reason == "DrivesNotWiped"
     assert "n1" in event.message
     assert "/dev/disk/by-id/d" in event.message
-    assert not left_unwiped(keeping, members_of(keeping, {}, [node], [], {}), None)
-    assert not left_unwiped(wiping, members_of(wiping, NODES, [node], [], {}), None)
+    assert not left_unwiped(keeping, members_of(keeping, {}, [node], [], {}), frozenset())
+    assert not left_unwiped(wiping, members_of(wiping, NODES, [node], [], {}), frozenset())
 
 
 def test_silence_counts_from_the_first_look_and_standstill_from_the_last_step() -> None:
