@@ -131,5 +131,5 @@ def _node_pids(state: Path) -> tuple[int, ...]:
                 return (found["pid"], *workers)
         except (OSError, ValueError):
             pass  # not written yet
-        time.sleep(LOOK_S)
+        time.sleep(LOOK_S)  # the node's file tells nobody that it was written
     raise MeasurementFailed(f"the node did not start; see {state.parent / 'node.log'}")
