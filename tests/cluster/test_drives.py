@@ -74,6 +74,9 @@ def test_foreign_disk_waits_for_approval(agents: LiveCluster, home: str, loop: s
     agents.apply(home, pool(loop))
     waiting = 'jsonpath={.status.conditions[?(@.type=="DrivesReady")].reason}=DrivePendingApproval'
     agents.wait(home, f"memkvpool/{POOL}", waiting, READY_S)
+    name = str(child(node_of(agents, home), "metadata")["name"])
+    # The pool says so in the look that makes the MemKVNode, whose status is written in the next.
+    agents.wait(home, f"memkvnode/{name}", waiting, READY_S)
     (drive,) = (
         drive
         for drive in objects(child(node_of(agents, home), "status"), "drives")
@@ -81,7 +84,6 @@ def test_foreign_disk_waits_for_approval(agents: LiveCluster, home: str, loop: s
     )
     with Path(loop).open("rb") as disk:
         assert disk.read(MIB)[0x438:0x43A] == b"\x53\xef"
-    name = str(child(node_of(agents, home), "metadata")["name"])
     patch = json.dumps({"spec": {"approvedDrives": [drive["fingerprint"]]}})
     agents.kubectl("patch", "-n", home, "memkvnode", name, "--type=merge", "-p", patch)
 
