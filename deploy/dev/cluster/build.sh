@@ -6,11 +6,12 @@
 #   build.sh where       prints the folder of the binaries, builds nothing
 #   build.sh missing     prints the binaries that are not there yet
 #
+# MEMKV_KUBERNETES=1.34.4 takes another version of Kubernetes, here and in the lanes.
 # The binaries land in MEMKV_CACHE/kubernetes/VERSION, each moved into place when it is done, those
 # the API server's tests need first. Exit status 77: cannot be built here (the last line says why).
 set -euo pipefail
 
-KUBERNETES=1.37.2
+KUBERNETES=${MEMKV_KUBERNETES:-1.37.2}
 GO_MIN=1.26
 CACHE=${MEMKV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/memkv}
 BIN=$CACHE/kubernetes/$KUBERNETES

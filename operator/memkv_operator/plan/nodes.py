@@ -1,6 +1,6 @@
 """MemKVNode objects: which there should be, and what their status says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue, Manifest, Reader
 from memkv_operator.api.conditions import Condition, condition, merged
@@ -31,14 +31,12 @@ def node_actions(
     owned: Ownership,
     restarts: Mapping[str, Restart],
     time: str,
-    *,
-    with_figures: bool,
+    figures_of: Collection[str] | None = None,
 ) -> list[Action]:
     """Return what makes the MemKVNodes those of the members, with their status.
 
     `restarts`: the replacements of pods that are under way, by node.
-    `with_figures`: also write where nothing but fill and epoch changed. These change all the time,
-    and each write goes to everyone who watches.
+    `figures_of`: nodes that are written where nothing but fill and epoch changed, too; None: all.
     """
     actions: list[Action] = []
     for member in members:
@@ -51,8 +49,11 @@ def node_actions(
             actions.append(_apply(pool, member, member.group.name))
         elif existing is not None:
             status = node_status(member, owned, restarts.get(member.name), time)
-            same = (lambda one: one) if with_figures else without_figures
-            if same(status) != same(existing.status):
+            if figures_of is None or member.name in figures_of:
+                changed = status != existing.status
+            else:
+                changed = without_figures(status) != without_figures(existing.status)
+            if changed:
                 actions.append(WriteNodeStatus(existing.meta.name, status))
     return actions
 
@@ -104,9 +105,7 @@ def _apply(pool: Pool, member: Member, group: str) -> ApplyNode:
     return ApplyNode(name, manifest)
 
 
-def node_status(
-    member: Member, owned: Ownership, restart: Restart | None, time: str
-) -> Manifest:
+def node_status(member: Member, owned: Ownership, restart: Restart | None, time: str) -> Manifest:
     """Return the status of a member that has a MemKVNode. `restart`: of its pod, if there is one
     under way."""
     existing, pod, seen = member.memkv_node, member.pod, member.seen

@@ -60,7 +60,9 @@ class Observed:
     informed: bool = True
     """Whether nodes were asked and the map was read; until then no status is written."""
     with_figures: bool = True
-    """Whether it is time to write figures that change all the time."""
+    """Whether it is time to write the pool's figures that change all the time."""
+    figures_of: Collection[str] | None = None
+    """The nodes whose figures it is time to write; None: all."""
     identity: IdentityView = field(default_factory=IdentityView)
     drives: Mapping[str, NodeDrives] = field(default_factory=dict)
     """By name of the node, where a group has drives."""
@@ -131,7 +133,7 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
             owned,
             rolling.restarts,
             time,
-            with_figures=observed.with_figures,
+            observed.figures_of,
         )
         leaving = left_unwiped(pool, members, owned.in_use)
         if observed.needed_elsewhere is not None:

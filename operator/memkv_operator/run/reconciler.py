@@ -3,7 +3,7 @@ only what is there."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from memkv.clock import Clock
@@ -13,12 +13,14 @@ from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
 from memkv_operator.api.conditions import Condition, condition, merged, read_conditions
 from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import POOLS
+from memkv_operator.api.node import MemKVNode
 from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial
 from memkv_operator.plan.actions import Action, ApplyChild, WritePoolStatus, side_by_side
 from memkv_operator.plan.claims import NAME_CLAIMED, claim_findings, drive_findings, wants_drives
+from memkv_operator.plan.figures import FigureTurns
 from memkv_operator.plan.identity import Fault, IdentityView
 from memkv_operator.plan.planner import Observed, Plan, plan
 from memkv_operator.plan.preflight import Finding, Preflight
@@ -84,7 +86,7 @@ class Reconciler:
         self._wipes = WipeWatch(clock)
         self._events = EventPoster(objects, settings.lease.identity, clock)
         self._publishers: dict[str, tuple[str, PoolPublisher, asyncio.Task[None]]] = {}
-        self._figures_due_ns: dict[str, int] = {}
+        self._figures: dict[str, FigureTurns] = {}
         self._refused: dict[str, dict[str, str]] = {}
         """Key of a pool -> its children that the API server refused in the last look, and why."""
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -187,24 +189,22 @@ class Reconciler:
         monitored: Condition | None,
         claims: Sequence[Finding],
     ) -> Plan:
-        now_ns = self._clock.monotonic_ns()
         drives = self._agents.decide().of_pool(pool)
         informed = publisher.informed and (self._agents.informed or not wants_drives(pool))
-        with_figures = informed and now_ns >= self._figures_due_ns.get(pool.key, 0)
-        if with_figures:
-            pause_ns = int(self._settings.resync_s * 1e9)
-            self._figures_due_ns[pool.key] = now_ns + pause_ns
+        memkv_nodes = self._view.memkv_nodes_of(pool.key)
+        turn = self._figures_turn(pool, memkv_nodes) if informed else None
         observed = Observed(
             pool,
             dict(self._view.kube_nodes),
             self._view.pods_of(pool.key),
-            self._view.memkv_nodes_of(pool.key),
+            memkv_nodes,
             self._view.children_of(pool.key),
             self._view.metadata_rollout(pool.key),
             dict(publisher.seen),
             publisher.view,
             informed,
-            with_figures,
+            turn is not None,
+            turn or (),
             identity,
             drives,
             [
@@ -219,6 +219,11 @@ class Reconciler:
             monitored=monitored,
         )
         return await self._plan(observed)
+
+    def _figures_turn(self, pool: Pool, memkv_nodes: Sequence[MemKVNode]) -> Collection[str] | None:
+        turns = self._figures.setdefault(pool.key, FigureTurns(self._settings.resync_s))
+        names = [node.node_name for node in memkv_nodes]
+        return turns.take(names, self._clock.monotonic_ns())
 
     async def _plan_deletion(self, pool: Pool) -> Plan:
         """While drives are wiped, the end is looked at again and again: time decides, too."""
@@ -303,7 +308,7 @@ class Reconciler:
 
     async def _stop_publisher(self, key: str) -> None:
         _, _, task = self._publishers.pop(key, (None, None, None))
-        self._figures_due_ns.pop(key, None)
+        self._figures.pop(key, None)
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
