@@ -36,6 +36,7 @@ POOL_NAME_BYTES_MAX = 320  # "namespace/name" of Kubernetes is at most 63 + 1 + 
 TICKET_BYTES_MAX = 4 * KIB  # names, salt and a signature take under 2 KiB
 TICKET_KEYS_MAX = 16  # valid at once: an old one, a new one, and some that nobody took away yet
 TICKET_RENEWAL_S_MIN = 60  # also where clocks differ so much that a new ticket looks old
+TICKET_REFUSED_BACKOFF_MS_MAX = 15_000  # a thousand refused clients ask 70 times a second, then
 TICKET_SUBJECT_BYTES_MAX = 512  # "system:serviceaccount:<namespace>:<name>" is at most 339
 HOST_NAME_BYTES_MAX = 255  # DNS; its length is one byte of a hint record
 ERROR_TEXT_BYTES_MAX = 512  # a sentence of cause and one of fix

@@ -415,6 +415,7 @@ class GetFactsResponse(_message.Message):
     SPEC_REVISION_FIELD_NUMBER: _builtins.int
     TRANSPORTS_FIELD_NUMBER: _builtins.int
     HUGE_PAGE_BYTES_FIELD_NUMBER: _builtins.int
+    TICKET_KEY_IDS_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     """The node's name."""
     pool: _builtins.str
@@ -443,6 +444,12 @@ class GetFactsResponse(_message.Message):
     def transports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Transports of payload that its workers serve: tcp, local, rdma."""
 
+    @_builtins.property
+    def ticket_key_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids (8 hex digits) of the keys whose tickets its workers take now: those of its spec and of its
+        own configuration, without those that have ended. Empty: on a loopback pool.
+        """
+
     def __init__(
         self,
         *,
@@ -458,10 +465,11 @@ class GetFactsResponse(_message.Message):
         spec_revision: _builtins.str = ...,
         transports: _abc.Iterable[_builtins.str] | None = ...,
         huge_page_bytes: _builtins.int = ...,
+        ticket_key_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_domain", b"failure_domain", "huge_page_bytes", b"huge_page_bytes", "metadata_connected", b"metadata_connected", "node_name", b"node_name", "pool", b"pool", "software_version", b"software_version", "spec_generation", b"spec_generation", "spec_revision", b"spec_revision", "state", b"state", "transports", b"transports", "weight", b"weight", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_domain", b"failure_domain", "huge_page_bytes", b"huge_page_bytes", "metadata_connected", b"metadata_connected", "node_name", b"node_name", "pool", b"pool", "software_version", b"software_version", "spec_generation", b"spec_generation", "spec_revision", b"spec_revision", "state", b"state", "ticket_key_ids", b"ticket_key_ids", "transports", b"transports", "weight", b"weight", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

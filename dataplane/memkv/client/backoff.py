@@ -12,9 +12,13 @@ from memkv.limits import RECONNECT_BACKOFF_MS_MAX, RECONNECT_BACKOFF_MS_MIN
 class Backoff:
     """When the next try is due. Not thread-safe: one keeper owns it."""
 
-    def __init__(self, clock: Clock, jitter: random.Random | None = None) -> None:
+    def __init__(
+        self, clock: Clock, jitter: random.Random | None = None,
+        pause_ms_max: int = RECONNECT_BACKOFF_MS_MAX,
+    ) -> None:  # fmt: skip
         self._clock = clock
         self._jitter = jitter or random.Random()
+        self._pause_ms_max = pause_ms_max
         self._pause_ms = RECONNECT_BACKOFF_MS_MIN
         self._due_ns = 0
 
@@ -25,7 +29,7 @@ class Backoff:
         """Wait between half and all of the pause, then double it."""
         pause_ms = self._pause_ms * self._jitter.uniform(0.5, 1.0)
         self._due_ns = self._clock.monotonic_ns() + int(pause_ms * 1_000_000)
-        self._pause_ms = min(2 * self._pause_ms, RECONNECT_BACKOFF_MS_MAX)
+        self._pause_ms = min(2 * self._pause_ms, self._pause_ms_max)
 
     def reset(self) -> None:
         self._pause_ms = RECONNECT_BACKOFF_MS_MIN

@@ -18,8 +18,9 @@ from memkv.client.drive import run_to_end
 from memkv.client.options import LOCAL_OFF
 from memkv.client.routing import Keys
 from memkv.client.session import WorkerSession
-from memkv.client.source import MapSource
+from memkv.client.source import MapSource, TicketGrant
 from memkv.errors import MemKVError
+from memkv.limits import TICKET_REFUSED_BACKOFF_MS_MAX
 from memkv.wire.messages import HelloRequest
 from memkv.wire.opcodes import Transport
 
@@ -36,6 +37,9 @@ class Keeper:
         self._source = source
         self._stop = threading.Event()
         self._ticket_backoff = Backoff(core.options.clock)
+        self._refusals = Backoff(
+            core.options.clock, pause_ms_max=TICKET_REFUSED_BACKOFF_MS_MAX
+        )
         self._copying = False
         self._busy: set[WorkerSession] = set()
         self._pool = ThreadPoolExecutor(CONNECT_THREADS, thread_name_prefix="memkv-connect")
@@ -72,12 +76,15 @@ class Keeper:
         core = self._core
         ticket = core.ticket
         now_ns = core.options.clock.monotonic_ns()
-        if (ticket is not None and now_ns < ticket.renew_at_ns) or not self._ticket_backoff.due():
+        is_old = ticket is None or now_ns >= ticket.renew_at_ns
+        if not (is_old or self._is_refused(ticket)) or not self._ticket_backoff.due():
             return
         try:
             # Sessions that live keep going whatever becomes of the ticket; only new ones show it.
             core.ticket = self._source.fetch_ticket(TICKET_TIMEOUT_MS)
             self._ticket_backoff.reset()
+            # The next one may be refused as well, by a node that learns its key later.
+            self._refusals.reset() if is_old else self._refusals.failed()
             self.last_error = ""
         except MemKVError as error:
             self.last_error = str(error)
@@ -85,6 +92,14 @@ class Keeper:
             return
         with core.changed:
             core.changed.notify_all()
+
+    def _is_refused(self, ticket: TicketGrant | None) -> bool:
+        """Return whether a worker refused the ticket, so that another one is worth a try now."""
+        return (
+            ticket is not None
+            and self._refusals.due()
+            and any(one.refused_ticket == ticket.ticket for one in self._core.sessions())
+        )
 
     def _tend_sessions(self) -> None:
         ticket = self._core.ticket

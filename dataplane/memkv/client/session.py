@@ -21,7 +21,7 @@ from memkv.client.backoff import Backoff
 from memkv.client.breaker import Breaker, BreakerState
 from memkv.client.buffers import RegionTable
 from memkv.client.calls import Call
-from memkv.client.handshake import Handshake
+from memkv.client.handshake import Handshake, Refused
 from memkv.client.local_side import LocalSide
 from memkv.client.options import ConnectOptions
 from memkv.errors import MemKVError, PeerGone
@@ -69,6 +69,8 @@ class WorkerSession:
         self.state = SessionState.DOWN
         self.block_length_max = BLOCK_BYTES_MAX
         self.last_error = "not connected yet"
+        self.refused_ticket = b""
+        """The last ticket that the worker did not take: its key was revoked, perhaps."""
         self.backoff = Backoff(options.clock)
         self.local = LocalSide(engine, worker, options, regions, self._handshake)
         self._engine = engine
@@ -177,7 +179,12 @@ class WorkerSession:
 
     def _connect(self, hello: HelloRequest) -> list[bytes]:
         """Open a session; return the lane tokens that are left."""
-        control, response = self._handshake().open_control(hello)
+        try:
+            control, response = self._handshake().open_control(hello)
+        except Refused as refusal:
+            if refusal.status is Status.DENIED:
+                self.refused_ticket = hello.ticket
+            raise
         if response.worker_uuid != self.worker.uuid:
             control.close()
             raise PeerGone(
@@ -226,6 +233,8 @@ class WorkerSession:
             clock.monotonic_ns() + HANDSHAKE_TIMEOUT_MS * 1_000_000,
         )
         lanes.control.run(job)
+        if job.status == Status.DENIED:
+            self.refused_ticket = hello.ticket
         if job.status < 0:
             raise PeerGone(f"the worker did not renew lane tokens: {Status(job.status).name}")
         return HelloResponse.decode(job.reply)

@@ -43,6 +43,8 @@ class NodeView:
     spec_revision: str
     metadata_connected: bool
     has_map: bool
+    ticket_key_ids: Sequence[str] = ()
+    """Of the keys whose tickets its workers take."""
 
     def readiness(self, *, needs_map: bool) -> str:
         """Return why the node is not ready, "" when it is."""
@@ -70,6 +72,7 @@ def facts_of(config: NodeConfig, view: NodeView, software_version: str) -> pb.Ge
         metadata_connected=view.metadata_connected,
         transports=["tcp", *(["local"] if config.local_dir is not None else [])],
         huge_page_bytes=config.huge_page_bytes,
+        ticket_key_ids=view.ticket_key_ids,
     )
 
 

@@ -17,7 +17,14 @@ from memkv.errors import ConfigError, MemKVError
 from memkv.metadata.watch import TicketGrant
 from memkv.node.messages import Identity
 from memkv.node.moves.tickets import GivenPeerTickets
-from memkv.wire.signed import PoolVerifier, TicketKey, checked_keys, public_keys_from_pem
+from memkv.wire.signed import (
+    PoolVerifier,
+    TicketKey,
+    checked_keys,
+    key_name,
+    public_keys_from_pem,
+)
+from memkv.wire.ticket import TicketRefused, parse_ticket
 
 log = logging.getLogger("memkv.node")
 
@@ -63,7 +70,9 @@ class IdentityKeeper:
         self._read_file(first=True)
         self._peer_ticket = b""
         self._fetch_at_s = 0
+        self._retry_at_s = 0
         self._told: Identity | None = None
+        self._taken: tuple[TicketKey, ...] = ()
         self._problem = ""
         self._stopping = threading.Event()
         self._poked = threading.Event()
@@ -73,6 +82,11 @@ class IdentityKeeper:
         """Tell what is known, and go on looking."""
         self._tell()
         self._thread.start()
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """Ids of the keys that workers were told to take, without those that have ended."""
+        return tuple(key_name(key.key_id) for key in self._taken if self._is_good(key))
 
     def poke(self) -> None:
         """Look now: something changed."""
@@ -113,8 +127,11 @@ class IdentityKeeper:
 
     def _fetch_when_due(self) -> None:
         now_s = self._clock.monotonic_ns() // 1_000_000_000
-        if self._sources.fetch is None or now_s < self._fetch_at_s or not self._keys():
+        if self._sources.fetch is None or not self._keys():
             return
+        if now_s < self._fetch_at_s and (self._peers_take_ticket() or now_s < self._retry_at_s):
+            return
+        self._retry_at_s = now_s + RETRY_S
         try:
             grant = self._sources.fetch()
         except MemKVError as error:
@@ -126,12 +143,26 @@ class IdentityKeeper:
         self._fetch_at_s = now_s + max(life_s // 4, limits.TICKET_RENEWAL_S_MIN)
         self._problem = ""
 
+    def _peers_take_ticket(self) -> bool:
+        """Return whether the ticket for moves is signed with a key that counts: other nodes go by
+        the same keys, and refuse one whose key was revoked."""
+        try:
+            key_id = parse_ticket(self._peer_ticket).key_id
+        except TicketRefused:
+            return True  # of a newer version, perhaps: nodes that take it know
+        return any(key.key_id == key_id and self._is_good(key) for key in self._keys())
+
+    def _is_good(self, key: TicketKey) -> bool:
+        return key.not_after_s is None or self._clock.wall_s() < key.not_after_s
+
     def _tell(self) -> None:
-        keys = tuple((key.public_key.hex(), key.not_after_s) for key in self._keys())
+        taken = self._keys()
+        keys = tuple((key.public_key.hex(), key.not_after_s) for key in taken)
         now = Identity(keys, self._sources.has_metadata(), self._peer_ticket.hex())
         if now != self._told:
             self._told = now
             self._changed(now)
+        self._taken = taken  # said of workers only after they were told
 
     def _complain(self, problem: str) -> None:
         if problem != self._problem:

@@ -161,6 +161,7 @@ class Supervisor:
             spec.revision,
             watcher is not None and watcher.statistics().connected,
             watcher is not None and watcher.route is not None,
+            self._identity.key_ids,
         )
 
     # --- maps --------------------------------------------------------------------------------

@@ -9,14 +9,22 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from memkv.errors import ConfigError, PeerGone, RetryLater
 from memkv.metadata.watch import TicketGrant
-from memkv.node.identity import IdentityKeeper, Sources, WorkerIdentity, read_ticket_keys
+from memkv.node.identity import (
+    RETRY_S,
+    IdentityKeeper,
+    Sources,
+    WorkerIdentity,
+    read_ticket_keys,
+)
 from memkv.node.messages import Identity
 from memkv.testing.clock import ManualClock
-from memkv.wire.signed import TicketKey, TicketSigner
+from memkv.wire.signed import TicketKey, TicketSigner, key_name
 from memkv.wire.ticket import (
     CLIENT_RIGHTS,
+    PEER_TENANT,
     TICKET_GRACE_S,
     TICKET_LIFETIME_S,
+    Rights,
     Ticket,
     TicketRefused,
 )
@@ -148,3 +156,54 @@ def test_worker_goes_by_what_it_is_told() -> None:
     identity.verifier.verify(data, POOL, late_s + TICKET_GRACE_S - 1)
     with pytest.raises(RetryLater, match="no ticket for its peers"):
         identity.peer_tickets.ticket()
+
+
+def peer_grant(seed: int, clock: ManualClock) -> TicketGrant:
+    now_s = clock.wall_s()
+    ticket = Ticket(POOL, PEER_TENANT, "n", Rights.PEER, now_s, now_s + TICKET_LIFETIME_S)
+    return TicketGrant(signer(seed).sign(ticket).encode(), PEER_TENANT, b"", ticket.expires_s)
+
+
+def test_keys_are_said_once_workers_were_told_and_until_they_end(tmp_path: Path) -> None:
+    """An end in the spec counts for a key of the file as well: files come later."""
+    path = tmp_path / "keys"
+    path.write_bytes(pem(1))
+    names = [key_name(signer(n).key.key_id) for n in (1, 2)]
+    bench = Bench(path)
+    assert not bench.keeper.key_ids
+    with bench:
+        assert list(bench.keeper.key_ids) == [names[0]]
+        bench.keys = (signer(2).key, TicketKey(signer(1).key.public_key, 1))
+        told = bench.wait(2)
+        assert told.keys[1] == (signer(1).key.public_key.hex(), 1)
+    assert list(bench.keeper.key_ids) == [names[1]]  # the keeper has ended: nothing is under way
+    verifier = WorkerIdentity(trusting=False)
+    verifier.take(told)
+    with pytest.raises(TicketRefused, match="the key was retired"):
+        verifier.verifier.verify(ticket_of(bench.clock), POOL, bench.clock.wall_s())
+
+
+def test_ticket_for_moves_is_replaced_when_its_key_was_revoked() -> None:
+    with Bench() as bench:
+        bench.grant = peer_grant(1, bench.clock)
+        bench.keys = (signer(1).key,)
+        told = len(bench.told)
+        while bench.told[-1].peer_ticket != bench.grant.ticket.hex():
+            told += 1
+            bench.wait(told)
+        told, old = len(bench.told), bench.grant
+        bench.keys = (signer(2).key, TicketKey(signer(1).key.public_key, 1))
+        bench.clock.advance_ms(RETRY_S * 1000)
+        bench.wait(told + 1)  # and the metadata service still signs with the old key
+        while bench.fetches < 2:
+            bench.keeper.poke()
+        bench.grant = peer_grant(2, bench.clock)
+        assert bench.told[-1].peer_ticket == old.ticket.hex()
+        bench.clock.advance_ms(RETRY_S * 1000)
+        assert bench.wait(told + 2).peer_ticket == bench.grant.ticket.hex()
+        assert bench.fetches == 3
+        for _ in range(3):
+            bench.clock.advance_ms(RETRY_S * 1000)
+            bench.has_metadata = not bench.has_metadata  # so that something is told
+            bench.wait(len(bench.told) + 1)
+        assert bench.fetches == 3

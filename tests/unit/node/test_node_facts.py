@@ -1,5 +1,6 @@
 """What a node says of itself, and what it believes of a NodeSpec."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ def test_facts_name_the_transports_that_are_served() -> None:
     assert list(facts_of(config(), view(READY), "1.0").transports) == ["tcp"]
     local = facts_of(config(local_dir=Path("run")), view(READY), "1.0")
     assert list(local.transports) == ["tcp", "local"]
+
+
+def test_facts_name_the_keys_of_tickets_that_are_taken() -> None:
+    taking = replace(view(READY), ticket_key_ids=("0a0b0c0d",))
+    assert list(facts_of(config(), taking, "1.0").ticket_key_ids) == ["0a0b0c0d"]
 
 
 def test_memory_of_less_than_a_huge_page_is_refused() -> None:
