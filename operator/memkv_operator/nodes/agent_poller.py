@@ -43,8 +43,7 @@ class AgentPoller(Poller[AgentAdmin, AgentSeen]):
 
     async def ask(self, node: str, target: Target, admin: AgentAdmin) -> None:
         """As Poller."""
-        before = self.seen.get(node)
-        facts = before.facts if before is not None else None
+        facts = self._last_facts(node)
         try:
             async with asyncio.timeout(2 * CALL_TIMEOUT_S):
                 facts = agent_facts_of(await admin.facts(), node)
@@ -52,7 +51,17 @@ class AgentPoller(Poller[AgentAdmin, AgentSeen]):
             problem = ""
         except (MemKVError, TimeoutError) as error:
             problem = str(error) or "no answer in time"
-        seen = AgentSeen(target.pod_uid, facts, problem)
+        self._note(node, AgentSeen(target.pod_uid, facts, problem))
+
+    def unanswered(self, node: str, target: Target, problem: str) -> None:
+        """As Poller."""
+        self._note(node, AgentSeen(target.pod_uid, self._last_facts(node), problem))
+
+    def _last_facts(self, node: str) -> AgentFacts | None:
+        before = self.seen.get(node)
+        return before.facts if before is not None else None
+
+    def _note(self, node: str, seen: AgentSeen) -> None:
         self.seen[node] = seen
         self._on_seen(node, seen)
 

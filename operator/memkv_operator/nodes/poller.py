@@ -38,8 +38,7 @@ class NodePoller(Poller[NodeAdmin, NodeSeen]):
 
     async def ask(self, node: str, target: Target, admin: NodeAdmin) -> None:
         """As Poller."""
-        before = self.seen.get(node)
-        facts = before.facts if before is not None else None
+        facts = self._last_facts(node)
         try:
             async with asyncio.timeout(2 * CALL_TIMEOUT_S):
                 facts = facts_of(await admin.facts(), self._pool, node)
@@ -47,9 +46,20 @@ class NodePoller(Poller[NodeAdmin, NodeSeen]):
             problem = ""
         except (MemKVError, TimeoutError) as error:
             problem = str(error) or "no answer in time"
-        seen = NodeSeen(target.pod_uid, facts, problem)
-        if problem and (before is None or not before.problem):
-            log.warning("pool %s: node %s: %s", self._pool, node, problem)
+        self._note(node, NodeSeen(target.pod_uid, facts, problem))
+
+    def unanswered(self, node: str, target: Target, problem: str) -> None:
+        """As Poller."""
+        self._note(node, NodeSeen(target.pod_uid, self._last_facts(node), problem))
+
+    def _last_facts(self, node: str) -> NodeFacts | None:
+        before = self.seen.get(node)
+        return before.facts if before is not None else None
+
+    def _note(self, node: str, seen: NodeSeen) -> None:
+        before = self.seen.get(node)
+        if seen.problem and (before is None or not before.problem):
+            log.warning("pool %s: node %s: %s", self._pool, node, seen.problem)
         self.seen[node] = seen
         self._on_seen(node, seen)
 

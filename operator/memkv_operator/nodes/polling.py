@@ -1,6 +1,7 @@
 """Asks pods for what they know, again and again, each on its own: nodes of a pool, or agents."""
 
 import asyncio
+import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from memkv_operator.nodes.admin import AdminTls
+
+log = logging.getLogger("memkv.operator.nodes")
 
 POLLS_PER_S_MAX = 100  # of all targets: what a Python process does with a quarter of a core
 JITTER = 0.2
@@ -44,14 +47,22 @@ class Poller(ABC, Generic[AnyAdmin, Seen]):
         self._tasks: dict[str, tuple[Target, asyncio.Task[None]]] = {}
         self.seen: dict[str, Seen] = {}
         """What polling came to, of nodes that have a target."""
+        self._bugs: dict[str, str] = {}
+        """Node -> the error that nobody foresaw of its last poll."""
 
     @abstractmethod
     async def ask(self, node: str, target: Target, admin: AnyAdmin) -> None:
-        """Poll once, and note in `seen` what came of it. Raises nothing."""
+        """Poll once, and note in `seen` what came of it. What it raises is a bug, and counts as no
+        answer."""
+
+    @abstractmethod
+    def unanswered(self, node: str, target: Target, problem: str) -> None:
+        """Note in `seen` that the very last poll came to nothing, and why."""
 
     def forget(self, node: str) -> None:
         """Drop what is known of a node whose pod is another one now, or none."""
         self.seen.pop(node, None)
+        self._bugs.pop(node, None)
 
     def poll(self, targets: Mapping[str, Target]) -> None:
         """Poll these from now on. A pod that was replaced is another target."""
@@ -59,7 +70,7 @@ class Poller(ABC, Generic[AnyAdmin, Seen]):
             self._drop(node)
         for node, target in targets.items():
             known = self._tasks.get(node)
-            if known is not None and known[0] == target:
+            if known is not None and known[0] == target and not known[1].done():
                 continue
             if known is not None:
                 self._drop(node, keep=known[0].pod_uid == target.pod_uid)
@@ -85,13 +96,31 @@ class Poller(ABC, Generic[AnyAdmin, Seen]):
             self.forget(node)
 
     async def _poll(self, node: str, target: Target) -> None:
-        admin = self._dial(target.endpoint, target.tls)
+        admin: AnyAdmin | None = None
         try:
             while True:
-                await self.ask(node, target, admin)
+                try:
+                    admin = admin or self._dial(target.endpoint, target.tls)
+                    await self.ask(node, target, admin)
+                    self._bugs.pop(node, None)
+                except Exception as error:
+                    # A poll that ended for good would let a dead node look well for ever.
+                    self._say_bug(node, error)
+                    self.unanswered(node, target, f"a bug in the operator: {error!r}")
                 await asyncio.sleep(self._interval_s())
         finally:
-            await asyncio.shield(admin.close())
+            if admin is not None:
+                await asyncio.shield(admin.close())
+
+    def _say_bug(self, node: str, error: Exception) -> None:
+        """Log an error with its traceback, once as long as it stays the same."""
+        if self._bugs.get(node) != repr(error):
+            self._bugs[node] = repr(error)
+            log.error(
+                "node %s: a poll met a bug in the operator, please report it; polls go on",
+                node,
+                exc_info=error,
+            )
 
     def _interval_s(self) -> float:
         """Grows with the number of targets, so that many do not eat the operator."""

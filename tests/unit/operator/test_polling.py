@@ -1,0 +1,121 @@
+"""Polls of pods go on, whatever one of them ends with."""
+
+import asyncio
+
+import pytest
+
+from memkv.shardmap import unpack_owners
+from memkv.testing.simulated_time import LoopClock, run_simulated
+from memkv_operator.nodes import poller
+from memkv_operator.nodes.admin import AdminTls
+from memkv_operator.nodes.polling import Poller, Target
+from memkv_operator.plan.facts import NodeFacts
+from memkv_operator.testing.cluster import Cluster, pause, ready_pool
+from memkv_proto import node_admin_pb2 as pb
+
+TARGET = Target("10.0.0.1:9470", "uid")
+
+
+class Silent:
+    """An admin service that has nothing to say."""
+
+    async def close(self) -> None:
+        """As Admin."""
+
+
+class Fragile(Poller[Silent, str]):
+    """Its polls end as they are told to."""
+
+    def __init__(self, errors: list[Exception | None]) -> None:
+        super().__init__(self.dial, 1.0)
+        self.errors = errors
+        self.asked = 0
+        self.notes = True
+        self.refuses_to_dial = False
+
+    def dial(self, endpoint: str, tls: AdminTls | None) -> Silent:
+        if self.refuses_to_dial:
+            raise ValueError("no such certificate")
+        return Silent()
+
+    async def ask(self, node: str, target: Target, admin: Silent) -> None:
+        self.asked += 1
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+        self.seen[node] = "well"
+
+    def unanswered(self, node: str, target: Target, problem: str) -> None:
+        if not self.notes:
+            raise RuntimeError(problem)
+        self.seen[node] = problem
+
+
+def test_a_poll_that_ends_with_a_bug_counts_as_no_answer_and_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        fragile = Fragile([KeyError("x"), KeyError("x"), None])
+        fragile.poll({"n1": TARGET})
+        await pause(0.5)
+        assert "KeyError('x')" in fragile.seen["n1"]
+        await pause(5)
+        assert fragile.seen["n1"] == "well"
+        fragile.refuses_to_dial = True
+        fragile.poll({"n2": TARGET})
+        await pause(0.5)
+        assert "no such certificate" in fragile.seen["n2"]
+        fragile.refuses_to_dial = False
+        await pause(5)
+        assert fragile.seen["n2"] == "well"
+        await fragile.stop()
+
+    run_simulated(main())
+    said = [one for one in caplog.records if "n1" in one.getMessage() and one.exc_info]
+    assert len(said) == 1
+
+
+def test_a_poll_that_has_ended_all_the_same_is_begun_again() -> None:
+    async def main() -> None:
+        fragile = Fragile([KeyError("x")])
+        fragile.notes = False
+        fragile.poll({"n1": TARGET})
+        await pause(5)
+        assert fragile.asked == 1
+        fragile.poll({"n1": TARGET})
+        await pause(5)
+        assert fragile.seen["n1"] == "well"
+        await fragile.stop()
+
+    run_simulated(main())
+
+
+def test_a_node_whose_answer_met_a_bug_is_still_found_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts_of, misread = poller.facts_of, []
+
+    def facts_but_once(answer: pb.GetFactsResponse, pool: str, node: str) -> NodeFacts:
+        if node == "n1" and not misread:
+            misread.append(node)
+            raise ValueError("one answer that nobody foresaw")
+        return facts_of(answer, pool, node)
+
+    async def main() -> None:
+        cluster = Cluster(LoopClock(), 0.25)
+        await ready_pool(cluster, 4, disruption={"nodeLostGraceSeconds": 5})
+        async with cluster.operator():
+            await cluster.until(cluster.is_ready)
+            monkeypatch.setattr(poller, "facts_of", facts_but_once)
+            await cluster.until(lambda: bool(misread) and cluster.is_ready())
+            cluster.kubelets.nodes.of("n1").up = False
+            await cluster.kubelets.set_node_ready("n1", False)
+
+            def left() -> bool:
+                owners = {
+                    cluster.map.workers[i].node_name for i in unpack_owners(cluster.map.owners)
+                }
+                return owners == {"n2", "n3", "n4"}
+
+            async with asyncio.timeout(30):
+                await cluster.until(left)
+
+    run_simulated(main())
