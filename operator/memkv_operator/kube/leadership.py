@@ -81,7 +81,8 @@ class Leadership:
                 raise LeadershipLost("another operator holds the Lease")
 
     async def _try(self) -> bool:
-        """Look at the Lease, and write it if it is ours to write. Return whether we lead."""
+        """Look at the Lease, and write it if it is ours to write. Return whether we lead, as far
+        as is known: a request that failed says nothing, and the time decides."""
         config = self._config
         try:
             if not self._election.leads:
@@ -91,9 +92,10 @@ class Leadership:
             step = self._election.next_step(self._now_ms())
             if step is Step.WAIT:
                 return False
-            await self._write(step)
-        except Conflict:
-            return await self._look_again()
+            try:
+                await self._write(step)
+            except Conflict:
+                return await self._look_again()
         except MemKVError as error:
             log.warning("Lease %s/%s: %s", config.namespace, config.name, error)
             return self._election.leads

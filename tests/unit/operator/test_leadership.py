@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from memkv.metadata.kubernetes.api_server import ApiServer
-from memkv.metadata.kubernetes.errors import NotFound
+from memkv.metadata.kubernetes.errors import Away, NotFound
 from memkv.metadata.kubernetes.json_values import JsonObject
 from memkv.testing.api_server import FakeApiServer
 from memkv.testing.simulated_time import LoopClock, run_simulated
@@ -21,9 +21,12 @@ from memkv_operator.kube.side_api import SideApi
 
 @dataclass
 class Hanging(FakeApiServer):
-    """Some requests are never answered."""
+    """Some requests are never answered, or only in vain."""
 
     hangs: set[int] = field(default_factory=set)
+    done_unheard: set[int] = field(default_factory=set)
+    """The server does these, and the answer is lost."""
+    fails: set[int] = field(default_factory=set)
     asked: int = 0
 
     async def request(
@@ -37,7 +40,12 @@ class Hanging(FakeApiServer):
         self.asked += 1
         if self.asked in self.hangs:
             await asyncio.Event().wait()
-        return await super().request(method, path, query, body, content_type)
+        if self.asked in self.fails:
+            raise Away("500")
+        answer = await super().request(method, path, query, body, content_type)
+        if self.asked in self.done_unheard:
+            raise Away("no answer in time")
+        return answer
 
 
 async def lead_for_a_minute(api: Hanging) -> None:
@@ -51,6 +59,13 @@ async def lead_for_a_minute(api: Hanging) -> None:
 
 def test_one_request_that_hangs_does_not_cost_the_lease() -> None:
     api = Hanging(hangs={5})
+    run_simulated(lead_for_a_minute(api))
+    assert api.asked > 20
+
+
+def test_a_lost_answer_and_a_failed_look_after_it_do_not_cost_the_lease() -> None:
+    """The renewal after the lost answer meets a 409, and the look at who wrote it fails."""
+    api = Hanging(done_unheard={6}, fails={8})
     run_simulated(lead_for_a_minute(api))
     assert api.asked > 20
 
