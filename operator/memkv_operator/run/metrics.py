@@ -21,7 +21,7 @@ class OperatorMetrics:
         self._clock = clock
         self.reconciles = Counter(
             "memkv_operator_reconcile",
-            "Looks at a pool, by how they ended.",
+            "Looks at a pool, by how they ended; bug: also of its publisher.",
             ["result"],
             registry=self.registry,
         )

@@ -165,6 +165,7 @@ class Operator:
             self._clock,
             queue.add,
             self.metrics.show_ends,
+            self.metrics.reconciles.labels("bug").inc,
         )
         self.leads = True
         self.metrics.leader.set(1)

@@ -16,6 +16,7 @@ from memkv.metadata.endpoint import join_endpoint
 from memkv.metadata.publisher import Outcome, PublisherState
 from memkv_operator.api.pool import Pool
 from memkv_operator.api.times import rfc3339
+from memkv_operator.kube.leadership import LeadershipLost
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import AdminTls, Dial
 from memkv_operator.nodes.facts import weighted
@@ -48,8 +49,10 @@ class PoolPublisher:
         clock: Clock,
         concerns: Callable[[], None],
         step_s: float,
+        met_bug: Callable[[], None] = lambda: None,
     ) -> None:
-        """`concerns` is called when the pool should be looked at. Nothing runs before `run`."""
+        """`concerns` is called when the pool should be looked at; `met_bug` for each error that
+        nobody foresaw. Nothing runs before `run`."""
         self.view = MapView()
         self._pool = pool
         self._members: Sequence[Member] = ()
@@ -58,6 +61,7 @@ class PoolPublisher:
         self._clock = clock
         self._concerns = concerns
         self._step_s = step_s
+        self._met_bug = met_bug
         self._stored = StoredMap(pool, objects)
         self._poller = NodePoller(pool.key, dial, self._on_seen)
         self._heartbeats = HeartbeatReader(objects, clock, self._suspects)
@@ -97,24 +101,33 @@ class PoolPublisher:
             self._maps.configure(pool, members)
 
     async def run(self) -> None:
-        """Go on until cancelled. LeadershipLost when another operator publishes."""
+        """Go on until cancelled. LeadershipLost when another operator publishes; no other error
+        ends it, for it is one pool's."""
         pause_s = RETRY_S_MIN
         reading = asyncio.create_task(self._heartbeats.run())
         try:
             while True:
-                if reading.done():
-                    reading.result()
                 try:
+                    if reading.done():
+                        ended, reading = reading, asyncio.create_task(self._heartbeats.run())
+                        ended.result()
                     if self._maps is None:
                         await self._take_over()
                     else:
                         await self._step(self._maps)
-                    pause_s = RETRY_S_MIN
+                        pause_s = RETRY_S_MIN
                     await asyncio.sleep(self._step_s)
+                    continue
+                except LeadershipLost:
+                    raise
                 except (RetryLater, ConfigError, CallerError) as error:
                     self._say(error)
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(RETRY_S_MAX, 2 * pause_s)
+                except Exception as error:
+                    self._say_bug(error)
+                    # What is in memory may be half of a step: begin anew with what is stored.
+                    self._maps = self._unstored = None
+                await asyncio.sleep(pause_s)
+                pause_s = min(RETRY_S_MAX, 2 * pause_s)
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
@@ -128,8 +141,10 @@ class PoolPublisher:
             self._feed(maps, node, seen)
         self._maps = maps
         self._looked = True
-        self.view = MapView(state.shard_map if state is not None else None)
-        self._concerns()
+        # A problem stays said until a step was well.
+        self._show(
+            MapView(state.shard_map if state is not None else None, problem=self.view.problem)
+        )
 
     async def _step(self, maps: PoolMaps) -> None:
         grace_ms = self._pool.spec.node_lost_grace_s * 1000
@@ -175,6 +190,20 @@ class PoolPublisher:
         if str(error) != self.view.problem:
             log.error("pool %s: %s", self._pool.key, error)
             self._show(replace(self.view, problem=str(error)))
+
+    def _say_bug(self, error: Exception) -> None:
+        """Log an error with its traceback, once as long as it stays the same."""
+        self._looked = True
+        self._met_bug()
+        problem = f"a bug in the operator, please report it with its log: {error!r}"
+        if problem != self.view.problem:
+            log.error(
+                "pool %s: publishing its map met a bug in the operator, please report it; other "
+                "pools go on",
+                self._pool.key,
+                exc_info=error,
+            )
+            self._show(replace(self.view, problem=problem))
 
     def _on_seen(self, node: str, seen: NodeSeen) -> None:
         if self._maps is not None:

@@ -67,9 +67,11 @@ class Reconciler:
         clock: Clock,
         enqueue: Callable[[str, float], None],
         show_ends: Show = lambda pool, ends: None,
+        met_bug: Callable[[], None] = lambda: None,
     ) -> None:
         """`transitions`: of the Lease. `enqueue` has a pool looked at after some seconds.
-        `show_ends` is told when the certificates of a pool end."""
+        `show_ends` is told when the certificates of a pool end; `met_bug` of each error of a
+        publisher that nobody foresaw."""
         self._settings = settings
         self._view = view
         self._objects = objects
@@ -78,6 +80,7 @@ class Reconciler:
         self._transitions = transitions
         self._clock = clock
         self._enqueue = enqueue
+        self._met_bug = met_bug
         self._hands = Hands(objects, view)
         self._identities = Identities(objects, clock, settings.authority_grace, show_ends)
         self._preflights = Preflights(objects, clock)
@@ -90,7 +93,7 @@ class Reconciler:
         self._refused: dict[str, dict[str, str]] = {}
         """Key of a pool -> its children that the API server refused in the last look, and why."""
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Gets the error that ended a publisher: leadership lost, or a bug."""
+        """Gets the error that ended a publisher: leadership lost."""
 
     async def reconcile(self, key: str) -> None:
         """Bring one pool a step nearer to its spec."""
@@ -293,6 +296,7 @@ class Reconciler:
             self._clock,
             lambda: self._enqueue(pool.key, SOON_S),
             self._settings.step_s,
+            self._met_bug,
         )
         task = asyncio.create_task(publisher.run())
         task.add_done_callback(self._publisher_ended)

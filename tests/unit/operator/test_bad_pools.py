@@ -6,9 +6,12 @@ import pytest
 
 from memkv.errors import MemKVError
 from memkv.metadata.kubernetes.errors import Invalid
+from memkv.metadata.publisher import Outcome, PublisherState
 from memkv.testing.api_server import Request
-from memkv_operator.api.pool import read_pool
+from memkv.testing.simulated_time import LoopClock, run_simulated
+from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.api.unread import read_rest
+from memkv_operator.plan.shards import PoolMaps
 from memkv_operator.run.reconciler import Reconciler
 from memkv_operator.testing.agents import FakeDisk
 from memkv_operator.testing.cluster import (
@@ -63,6 +66,62 @@ def test_a_bug_about_one_pool_does_not_end_the_work_on_others(
 
     monkeypatch.setattr(Reconciler, "reconcile", reconcile_but_one)
     run_on_a_cluster(test)
+
+
+def test_a_bug_about_the_map_of_one_pool_does_not_end_the_work_on_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = PoolMaps.step
+    has_bug = True
+
+    def step_but_one(self: PoolMaps, now_ms: int, wall_s: int) -> Outcome:
+        if has_bug and self is not maps_of_older:
+            raise KeyError("nobody foresaw this")
+        return step(self, now_ms, wall_s)
+
+    maps_of_older: PoolMaps | None = None
+    take_over = PoolMaps.__init__
+
+    def note(
+        self: PoolMaps, pool: Pool, state: PublisherState | None, transitions: int, now_ms: int
+    ) -> None:
+        nonlocal maps_of_older
+        take_over(self, pool, state, transitions, now_ms)
+        if pool.meta.name == POOL:
+            maps_of_older = self
+
+    def younger(cluster: Cluster) -> dict[str, Any]:
+        status = cluster.api.objects[f"{PATH}/memkvpools/younger"].get("status", {})
+        return {one["type"]: one for one in status.get("conditions", [])}
+
+    async def main() -> None:
+        nonlocal has_bug
+        cluster = Cluster(LoopClock(), 0.25)
+        await ready_pool(cluster, 1)
+        elsewhere = {"file": {"hostPath": "/var/lib/younger", "size": "20Gi"}}
+        await cluster.make_pool(
+            "younger", nodeGroups=[{**SPEC["nodeGroups"][0], "storage": elsewhere}]
+        )
+        async with cluster.operator() as operator:
+
+            def bugs() -> float:
+                name, labels = "memkv_operator_reconcile_total", {"result": "bug"}
+                return operator.metrics.registry.get_sample_value(name, labels) or 0
+
+            await cluster.until(lambda: cluster.is_ready() and bugs() >= 3)
+            published = younger(cluster)["ShardMapPublished"]
+            assert (published["status"], published["reason"]) == ("False", "PublishFailed")
+            assert "KeyError" in published["message"]
+            has_bug = False
+            await cluster.until(lambda: younger(cluster)["Ready"]["status"] == "True")
+            assert not cluster.has_ended()
+        said = [r for r in caplog.records if "met a bug" in r.getMessage()]
+        assert len(said) == 1
+        assert said[0].exc_info
+
+    monkeypatch.setattr(PoolMaps, "step", step_but_one)
+    monkeypatch.setattr(PoolMaps, "__init__", note)
+    run_simulated(main())
 
 
 @pytest.mark.parametrize("unreadable", [UNREADABLE, {"network": 1}], ids=["in part", "as a whole"])
