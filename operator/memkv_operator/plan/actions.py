@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from memkv.metadata.kubernetes.json_values import Manifest
+from memkv_operator.api.names import MEMKV_NODES
 from memkv_operator.render.children import Child
 
 
@@ -109,3 +110,17 @@ class Event:
     warning: bool
     reason: str
     message: str
+    record: str = ""
+    """As `record_of`: what keeps it from being said again, once it is written."""
+
+
+def record_of(action: Action) -> str | None:
+    """Return what an action writes by which the next plan knows what was said: the name of a
+    MemKVNode, "" for the pool, None for nothing of the kind."""
+    match action:
+        case WritePoolStatus() | SetFinalizer():
+            return ""
+        case ApplyNode(name) | WriteNodeStatus(name) | DeleteObject(MEMKV_NODES.kind, name):
+            return name
+        case _:
+            return None

@@ -66,7 +66,7 @@ def left_unwiped(
     if not pool.spec.wipes_drives:
         return ()
     left = [
-        (member.name, drives)
+        (member.name, member.memkv_node.meta.name, drives)
         for member in members
         if member.memkv_node is not None and _is_forgotten(member, in_use)
         if (drives := [drive.path or drive.id for drive in chosen_of(member.memkv_node)])
@@ -78,8 +78,9 @@ def left_unwiped(
             f"node {name} leaves the pool, and its drives keep their blocks: deletionPolicy wipes "
             f"the nodes that are there at the end. Wipe them by hand (blkdiscard --zeroout): "
             f"{', '.join(drives)}",
+            record,
         )
-        for name, drives in left
+        for name, record, drives in left
     )
 
 

@@ -7,7 +7,13 @@ from memkv.metadata.kubernetes.json_values import Manifest, Reader
 from memkv.metadata.publisher import Reason
 from memkv_operator.api.cluster import KubeNode, Pod, Rollout
 from memkv_operator.api.conditions import Condition, merged, read_conditions
-from memkv_operator.api.names import DAEMON_SETS, FINALIZER, POD_BUDGETS, daemon_set_name
+from memkv_operator.api.names import (
+    DAEMON_SETS,
+    FINALIZER,
+    POD_BUDGETS,
+    daemon_set_name,
+    memkv_node_name,
+)
 from memkv_operator.api.node import MemKVNode
 from memkv_operator.api.pool import Pool
 from memkv_operator.api.times import rfc3339
@@ -231,6 +237,7 @@ def _turns(rolling: Rolling, observed: Observed) -> tuple[Event, ...]:
             if rolling.restarts[name].drains
             else f"the pod of {name} is replaced; until it is back, reads of its "
             f"{100 * owned.get(name, 0) / slots:.1f}% of the slots miss",
+            memkv_node_name(observed.pool.meta.name, name),
         )
         for name in rolling.begun
     )

@@ -18,7 +18,7 @@ from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial
-from memkv_operator.plan.actions import Action, ApplyChild, WritePoolStatus, side_by_side
+from memkv_operator.plan.actions import Action, ApplyChild, WritePoolStatus, record_of, side_by_side
 from memkv_operator.plan.claims import NAME_CLAIMED, claim_findings, drive_findings, wants_drives
 from memkv_operator.plan.figures import FigureTurns
 from memkv_operator.plan.identity import Fault, IdentityView
@@ -257,28 +257,35 @@ class Reconciler:
         first: MemKVError | None = None
         failures = 0
         refused: dict[str, str] = {}
+        unwritten: set[str | None] = set()
         for together in side_by_side(decided.actions):
             if failures >= FAILURES_MAX and not isinstance(together[0], WritePoolStatus):
+                unwritten |= {record_of(action) for action in together}
                 continue
             ends = await asyncio.gather(*(self._try(pool, action) for action in together))
             for action, error in zip(together, ends, strict=True):
+                if error is None:
+                    continue
+                unwritten.add(record_of(action))
+                if isinstance(error, Conflict):
+                    # Read again, by the watch; the rest of the plan still holds.
+                    self._enqueue(pool.key, SOON_S)
+                    continue
                 first = first or error
                 if isinstance(action, ApplyChild) and isinstance(error, Invalid | Forbidden):
                     refused[f"{action.child.resource.kind} {action.child.name}"] = str(error)
-                elif error is not None:
+                else:
                     failures += 1
         self._refused[pool.key] = refused  # the next look says so
-        await self._events.post(pool, decided.events)
+        # What is not written is planned again, and would be told people again and again.
+        await self._events.post(pool, [e for e in decided.events if e.record not in unwritten])
         if first is not None:
             raise first
 
     async def _try(self, pool: Pool, action: Action) -> MemKVError | None:
-        """Carry out one action. Return its error, if that is worth a later try of its own."""
+        """Carry out one action. Return its error."""
         try:
             await self._hands.do(pool, action)
-        except Conflict:
-            # Read again, by the watch; the rest of the plan still holds.
-            self._enqueue(pool.key, SOON_S)
         except MemKVError as error:
             return error
         return None
