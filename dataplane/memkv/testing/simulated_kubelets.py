@@ -11,7 +11,7 @@ from typing import Any
 
 from memkv.errors import PeerGone, RetryLater
 from memkv.metadata.kubernetes.api_server import MERGE, ApiServer
-from memkv.metadata.kubernetes.errors import NotFound
+from memkv.metadata.kubernetes.errors import Forbidden, NotFound
 from memkv.metadata.kubernetes.json_values import JsonObject
 from memkv.shardmap import ShardMap
 from memkv_proto import node_admin_pb2 as pb
@@ -148,9 +148,11 @@ class SimulatedNodes:
 class SimulatedKubelets:
     """Makes pods of DaemonSets, and says that they and Deployments are ready."""
 
-    def __init__(self, api: ApiServer, namespace: str) -> None:
+    def __init__(self, api: ApiServer, namespace: str, network: str = "10.1") -> None:
+        """`network`: the first half of the addresses of pods."""
         self._api = api
         self._namespace = namespace
+        self._network = network
         self._count = 0
         self.nodes = SimulatedNodes()
         self.broken: set[str] = set()
@@ -254,7 +256,10 @@ class SimulatedKubelets:
             },
             "spec": {**template["spec"], "nodeName": node_name},
         }  # fmt: skip
-        await self._api.request("POST", self._path("v1", "pods"), None, pod)
+        try:
+            await self._api.request("POST", self._path("v1", "pods"), None, pod)
+        except Forbidden:
+            return  # its ServiceAccount is not there yet; the next tick tries again
 
     async def _start_pod(self, pod: Object) -> None:
         name, where = pod["metadata"]["name"], pod["spec"]["nodeName"]
@@ -265,7 +270,7 @@ class SimulatedKubelets:
             if not drives:
                 return  # pending: Insufficient drives.memkv.io/...
         self._count += 1
-        host = f"10.1.{self._count // 250}.{self._count % 250 + 1}"
+        host = f"{self._network}.{self._count // 250}.{self._count % 250 + 1}"
         pool = f"{self._namespace}/{pod['metadata']['labels']['memkv.io/pool']}"
         old = [(h, n) for h, n in self.nodes.by_host.items() if (n.name, n.pool) == (where, pool)]
         node = SimulatedNode(where, pool, host=host)

@@ -19,11 +19,12 @@ from memkv_operator.kube.side_api import SideApi
 from memkv_operator.nodes.admin import Dial, GrpcNodeAdmin
 from memkv_operator.nodes.agent_admin import DialAgent, GrpcAgentAdmin
 from memkv_operator.run.agents import Agents
+from memkv_operator.run.kopf_watch import KopfWatch, MakeEventWatch
 from memkv_operator.run.metrics import OperatorMetrics, PoolCollector
 from memkv_operator.run.reconciler import Reconciler
 from memkv_operator.run.settings import Settings
 from memkv_operator.run.view import ClusterView
-from memkv_operator.run.watching import KopfWatch, MakeEventWatch, Watches
+from memkv_operator.run.watching import Watches
 from memkv_operator.run.work_queue import WorkQueue
 
 log = logging.getLogger("memkv.operator")
@@ -71,7 +72,7 @@ class Operator:
         self.http_port = 0
 
     async def run(self) -> None:
-        """Run until cancelled. MemKVError when it cannot go on: leadership lost, kopf ended."""
+        """Run until cancelled. MemKVError when it cannot go on: leadership lost."""
         http = PlainHttpServer(self._settings.http_host, self._settings.http_port, self._routes())
         self.http_port = http.port
         api = await self._connect(self.metrics.requested)

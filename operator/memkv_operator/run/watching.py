@@ -1,20 +1,12 @@
 """Keeps the view of the cluster up to date.
 
-kopf watches what people and the cluster decide: pools, MemKVNodes and Nodes. It runs in a thread
-and a loop of its own, because it cancels everything on its loop when it ends. Only raw events are
-taken from it: its handlers of changes keep their state in annotations and have finalizers.
-
-What the operator made itself is watched by label: no watch of kopf can leave out the other pods of
-a cluster.
+kopf watches what people and the cluster decide: pools, MemKVNodes and Nodes. What the operator made
+itself is watched by label: no watch of kopf can leave out the other pods of a cluster.
 """
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
-
-import kopf
 
 from memkv.clock import Clock
 from memkv.errors import MemKVError, PeerGone
@@ -26,124 +18,21 @@ from memkv_operator.api.names import (
     CHILDREN,
     FIELD_MANAGER,
     LABEL_MANAGED_BY,
-    MEMKV_NODES,
-    NODES,
     PODS,
-    POOLS,
     Resource,
 )
 from memkv_operator.kube.objects import Objects
+from memkv_operator.run.kopf_watch import BY_KOPF, EventWatch, KopfWatch, MakeEventWatch
 from memkv_operator.run.view import ClusterView
 
 log = logging.getLogger("memkv.operator.watch")
 
-BY_KOPF = (POOLS, MEMKV_NODES, NODES)
 BY_LABEL = (PODS, *CHILDREN)
 OWN = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
-KOPF_START_S = 30.0
+AGAIN_S_MIN, AGAIN_S_MAX = 0.5, 30.0  # before kopf, which has ended, is started anew
+STABLE_S = 60.0  # kopf that went on for so long was well: the next start waits the least again
 
 Heard = Callable[[Resource], None]
-OnEvent = Callable[[Resource, str | None, JsonObject], None]
-"""Kind of object, type of event (None: it was there before), the object. From any thread."""
-
-
-class EventWatch(Protocol):
-    """Watches the kinds of BY_KOPF."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it goes on."""
-
-    async def start(self) -> None:
-        """Start, and wait until it watches. PeerGone when it does not in time."""
-
-    async def stop(self) -> None:
-        """End the watches."""
-
-
-MakeEventWatch = Callable[[Sequence[str], OnEvent], EventWatch]
-"""Makes one for these namespaces; none: all."""
-
-
-class KopfWatch:
-    """kopf in its own thread, as EventWatch."""
-
-    def __init__(self, namespaces: Sequence[str], on_event: OnEvent) -> None:
-        """`on_event` is called in kopf's thread."""
-        self._namespaces = list(namespaces)
-        self._on_event = on_event
-        self._stop = threading.Event()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
-
-    @property
-    def alive(self) -> bool:
-        """As EventWatch."""
-        return self._thread.is_alive()
-
-    async def start(self) -> None:
-        """As EventWatch."""
-        self._thread.start()
-        if not await asyncio.to_thread(self._ready.wait, KOPF_START_S):
-            raise PeerGone("kopf did not begin to watch; look at its log for the reason")
-
-    async def stop(self) -> None:
-        """As EventWatch."""
-        self._stop.set()
-        await asyncio.to_thread(self._thread.join, KOPF_START_S)
-
-    def _run(self) -> None:
-        # At INFO it writes a line for each event of each object.
-        logging.getLogger("kopf.objects").setLevel(logging.WARNING)
-        asyncio.run(
-            kopf.operator(
-                registry=self._registry(),
-                settings=kopf_settings(),
-                standalone=True,
-                clusterwide=not self._namespaces,
-                namespaces=self._namespaces,
-                stop_flag=self._stop,
-                ready_flag=self._ready,
-            )
-        )
-
-    def _registry(self) -> kopf.OperatorRegistry:
-        registry = kopf.OperatorRegistry()
-
-        @kopf.on.login(registry=registry)
-        def login(settings: kopf.OperatorSettings, **_: object) -> kopf.ConnectionInfo | None:
-            in_pod = kopf.login_with_service_account(settings=settings)
-            return in_pod or kopf.login_with_kubeconfig(settings=settings)
-
-        for resource in BY_KOPF:
-            self._register(registry, resource)
-        return registry
-
-    def _register(self, registry: kopf.OperatorRegistry, resource: Resource) -> None:
-        @kopf.on.event(
-            resource.group, resource.version, resource.plural, registry=registry,
-            id=resource.plural,
-        )  # fmt: skip
-        async def heard(event: kopf.RawEvent, **kwargs: object) -> None:
-            # What was read from JSON holds nothing else; kopf's types do not say so.
-            self._on_event(resource, event["type"], cast(JsonObject, event["object"]))
-
-
-def kopf_settings() -> kopf.OperatorSettings:
-    """Return settings that make a dead watch end and keep kopf from writing anything."""
-    settings = kopf.OperatorSettings()
-    settings.posting.enabled = False
-    settings.scanning.disabled = True
-    settings.watching.server_timeout = 300
-    settings.watching.client_timeout = 330
-    settings.watching.connect_timeout = 10
-    settings.networking.request_timeout = 30
-    settings.networking.connect_timeout = 10
-    prefix = "memkv.io"
-    settings.persistence.finalizer = f"{prefix}/kopf-unused"
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=prefix)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=prefix)
-    return settings
 
 
 class _OwnObjects:
@@ -188,7 +77,11 @@ class Watches:
         self._namespaces = tuple(namespaces) or ("",)
         self._list_again_s = list_again_s
         self._loop = asyncio.get_running_loop()
-        self._kopf = make_event_watch(namespaces, self._from_kopf)
+        self._clock = clock
+        self._namespaces_of_kopf = tuple(namespaces)
+        self._make_event_watch = make_event_watch
+        self._kopf = self._make_kopf()
+        self._kopf_began = asyncio.Event()
         self.synced = False
         """Whether the view is complete."""
         self._reflectors = [
@@ -209,29 +102,65 @@ class Watches:
         return self._kopf.alive
 
     async def run(self) -> None:
-        """Watch until cancelled. PeerGone when kopf does not start or has ended."""
+        """Watch until cancelled. No error of the API server ends it."""
         tasks = [asyncio.create_task(reflector.run()) for reflector in self._reflectors]
+        tasks.append(asyncio.create_task(self._keep_kopf()))
+        tasks.append(asyncio.create_task(self._keep_listing()))
         try:
-            await self._kopf.start()
-            for reflector in self._reflectors:
-                await reflector.synced.wait()
-            await self._list_all(BY_KOPF)
-            self.synced = True
-            while self._kopf.alive:
-                await asyncio.sleep(self._list_again_s)
-                await self._list_all_or_say()
-            raise PeerGone("kopf has ended; its log says why")
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._kopf.stop()
 
-    async def _list_all_or_say(self) -> None:
+    def _make_kopf(self) -> EventWatch:
+        return self._make_event_watch(self._namespaces_of_kopf, self._from_kopf)
+
+    async def _keep_kopf(self) -> None:
+        """Start kopf anew whenever it has ended: it bears few of the faults that a watch can have.
+        What it did not hear meanwhile is listed."""
+        again_s = AGAIN_S_MIN
+        while True:
+            begun_ns = self._clock.monotonic_ns()
+            try:
+                await self._kopf.start()
+                if self._kopf_began.is_set():
+                    await self._list_all_or_say(BY_KOPF)
+                self._kopf_began.set()
+                await self._kopf.ended()
+            except PeerGone as error:
+                log.error("%s", error)
+            await self._kopf.stop()
+            if self._clock.monotonic_ns() - begun_ns > STABLE_S * 1e9:
+                again_s = AGAIN_S_MIN
+            log.warning("kopf is started anew in %.1f s", again_s)
+            await asyncio.sleep(again_s)
+            again_s = min(AGAIN_S_MAX, 2 * again_s)
+            self._kopf = self._make_kopf()
+
+    async def _keep_listing(self) -> None:
+        """List everything once before the view is complete, and from time to time after it."""
+        await self._kopf_began.wait()
+        for reflector in self._reflectors:
+            await reflector.synced.wait()
+        while not await self._list_all_or_say(BY_KOPF):
+            await asyncio.sleep(AGAIN_S_MIN)
+        self.synced = True
+        while True:
+            await asyncio.sleep(self._list_again_s)
+            await self._list_all_or_say((*BY_KOPF, *BY_LABEL))
+
+    async def _list_all_or_say(self, resources: Sequence[Resource]) -> bool:
+        """Return whether it could be done."""
         try:
-            await self._list_all((*BY_KOPF, *BY_LABEL))
+            await self._list_all(resources)
         except MemKVError as error:
             log.warning("listing again: %s", error)
+            return False
+        return True
 
     async def _list_all(self, resources: Sequence[Resource]) -> None:
         """Compare the view with what there is: kopf does not tell of what vanished unseen, and no

@@ -22,9 +22,9 @@ from memkv.testing.simulated_kubelets import SimulatedKubelets
 from memkv_operator.api.names import Resource
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.lease import LeaseConfig
+from memkv_operator.run.kopf_watch import BY_KOPF, OnEvent
 from memkv_operator.run.process import Operator
 from memkv_operator.run.settings import Settings
-from memkv_operator.run.watching import BY_KOPF, OnEvent
 from memkv_operator.testing.agents import FakeAgent, FakeAgents, FakeDisk
 
 NAMESPACE = "inference"
@@ -72,6 +72,9 @@ class ReflectedWatch:
         self._tasks = [asyncio.create_task(one.run()) for one in self._reflectors]
         for one in self._reflectors:
             await one.synced.wait()
+
+    async def ended(self) -> None:
+        await asyncio.Event().wait()
 
     async def stop(self) -> None:
         for task in self._tasks:

@@ -1,6 +1,7 @@
 """The operator, kopf included, on a real API server that has neither kubelets nor controllers."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -8,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from memkv.errors import RetryLater
-from memkv.metadata.kubernetes.api_server import APPLY, ApiServer, connect_api_server
+from memkv.metadata.kubernetes.api_server import APPLY, MERGE, ApiServer, connect_api_server
 from memkv.metadata.kubernetes.errors import NotFound
 from memkv.metadata.kubernetes.json_values import JsonObject
 from memkv.metadata.kubernetes.shardmap_object import map_of
@@ -27,10 +28,11 @@ CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 class RealApi:
     """A namespace of a real API server, with simulated kubelets and the operator as it runs."""
 
-    def __init__(self, api: ApiServer, namespace: str) -> None:
+    def __init__(self, api: ApiServer, namespace: str, network: str = "10.1") -> None:
+        """`network`: the first half of the addresses of its pods."""
         self.api = api
         self.namespace = namespace
-        self.kubelets = SimulatedKubelets(api, namespace)
+        self.kubelets = SimulatedKubelets(api, namespace, network)
         self.label = {f"memkv.io/{namespace}": "true"}
         self.root = f"/apis/memkv.io/v1alpha1/namespaces/{namespace}"
         self.names: list[str] = []
@@ -39,14 +41,22 @@ class RealApi:
 
     @asynccontextmanager
     async def operator(
+        self, name: str = "a", lease_ms: int = 15_000, **changes: Any
+    ) -> AsyncIterator[Operator]:
+        """Run one operator process; the rest as `make_operator`."""
+        operator = self.make_operator(name, lease_ms, **changes)
+        async with self.running(operator):
+            yield operator
+
+    def make_operator(
         self,
-        name: str = "a",
-        lease_ms: int = 15_000,
+        name: str,
+        lease_ms: int,
         connect: Connect = connect_api_server,
         authority_grace_s: float = 900.0,
-    ) -> AsyncIterator[Operator]:
-        """Run one operator process. `authority_grace_s`: between the phases in which an authority
-        is replaced."""
+    ) -> Operator:
+        """Return one operator process of this namespace, which nobody runs yet.
+        `authority_grace_s`: between the phases in which an authority is replaced."""
         lease = LeaseConfig(
             self.namespace, "memkv-operator", name, lease_ms, lease_ms * 2 // 3, lease_ms // 10
         )
@@ -54,21 +64,30 @@ class RealApi:
             lease, "memkv:1", (self.namespace,), "127.0.0.1", 0, resync_s=2.0, step_s=0.1,
             authority_grace=timedelta(seconds=authority_grace_s),
         )  # fmt: skip
-        operator = Operator(
+        return Operator(
             settings, dial=self.kubelets.nodes.dial, connect=connect,
             lease_aside=connect is connect_api_server,
         )  # fmt: skip
+
+    @asynccontextmanager
+    async def running(self, operator: Operator) -> AsyncIterator[None]:
+        """Run an operator meanwhile."""
         running = asyncio.create_task(operator.run())
         self.has_ended = running.done
         try:
-            yield operator
+            yield
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
-    async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
-        """Let kubelets work until something holds."""
-        async with asyncio.timeout(IN_TIME_S):
+    async def until(
+        self,
+        holds: Callable[[], Awaitable[bool]],
+        within_s: float = IN_TIME_S,
+        step_s: float = 0.1,
+    ) -> None:
+        """Let kubelets work until something holds. TimeoutError when it does not in time."""
+        async with asyncio.timeout(within_s):
             while True:
                 await self.kubelets.tick()
                 found = await self.map()
@@ -76,7 +95,7 @@ class RealApi:
                     self.kubelets.nodes.take_over(found)
                 if await holds():
                     return
-                await pause(0.1)
+                await pause(step_s)
 
     async def add_nodes(self, count: int) -> None:
         for _ in range(count):
@@ -126,15 +145,30 @@ class RealApi:
                 "PATCH", f"{CRDS}/{meta['name']}", {"fieldManager": "test", "force": "true"},
                 crd, APPLY,
             )  # fmt: skip
+        await self.make_namespace()
+        async with asyncio.timeout(IN_TIME_S):
+            for resource in (POOLS, MEMKV_NODES, SHARD_MAPS):
+                while not await self._serves(resource):
+                    await pause(0.1)
+
+    async def make_namespace(self) -> None:
+        """Make the namespace, and the account that pods run as."""
         labels = {"pod-security.kubernetes.io/enforce": "privileged"}
         namespace: JsonObject = {"metadata": {"name": self.namespace, "labels": labels}}
         await self.api.request("POST", "/api/v1/namespaces", None, namespace)
         accounts = f"/api/v1/namespaces/{self.namespace}/serviceaccounts"
         await self.api.request("POST", accounts, None, {"metadata": {"name": "default"}})
-        async with asyncio.timeout(IN_TIME_S):
-            for resource in (POOLS, MEMKV_NODES, SHARD_MAPS):
-                while not await self._serves(resource):
-                    await pause(0.1)
+
+    async def drop_pools(self) -> None:
+        """Delete the pools that are left. No controller ends the namespace: they would stay for
+        ever, for every operator that looks at all namespaces."""
+        listed: Any = await self.get(f"{self.root}/memkvpools")
+        for pool in listed["items"] if listed is not None else ():
+            path = f"{self.root}/memkvpools/{pool['metadata']['name']}"
+            with contextlib.suppress(NotFound):
+                released: JsonObject = {"metadata": {"finalizers": None}}
+                await self.api.request("PATCH", path, None, released, MERGE)
+                await self.api.request("DELETE", path)
 
     async def _serves(self, resource: Resource) -> bool:
         try:
@@ -155,6 +189,7 @@ def run_on_a_real_api(
             await real.prepare(crds)
             await test(real)
         finally:
+            await real.drop_pools()
             for name in real.names:
                 await api.request("DELETE", f"/api/v1/nodes/{name}")
             await api.request("DELETE", f"/api/v1/namespaces/{real.namespace}")
