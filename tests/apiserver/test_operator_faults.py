@@ -27,7 +27,7 @@ BehindProxy = Callable[[Callable[[RealApi, FaultProxy], Awaitable[None]]], None]
 Case = TypeVar("Case")
 Object = dict[str, Any]
 
-CASES = os.environ.get("MEMKV_FAULT_CASES", "30")
+CASES = os.environ.get("MEMKV_FAULT_CASES", "24")
 AT_ONCE = 8
 STARTS_SHARE = 0.3
 NODES = 2
@@ -208,7 +208,7 @@ def test_any_one_event_of_a_watch_may_be_wrong(on_trial: OnTrial) -> None:
 
         # All pools share the streams: a listing after the end of one tells what its events would.
         few = sorted(chosen(cases), key=lambda one: (one[2].ends_stream, one[2] is HANGS))
-        await trial.run_all([case(*one) for one in few], share_min=0.5)
+        await trial.run_all([case(*one) for one in few], share_min=0.4)
 
     on_trial(test)
 

@@ -1,7 +1,7 @@
 """Operators that die in the middle of publishing, and operators that compete, on a real API server.
 
-MEMKV_LEADER_KILLS says how many leaders are killed: as many of them as MEMKV_LEADER_KILLS_S
-seconds have time for, and 12 at least.
+MEMKV_LEADER_KILLS says how many leaders are killed, 100 by default: as many of them as
+MEMKV_LEADER_KILLS_S seconds have time for, 180 by default, and 12 at least.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from memkv_operator.testing.real_api import RealApi
 
 OnRealApi = Callable[[Callable[[RealApi], Awaitable[None]]], None]
 KILLS_MIN = 12
-KILLS = int(os.environ.get("MEMKV_LEADER_KILLS", str(KILLS_MIN)))
-KILLS_S = float(os.environ.get("MEMKV_LEADER_KILLS_S", "240"))
+KILLS = int(os.environ.get("MEMKV_LEADER_KILLS", "100"))
+KILLS_S = float(os.environ.get("MEMKV_LEADER_KILLS_S", "180"))
 LEASE_MS = 1000
 LAST_LEASE_MS = 3000  # the last one must not lose it on a busy machine
 STANDING = 3  # the one that leads or will, and those that are being started

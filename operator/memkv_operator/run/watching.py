@@ -29,7 +29,7 @@ log = logging.getLogger("memkv.operator.watch")
 
 BY_LABEL = (PODS, *CHILDREN)
 OWN = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
-AGAIN_S_MIN, AGAIN_S_MAX = 0.5, 30.0  # before kopf, which has ended, is started anew
+AGAIN_S_MIN, AGAIN_S_MAX = 0.5, 5.0  # before kopf, which has ended, is started anew
 STABLE_S = 60.0  # kopf that went on for so long was well: the next start waits the least again
 
 Heard = Callable[[Resource], None]
