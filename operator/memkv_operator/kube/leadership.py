@@ -34,6 +34,11 @@ class Leadership:
         """Whether this process leads."""
         return bool(self._acquired) and self._election.leads
 
+    @property
+    def is_leader_late(self) -> bool:
+        """Whether another operator leads and was not heard of lately."""
+        return self._election.is_late(self._now_ms())
+
     async def lead(self, work: Callable[[int], Awaitable[None]]) -> None:
         """Wait to be elected, then do `work`, given the number of transitions of the Lease.
 

@@ -89,6 +89,12 @@ class Election:
         """Whether we are the holder, as far as is known."""
         return self.view is not None and self.view.holder == self.config.identity
 
+    def is_late(self, now_ms: int) -> bool:
+        """Return whether another one holds the Lease and was not seen to renew it lately: it may be
+        ours before long. A third of the Lease is more than two renewals."""
+        held = self.view is not None and bool(self.view.holder) and not self.leads
+        return held and now_ms - self.seen_ms > self.config.duration_ms // 3
+
     def next_step(self, now_ms: int) -> Step:
         """Return what to do."""
         view = self.view

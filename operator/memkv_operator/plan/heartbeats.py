@@ -1,8 +1,14 @@
 """Which kubelets have fallen silent, from their Leases. Pure; times are arguments.
 
 A Node stays Ready for 40 to 55 s after its machine died: so long the cluster waits by default. Its
-kubelet renews a Lease every 10 s, which tells it sooner. Nodes that do not answer the operator are
-looked up there, and only these: at rest nobody asks.
+kubelet renews a Lease every 10 s, which tells it sooner. Nodes of the map that do not answer the
+operator are looked up there, and only these: at rest nobody asks. What their Nodes say does not
+matter: a cluster may call a Node not ready before the next leader takes over, and only the Lease
+tells that leader since when the node has been silent.
+
+An operator that stands by looks at the Leases of all nodes of pools as soon as its leader's own
+Lease is late. Where the leader died with its node, its successor has then waited for the kubelet's
+next renewal already.
 
 No clock of another machine decides. A kubelet is silent when its Lease stayed the same for longer
 than it takes to renew it, by this process's own clock, while the API server answered. Only how long
@@ -10,12 +16,14 @@ it has been silent before this process looked is taken from the time in the Leas
 has just taken over would else grant a dead node its whole grace once more.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from memkv.errors import ConfigError
 from memkv.metadata.kubernetes.json_values import JsonObject, Reader
+from memkv.shardmap import ShardMap, WorkerState
+from memkv_operator.plan.facts import NodeSeen
 
 RENEWALS_PER_LEASE = 4  # kubelet renews after a quarter of the Lease
 LATE_PERCENT = 120  # of the time between renewals: jitter, and an API server that takes its time
@@ -56,6 +64,19 @@ def read_beat(lease: JsonObject) -> Beat | None:
     return Beat(renewed, int(at.timestamp() * 1000), lease_s * 1000 // RENEWALS_PER_LEASE)
 
 
+def suspects_of(shard_map: ShardMap | None, seen: Mapping[str, NodeSeen]) -> frozenset[str]:
+    """Return the nodes of a map that did not answer the very last poll, or were not asked yet.
+
+    Lost ones are left out: of them nothing is to be decided any more.
+    """
+    return frozenset(
+        worker.node_name
+        for worker in (shard_map.workers if shard_map is not None else ())
+        if worker.state is not WorkerState.LOST
+        and not ((one := seen.get(worker.node_name)) is not None and one.reachable)
+    )
+
+
 @dataclass(slots=True)
 class Heartbeats:
     """What was seen of the Leases of nodes that do not answer."""
@@ -82,12 +103,14 @@ class Heartbeats:
         """Forget all other nodes."""
         self._seen = {node: one for node, one in self._seen.items() if node in nodes}
 
-    def silent(self, grace_ms: int, now_ms: int) -> dict[str, int]:
-        """Return the nodes whose kubelet is silent, and since when. `grace_ms`: of the pool."""
+    def silent(self, nodes: Collection[str], grace_ms: int, now_ms: int) -> dict[str, int]:
+        """Return those of some nodes whose kubelet is silent, and since when. `grace_ms`: of the
+        pool."""
         total_ms = min(PATIENCE_MS, grace_ms - DECIDING_MS)
         return {
             node: one.silent_since_ms
             for node, one in self._seen.items()
-            if now_ms - one.since_ms >= one.beat.between_ms * LATE_PERCENT // 100
+            if node in nodes
+            and now_ms - one.since_ms >= one.beat.between_ms * LATE_PERCENT // 100
             and now_ms - one.silent_since_ms >= total_ms
         }

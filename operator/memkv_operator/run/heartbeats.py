@@ -1,4 +1,4 @@
-"""Reads the Leases of kubelets whose nodes do not answer the operator."""
+"""Reads the Leases of kubelets whose nodes do not answer the operator. One for the process."""
 
 import asyncio
 import logging
@@ -25,21 +25,37 @@ class HeartbeatReader:
     def __init__(
         self, objects: Objects, clock: Clock, suspects: Callable[[], Collection[str]]
     ) -> None:
-        """`suspects` returns the nodes that do not answer and that the cluster holds for ready."""
+        """`suspects` returns the nodes to look at now."""
         self.heartbeats = Heartbeats()
         self._objects = objects
         self._clock = clock
         self._suspects = suspects
         self._failed = False
+        self._bug = ""
 
     async def run(self) -> None:
-        """Go on until cancelled. No error of the API server ends it."""
+        """Go on until cancelled. No error ends it."""
         while True:
-            suspects = frozenset(self._suspects())
-            self.heartbeats.keep(suspects)
-            if suspects:
-                await self._look(suspects)
-            await asyncio.sleep(LOOK_S if suspects else IDLE_S)
+            pause_s = IDLE_S
+            try:
+                suspects = frozenset(self._suspects())
+                self.heartbeats.keep(suspects)
+                if suspects:
+                    pause_s = LOOK_S
+                    await self._look(suspects)
+            except Exception as error:
+                self._say_bug(error)
+            await asyncio.sleep(pause_s)
+
+    def _say_bug(self, error: Exception) -> None:
+        """Log an error that nobody foresaw, once as long as it stays the same."""
+        self.heartbeats.interrupted(self._now_ms())
+        if self._bug != repr(error):
+            self._bug = repr(error)
+            log.error(
+                "this is a bug in the operator, please report it; lost nodes stay longer",
+                exc_info=error,
+            )
 
     async def _look(self, nodes: frozenset[str]) -> None:
         try:

@@ -18,7 +18,9 @@ from memkv_operator.kube.objects import Objects
 from memkv_operator.kube.side_api import SideApi
 from memkv_operator.nodes.admin import Dial, GrpcNodeAdmin
 from memkv_operator.nodes.agent_admin import DialAgent, GrpcAgentAdmin
+from memkv_operator.plan.heartbeats import Heartbeats
 from memkv_operator.run.agents import Agents
+from memkv_operator.run.heartbeats import HeartbeatReader
 from memkv_operator.run.kopf_watch import KopfWatch, MakeEventWatch
 from memkv_operator.run.metrics import OperatorMetrics, PoolCollector
 from memkv_operator.run.reconciler import Reconciler
@@ -32,6 +34,7 @@ log = logging.getLogger("memkv.operator")
 BEAT_S = 0.5
 SILENT_S = 60.0  # an event loop that is stuck for so long will not come back
 SYNC_STEP_S = 0.05
+TAKES_OVER_S = 15.0  # until the publishers of a new leader know which nodes answer them
 REST_S_MAX = 2.0  # of a pool after a look at it, which rests as long as the look took
 Connect = Callable[[Observer], Awaitable[ApiServer]]
 WORKERS = 4  # pools looked at side by side; each mostly waits for the API server
@@ -68,6 +71,9 @@ class Operator:
         self._beat_ns = self._clock.monotonic_ns()
         self._bugs: dict[str, str] = {}
         """Key of a pool -> the error its looks end with that nobody foresaw."""
+        self._leadership: Leadership | None = None
+        self._reconciler: Reconciler | None = None
+        self._took_over_ns = 0
         self.leads = False
         self.http_port = 0
 
@@ -99,10 +105,12 @@ class Operator:
             self._settings.list_again_s,
             self._make_event_watch,
         )
+        reader = HeartbeatReader(Objects(api), self._clock, self._suspects)
         tasks = [
             asyncio.create_task(watches.run()),
             asyncio.create_task(self._beat()),
-            asyncio.create_task(self._lead(api, watches)),
+            asyncio.create_task(reader.run()),
+            asyncio.create_task(self._lead(api, watches, reader.heartbeats)),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -132,19 +140,33 @@ class Operator:
 
     # --- leading -----------------------------------------------------------------------------
 
-    async def _lead(self, api: ApiServer, watches: Watches) -> None:
+    def _suspects(self) -> frozenset[str]:
+        """Return the nodes whose kubelets' Leases are to be read: nobody's at rest."""
+        if self._reconciler is None:
+            late = self._leadership is not None and self._leadership.is_leader_late
+            return self.view.nodes_of_pools() if late else frozenset()
+        led_s = (self._clock.monotonic_ns() - self._took_over_ns) / 1e9
+        known = self.view.nodes_of_pools() if led_s < TAKES_OVER_S else frozenset()
+        return known | self._reconciler.suspects
+
+    async def _lead(self, api: ApiServer, watches: Watches, heartbeats: Heartbeats) -> None:
         while not watches.synced:
             await asyncio.sleep(SYNC_STEP_S)
         objects = Objects(api)
         side = SideApi(lambda: self._connect(self.metrics.requested)) if self._lease_aside else None
         leadership = Leadership(self._settings.lease, Objects(side or api), self._clock)
+        self._leadership = leadership
         try:
-            await leadership.lead(lambda transitions: self._work(api, objects, transitions))
+            await leadership.lead(
+                lambda transitions: self._work(api, objects, transitions, heartbeats)
+            )
         finally:
             if side is not None:
                 await side.close()
 
-    async def _work(self, api: ApiServer, objects: Objects, transitions: int) -> None:
+    async def _work(
+        self, api: ApiServer, objects: Objects, transitions: int, heartbeats: Heartbeats
+    ) -> None:
         queue = self._queue
         assert queue is not None
         agents = Agents(
@@ -165,9 +187,11 @@ class Operator:
             transitions,
             self._clock,
             queue.add,
+            heartbeats,
             self.metrics.show_ends,
             self.metrics.reconciles.labels("bug").inc,
         )
+        self._reconciler, self._took_over_ns = reconciler, self._clock.monotonic_ns()
         self.leads = True
         self.metrics.leader.set(1)
         for key in self.view.pools:
@@ -185,6 +209,7 @@ class Operator:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await reconciler.stop()
+            self._reconciler = None
             self.leads = False
             self.metrics.leader.set(0)
 

@@ -24,11 +24,11 @@ from memkv_operator.nodes.poller import NodePoller
 from memkv_operator.nodes.polling import Target
 from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.health import MapView
+from memkv_operator.plan.heartbeats import Heartbeats, suspects_of
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.planner import Plan
 from memkv_operator.plan.shards import PoolMaps
 from memkv_operator.plan.weights import counted_bytes
-from memkv_operator.run.heartbeats import HeartbeatReader
 from memkv_operator.run.stored_map import StoredMap
 
 log = logging.getLogger("memkv.operator.map")
@@ -49,10 +49,12 @@ class PoolPublisher:
         clock: Clock,
         concerns: Callable[[], None],
         step_s: float,
+        heartbeats: Heartbeats,
         met_bug: Callable[[], None] = lambda: None,
     ) -> None:
-        """`concerns` is called when the pool should be looked at; `met_bug` for each error that
-        nobody foresaw. Nothing runs before `run`."""
+        """`concerns` is called when the pool should be looked at; `heartbeats` has what was read of
+        `suspects`; `met_bug` is called for each error that nobody foresaw. Nothing runs before
+        `run`."""
         self.view = MapView()
         self._pool = pool
         self._members: Sequence[Member] = ()
@@ -64,7 +66,7 @@ class PoolPublisher:
         self._met_bug = met_bug
         self._stored = StoredMap(pool, objects)
         self._poller = NodePoller(pool.key, dial, self._on_seen)
-        self._heartbeats = HeartbeatReader(objects, clock, self._suspects)
+        self._heartbeats = heartbeats
         self._maps: PoolMaps | None = None
         self._faces: dict[str, Face] = {}
         self._unstored: PublisherState | None = None
@@ -85,6 +87,11 @@ class PoolPublisher:
         waited_s = self._clock.monotonic_ns() / 1e9 - self._started_s
         return waited_s >= INFORMED_AFTER_S or self._poller.all_asked
 
+    @property
+    def suspects(self) -> frozenset[str]:
+        """Nodes whose kubelets' Leases are to be read."""
+        return suspects_of(self.view.shard_map, self._poller.seen)
+
     def update(self, pool: Pool, decided: Plan, tls: AdminTls | None) -> None:
         """Go by the newest look at the cluster. `tls`: how nodes are reached."""
         members = decided.members
@@ -104,13 +111,9 @@ class PoolPublisher:
         """Go on until cancelled. LeadershipLost when another operator publishes; no other error
         ends it, for it is one pool's."""
         pause_s = RETRY_S_MIN
-        reading = asyncio.create_task(self._heartbeats.run())
         try:
             while True:
                 try:
-                    if reading.done():
-                        ended, reading = reading, asyncio.create_task(self._heartbeats.run())
-                        ended.result()
                     if self._maps is None:
                         await self._take_over()
                     else:
@@ -129,8 +132,6 @@ class PoolPublisher:
                 await asyncio.sleep(pause_s)
                 pause_s = min(RETRY_S_MAX, 2 * pause_s)
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
             await self._poller.stop()
 
     async def _take_over(self) -> None:
@@ -148,7 +149,7 @@ class PoolPublisher:
 
     async def _step(self, maps: PoolMaps) -> None:
         grace_ms = self._pool.spec.node_lost_grace_s * 1000
-        maps.fell_silent(self._heartbeats.heartbeats.silent(grace_ms, self._now_ms()))
+        maps.fell_silent(self._heartbeats.silent(self.suspects, grace_ms, self._now_ms()))
         outcome = Outcome(None, self.view.reasons, self.view.slots_waiting)
         if self._unstored is None and self._may_publish:
             outcome = maps.step(self._now_ms(), self._clock.wall_s())
@@ -213,17 +214,6 @@ class PoolPublisher:
             self._faces[node] = face
             self._concerns()
 
-    def _suspects(self) -> list[str]:
-        """Return the nodes that did not answer, or were not asked yet, and count as well or as
-        back soon."""
-        seen = self._poller.seen
-        return [
-            member.name
-            for member in self._members
-            if (member.vouched or member.held_for_restart)
-            and not is_reachable(seen.get(member.name))
-        ]
-
     def _feed(self, maps: PoolMaps, node: str, seen: NodeSeen) -> None:
         if seen.problem or seen.facts is None:
             maps.failed(node)
@@ -249,11 +239,6 @@ class PoolPublisher:
 
     def _now_ms(self) -> int:
         return self._clock.monotonic_ns() // 1_000_000
-
-
-def is_reachable(seen: NodeSeen | None) -> bool:
-    """Return whether a node answered the very last poll."""
-    return seen is not None and seen.reachable
 
 
 Face: TypeAlias = tuple[object, ...]

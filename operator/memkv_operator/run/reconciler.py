@@ -21,6 +21,7 @@ from memkv_operator.nodes.admin import Dial
 from memkv_operator.plan.actions import Action, ApplyChild, WritePoolStatus, record_of, side_by_side
 from memkv_operator.plan.claims import NAME_CLAIMED, claim_findings, drive_findings, wants_drives
 from memkv_operator.plan.figures import FigureTurns
+from memkv_operator.plan.heartbeats import Heartbeats
 from memkv_operator.plan.identity import Fault, IdentityView
 from memkv_operator.plan.planner import Observed, Plan, plan
 from memkv_operator.plan.preflight import Finding, Preflight
@@ -66,12 +67,13 @@ class Reconciler:
         transitions: int,
         clock: Clock,
         enqueue: Callable[[str, float], None],
+        heartbeats: Heartbeats,
         show_ends: Show = lambda pool, ends: None,
         met_bug: Callable[[], None] = lambda: None,
     ) -> None:
         """`transitions`: of the Lease. `enqueue` has a pool looked at after some seconds.
-        `show_ends` is told when the certificates of a pool end; `met_bug` of each error of a
-        publisher that nobody foresaw."""
+        `heartbeats` has what was read of `suspects`. `show_ends` is told when the certificates of a
+        pool end; `met_bug` of each error of a publisher that nobody foresaw."""
         self._settings = settings
         self._view = view
         self._objects = objects
@@ -81,6 +83,7 @@ class Reconciler:
         self._clock = clock
         self._enqueue = enqueue
         self._met_bug = met_bug
+        self._heartbeats = heartbeats
         self._hands = Hands(objects, view)
         self._identities = Identities(objects, clock, settings.authority_grace, show_ends)
         self._preflights = Preflights(objects, clock)
@@ -139,6 +142,12 @@ class Reconciler:
         if decided.under_way:
             self._enqueue(pool.key, self._settings.under_way_s)
         await self._carry_out(pool, decided)
+
+    @property
+    def suspects(self) -> frozenset[str]:
+        """Nodes of maps that do not answer: whose kubelets' Leases are to be read."""
+        publishers = (publisher for _, publisher, _ in self._publishers.values())
+        return frozenset().union(*(publisher.suspects for publisher in publishers))
 
     async def stop(self) -> None:
         """Stop publishing."""
@@ -303,6 +312,7 @@ class Reconciler:
             self._clock,
             lambda: self._enqueue(pool.key, SOON_S),
             self._settings.step_s,
+            self._heartbeats,
             self._met_bug,
         )
         task = asyncio.create_task(publisher.run())

@@ -120,6 +120,12 @@ class ClusterView:
             if kind == MEMKV_NODES.kind
         ]
 
+    def nodes_of_pools(self) -> frozenset[str]:
+        """Return the nodes that have a MemKVNode of any pool."""
+        return frozenset(
+            node.node_name for pool in list(self._objects) for node in self.memkv_nodes_of(pool)
+        )
+
     def nodes_others_need(self, pool: str) -> frozenset[str]:
         """Return the nodes that another pool still needs."""
         return frozenset(

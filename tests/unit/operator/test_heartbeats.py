@@ -1,11 +1,13 @@
 """When a dead node leaves the map, and that a living one stays: pure, in simulated time.
 
 The model has what decides in a real cluster: kubelets that renew a Lease every 10 s, a node
-controller that takes a Node for not ready 50 s after that ended, polls that fail from the death on,
-and operators that die with the node they run on.
+controller that takes a Node for not ready 50 s after that ended (20 s on some clusters), polls that
+fail from the death on, and an operator that dies with the node it runs on while another one stands
+by.
 """
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -21,7 +23,7 @@ from memkv_operator.api.names import COMPONENT_NODE
 from memkv_operator.api.node import MemKVNode, Restart, RestartPhase, WantedState
 from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.plan.facts import NodeSeen
-from memkv_operator.plan.heartbeats import Beat, Heartbeats, read_beat
+from memkv_operator.plan.heartbeats import Beat, Heartbeats, read_beat, suspects_of
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.shards import PoolMaps
 from memkv_operator.run.heartbeats import LOOK_S
@@ -33,7 +35,8 @@ POLL_MS = 500
 RENEW_MS = 10_400  # with all of kubelet's jitter
 RETRY_MS = 7_000  # kubelet's longest pause after a failed renewal
 NOT_READY_AFTER_MS = 50_000
-TAKE_OVER_MS = 19_000  # Lease of 15 s, seen up to 2 s late, looked at every 2 s
+LOOKS_FROM_MS = 7_500  # who stands by: a third of a Lease of 15 s, seen up to 2 s late
+TAKE_OVER_MS = 19_000  # looked at every 2 s
 BOUND_MS = 5_000
 SKEW_MS = 3_600_000
 
@@ -55,6 +58,7 @@ class World:
     replaced: set[str] = field(default_factory=set)
     """Whose pods the operator replaces: the old one is gone, the new one is not there yet."""
     api_away: bool = False
+    not_ready_after_ms: int = NOT_READY_AFTER_MS
     stored: PublisherState | None = None
     elections: int = 0
 
@@ -72,8 +76,9 @@ class World:
         self.renewed_ms = dict.fromkeys(NAMES, 0)
         self.maps = self.take_over()
 
-    def take_over(self) -> PoolMaps:
-        self.heartbeats = Heartbeats()
+    def take_over(self, *, warm: Heartbeats | None = None) -> PoolMaps:
+        """Let the next operator lead, with what it saw while it stood by."""
+        self.heartbeats = warm or Heartbeats()
         self.maps = PoolMaps(self.pool, self.stored, self.elections, self.now_ms)
         return self.maps
 
@@ -90,18 +95,25 @@ class World:
         return Beat(str(at_ms), at_ms, 10_000)
 
     def member(self, name: str) -> Member:
-        ready = self.now_ms - self.renewed_ms[name] < NOT_READY_AFTER_MS
+        ready = self.now_ms - self.renewed_ms[name] < self.not_ready_after_ms
         node = KubeNode(name, {"memkv.io/node": "true"}, ready, False, {})
         pod = Pod(
             name, NAMESPACE, name, POOL, COMPONENT_NODE, "flash", name, "10.0.0.1", True, False, ""
         )
         group = self.pool.spec.groups[0]
-        seen = NodeSeen(name, None, "" if self.answers(name) else "nobody answers")
+        seen = self.seen(name)
         if name not in self.replaced:
             return Member(name, group, node, None, pod, seen)
         restart = Restart(RestartPhase.REPLACING, "old", False, 0)
         known = MemKVNode(ObjectMeta(name), name, WantedState.ACTIVE, {}, restart=restart)
         return Member(name, group, node, known, None, seen, held=ready)
+
+    def seen(self, name: str) -> NodeSeen:
+        return NodeSeen(name, None, "" if self.answers(name) else "nobody answers")
+
+    def suspects(self) -> frozenset[str]:
+        stored = self.stored.shard_map if self.stored is not None else None
+        return suspects_of(stored, {name: self.seen(name) for name in NAMES})
 
     def answers(self, name: str) -> bool:
         return name not in self.cut and name not in self.dead
@@ -116,9 +128,8 @@ class World:
             for name in NAMES:
                 self.poll(name)
         if self.now_ms % int(LOOK_S * 1000) == 0:
-            counted = [m for m in members if m.vouched or m.held_for_restart]
-            self.look([m.name for m in counted if not self.answers(m.name)])
-        silent = self.heartbeats.silent(self.grace_s * 1000, self.now_ms)
+            self.look(self.heartbeats, self.suspects())
+        silent = self.heartbeats.silent(self.suspects(), self.grace_s * 1000, self.now_ms)
         self.maps.fell_silent(silent)
         outcome = self.maps.step(self.now_ms, self.now_ms // 1000)
         if outcome.state is not None and not self.api_away:
@@ -131,13 +142,26 @@ class World:
         worker = Worker(name.encode() * 16, 1, name, "10.0.0.1", 7070, WorkerState.ACTIVE)
         self.maps.answered(name, [WorkerReport(worker, True)], self.now_ms)
 
-    def look(self, suspects: list[str]) -> None:
-        self.heartbeats.keep(suspects)
+    def look(self, heartbeats: Heartbeats, suspects: Collection[str]) -> None:
+        heartbeats.keep(suspects)
         if self.api_away:
-            self.heartbeats.interrupted(self.now_ms)
+            heartbeats.interrupted(self.now_ms)
             return
         for name in suspects:
-            self.heartbeats.looked(name, self.beat(name), self.now_ms, self.now_ms)
+            heartbeats.looked(name, self.beat(name), self.now_ms, self.now_ms)
+
+    def die_with_the_leader(self, name: str, take_over_ms: int) -> None:
+        """Let a node die with the leader on it, and the one that stands by take over."""
+        self.dead[name] = self.now_ms
+        standby = Heartbeats()
+        for passed_ms in range(STEP_MS, take_over_ms, STEP_MS):
+            self.now_ms += STEP_MS
+            for kubelet in NAMES:
+                self.renew(kubelet)
+            if passed_ms >= LOOKS_FROM_MS and passed_ms % int(LOOK_S * 1000) == 0:
+                self.look(standby, NAMES)
+        self.elections += 1
+        self.take_over(warm=standby)
 
     def run(self, until_ms: int) -> None:
         while self.now_ms < until_ms:
@@ -184,15 +208,44 @@ def test_the_shortest_grace_waits_for_one_renewal_of_the_lease() -> None:
         assert one.lost_after_ms("b") <= 17_000, seed
 
 
-def test_a_node_that_dies_with_the_leader_is_out_as_soon() -> None:
-    """The next leader was not there when it died, and grants no second grace."""
+@pytest.mark.parametrize(
+    "not_ready_after_s", [16, 20, 50], ids="its Node not ready after {}".format
+)
+@pytest.mark.parametrize("grace_s", [20, 30, 60])
+def test_a_node_that_dies_with_the_leader_is_out_as_soon(
+    grace_s: int, not_ready_after_s: int
+) -> None:
+    """The next leader was not there when it died, and grants no second grace, whatever the Node's
+    condition says by then."""
+    for seed in SEEDS:
+        one = world(seed, grace_s)
+        one.not_ready_after_ms = not_ready_after_s * 1000
+        one.die_with_the_leader("b", TAKE_OVER_MS)
+        after_ms = one.lost_after_ms("b")
+        assert after_ms <= grace_s * 1000 + BOUND_MS, seed
+        assert after_ms >= grace_s * 1000 - RENEW_MS, seed  # it is silent since its last renewal
+
+
+def test_a_leader_that_nobody_stood_by_for_waits_for_one_renewal() -> None:
+    """The only operator came back late, and has seen no Lease before."""
     for seed in SEEDS:
         one = world(seed, 30)
+        one.not_ready_after_ms = 20_000
         one.dead["b"] = one.now_ms
-        one.now_ms += TAKE_OVER_MS
+        one.now_ms += 40_000
         one.elections += 1
         one.take_over()
-        assert one.lost_after_ms("b") <= 30_000 + BOUND_MS, seed
+        assert one.lost_after_ms("b") <= 40_000 + 15_000, seed
+
+
+def test_a_living_node_survives_a_change_of_leaders_that_cannot_reach_it() -> None:
+    for seed in SEEDS:
+        one = world(seed, 15)
+        one.cut.add("c")
+        one.die_with_the_leader("b", TAKE_OVER_MS)
+        one.run(one.now_ms + 60_000)
+        assert one.is_lost("b"), seed
+        assert not one.is_lost("c"), seed
 
 
 def test_a_node_that_dies_while_its_pod_is_replaced_is_out_as_soon() -> None:
@@ -243,21 +296,22 @@ def test_a_kubelet_that_renews_more_often_is_known_silent_sooner() -> None:
     beats = Heartbeats()
     beats.looked("a", Beat("1", 0, 10_000), 0, 0)
     beats.looked("b", Beat("1", 0, 2_500), 0, 0)
-    assert beats.silent(5_000, 3_000) == {"b": 0}
-    assert beats.silent(5_000, 12_000) == {"a": 0, "b": 0}
+    assert beats.silent("ab", 5_000, 3_000) == {"b": 0}
+    assert beats.silent("ab", 5_000, 12_000) == {"a": 0, "b": 0}
+    assert beats.silent("a", 5_000, 12_000) == {"a": 0}
 
 
 def test_a_lease_that_changes_or_is_gone_ends_the_silence() -> None:
     beats = Heartbeats()
     beats.looked("a", Beat("1", 0, 10_000), 0, 0)
     beats.looked("b", Beat("1", 0, 10_000), 0, 0)
-    assert set(beats.silent(5_000, 12_000)) == {"a", "b"}
+    assert set(beats.silent("ab", 5_000, 12_000)) == {"a", "b"}
     beats.looked("a", Beat("2", 12_000, 10_000), 12_500, 12_500)
     beats.looked("b", None, 12_500, 12_500)
-    assert beats.silent(5_000, 13_000) == {}
-    assert beats.silent(5_000, 24_500) == {"a": 12_500}
+    assert beats.silent("ab", 5_000, 13_000) == {}
+    assert beats.silent("ab", 5_000, 24_500) == {"a": 12_500}
     beats.keep(())
-    assert beats.silent(5_000, 60_000) == {}
+    assert beats.silent("ab", 5_000, 60_000) == {}
 
 
 def test_a_lease_is_read_as_kubelets_write_it() -> None:
