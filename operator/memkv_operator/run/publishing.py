@@ -71,6 +71,7 @@ class PoolPublisher:
         self._faces: dict[str, Face] = {}
         self._unstored: PublisherState | None = None
         self._looked = False
+        self._told_nodes = False
         self._started_s = clock.monotonic_ns() / 1e9
 
     @property
@@ -82,7 +83,7 @@ class PoolPublisher:
     def informed(self) -> bool:
         """Whether the stored map was read and nodes had the time to answer: what is said of the
         pool before that would be wrong, and right again a second later."""
-        if not self._looked:
+        if not self._looked or not self._told_nodes:
             return False
         waited_s = self._clock.monotonic_ns() / 1e9 - self._started_s
         return waited_s >= INFORMED_AFTER_S or self._poller.all_asked
@@ -103,6 +104,7 @@ class PoolPublisher:
             if member.pod is not None and member.pod.ip and not member.pod.deleting
         }
         self._poller.set_targets(targets, decided.orders)
+        self._told_nodes = True
         if self._maps is not None:
             self._maps.polled_only(targets)
             self._maps.configure(pool, members)

@@ -11,9 +11,13 @@ from memkv.metadata.kubernetes.json_values import Manifest
 from memkv.shardmap import unpack_owners
 from memkv.testing.simulated_time import LoopClock, run_simulated
 from memkv_operator.api.names import LEASES, NODE_LEASES_NAMESPACE
+from memkv_operator.api.pool import read_pool
 from memkv_operator.api.times import rfc3339_micro
+from memkv_operator.kube.objects import Objects
+from memkv_operator.plan.heartbeats import Heartbeats
 from memkv_operator.run.process import Operator
-from memkv_operator.testing.cluster import Cluster, pause, ready_pool
+from memkv_operator.run.publishing import PoolPublisher
+from memkv_operator.testing.cluster import NAMESPACE, POOL, SPEC, Cluster, pause, ready_pool
 from memkv_operator.testing.faulty_api import FAULTS, Fault, FaultyApi
 
 NODES = ("n1", "n2", "n3")
@@ -123,14 +127,44 @@ def test_who_stands_by_reads_leases_of_kubelets_when_the_leader_is_late() -> Non
             await world.cluster.until(lambda: world.reads(1) > 0)
             assert not standby.leads
             await world.cluster.until(lambda: standby.leads)
-            # All nodes live and answer: some time after it took over, nobody is suspected.
-            await world.pass_time(30)
+            # All nodes live and answer: nothing bad is said of them meanwhile, and some time after
+            # it took over, nobody is suspected.
+            until_s = now_s() + 30
+
+            def is_over() -> bool:
+                assert world.cluster.is_ready(), world.cluster.condition("Ready")
+                return now_s() >= until_s
+
+            await world.cluster.until(is_over)
             before = world.reads(1)
             await world.pass_time(60)
             assert world.reads(1) == before
             assert all(world.owns_slots(name) for name in NODES)
 
         await world.live(test)
+
+    run_simulated(main())
+
+
+def test_a_publisher_says_nothing_of_nodes_that_it_was_not_told_of() -> None:
+    """It reads the stored map while its pool is looked at for the first time: it has asked all of
+    no nodes by then, and knows nothing."""
+
+    async def main() -> None:
+        meta: Manifest = {"name": POOL, "namespace": NAMESPACE, "uid": "u"}
+        pool = read_pool({"metadata": meta, "spec": SPEC})
+        cluster = Cluster(LoopClock(), STEP_S)
+        looks: list[float] = []
+        publisher = PoolPublisher(
+            pool, Objects(cluster.api), cluster.kubelets.nodes.dial, 0, LoopClock(),
+            lambda: looks.append(now_s()), STEP_S, Heartbeats(),
+        )  # fmt: skip
+        running = asyncio.create_task(publisher.run())
+        await pause(1)
+        assert looks
+        assert not publisher.informed
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
     run_simulated(main())
 
