@@ -185,7 +185,7 @@ def test_node_that_dies_with_the_leader_leaves_the_map(
         pytest.skip("MEMKV_TEST_LOCAL_NODES is not 1: nodes of other clusters are not killed")
     lead_from(release, system, DOOMED)
     begun = time.monotonic()
-    kill = [ROOT / "deploy/dev/cluster/node.sh", "kill", DOOMED.removeprefix("node")]
+    kill = [str(ROOT / "deploy/dev/cluster/node.sh"), "kill", DOOMED.removeprefix("node")]
     subprocess.run(kill, check=True, timeout=120)
     killed_s = time.monotonic() - begun
     wait_for_pool(release, home, "jsonpath={.status.lostNodes}=1")
