@@ -1,5 +1,7 @@
 """A plain HTTP server for kubelet and Prometheus: a few GET routes, nothing else."""
 
+import contextlib
+import selectors
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -52,21 +54,33 @@ class PlainHttpServer:
                 "(each role on a machine wants its own), or stop what has it"
             ) from error
         self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
-        )
+        self._stopping, self._stop = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
+        with contextlib.suppress(OSError):  # stopped already
+            self._stop.shutdown(socket.SHUT_RDWR)  # a copy that a fork left open keeps nothing back
         self._thread.join()
+        self._stop.close()
+        self._stopping.close()
+        self._server.server_close()
+
+    def _serve(self) -> None:
+        """As `serve_forever`, which looks several times a second whether it shall end: this one
+        sleeps until there is something to do, and ends at once."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._server, selectors.EVENT_READ)
+            selector.register(self._stopping, selectors.EVENT_READ)
+            while self._stopping not in [key.fileobj for key, _ in selector.select()]:
+                self._server.handle_request()
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
+    timeout = 0  # of handle_request: a connection that went away is not waited for
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
