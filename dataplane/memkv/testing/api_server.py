@@ -7,10 +7,13 @@ bookmarks and 410. tests/apiserver runs the operator against the real one.
 """
 
 import asyncio
-import copy
+import functools
 import itertools
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from memkv.metadata.kubernetes.errors import Conflict, Gone, Invalid, NotFound
@@ -34,7 +37,7 @@ Fault = Callable[[Request, bool], Exception | None]
 """Given a request and whether it was done already: the error to answer with, or None."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Place:
     collection: str
     namespace: str
@@ -55,7 +58,10 @@ class FakeApiServer:
     """The time that deletions get, RFC 3339."""
     watch_error: Exception | None = None
     """Ends every watch with this, once."""
-    _log: list[tuple[int, str, str, Object]] = field(default_factory=list)
+    _log: defaultdict[str, list[tuple[int, str, Object]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """By path of a collection: version, type and object of each event, in order."""
     _applied: dict[str, Object] = field(default_factory=dict)
     """What was applied last: fields that are not applied any more go."""
     _forgotten: int = 0
@@ -78,7 +84,8 @@ class FakeApiServer:
         answer = self._answer(method, _place_of(path), query or {}, body, content_type)
         self._raise(request, True)
         await asyncio.sleep(0)
-        return copy.deepcopy(answer)
+        owned: Object = copied(answer)
+        return owned
 
     async def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[JsonObject]:
         """As ApiServer."""
@@ -89,14 +96,12 @@ class FakeApiServer:
         if seen < self._forgotten:
             raise Gone("too old resource version")
         while True:
-            news = [
-                (version, kind, item)
-                for version, kind, where, item in self._log
-                if version > seen and where == path and _selected(item, query)
-            ]
+            log = self._log[path]
+            news = log[bisect_right(log, seen, key=itemgetter(0)) :]
             for version, kind, item in news:
                 seen = version
-                yield {"type": kind, "object": copy.deepcopy(item)}
+                if _selected(item, query):
+                    yield {"type": kind, "object": copied(item)}
             if news:
                 continue
             if self.watch_error is not None:
@@ -153,7 +158,7 @@ class FakeApiServer:
                 if _is_in(path, place) and _selected(item, query)
             ]
             return {"items": found, "metadata": {"resourceVersion": str(self._version)}}
-        given: Object = copy.deepcopy(dict(body or {}))
+        given: Object = copied(dict(body or {}))
         if method == "POST":
             name = given["metadata"]["name"]
             path = f"{place.collection}/{name}"
@@ -233,13 +238,22 @@ class FakeApiServer:
         self._version = next(self._versions)
         item["metadata"]["resourceVersion"] = str(self._version)
         place = _place_of(path)
-        snapshot = copy.deepcopy(item)
+        snapshot = copied(item)
         everywhere = place.collection.replace(f"/namespaces/{place.namespace}", "")
         for where in {place.collection, everywhere}:
-            self._log.append((self._version, kind, where, snapshot))
+            self._log[where].append((self._version, kind, snapshot))
         self._changed.set()
 
 
+def copied(value: Any) -> Any:
+    """Return a copy of JSON that shares nothing that can change. Several times as fast as
+    `copy.deepcopy`, and most of the time of a simulated cluster went there."""
+    if isinstance(value, dict):
+        return {key: copied(one) for key, one in value.items()}
+    return [copied(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+@functools.cache
 def _place_of(path: str) -> _Place:
     parts = path.strip("/").split("/")
     head = 2 if parts[0] == "api" else 3
@@ -282,7 +296,7 @@ def _merged(there: Object, given: Object) -> Object:
         elif isinstance(value, dict) and isinstance(there.get(key), dict):
             merged[key] = _merged(there[key], value)
         else:
-            merged[key] = copy.deepcopy(value)
+            merged[key] = copied(value)
     return merged
 
 

@@ -110,6 +110,8 @@ class Cluster:
         self.api.now = lambda: rfc3339(self._clock.wall_s())
         self.agents = FakeAgents()
         self.kubelets.hand_drives = self.agents.hand_drives
+        self._decoded: tuple[object, ShardMap] | None = None
+        """The stored map that was asked for last, and what is in it."""
         self.has_ended: Callable[[], bool] = lambda: True
         """Whether the operator that was started last has ended, as one does that lost its Lease."""
 
@@ -232,7 +234,10 @@ class Cluster:
 
     @property
     def map(self) -> ShardMap:
-        return map_of(self.api.objects[f"{PATH}/memkvshardmaps/{POOL}"])
+        stored = self.api.objects[f"{PATH}/memkvshardmaps/{POOL}"]
+        if self._decoded is None or self._decoded[0] is not stored:
+            self._decoded = stored, map_of(stored)
+        return self._decoded[1]
 
 
 async def ready_pool(cluster: Cluster, nodes: int = 3, **changes: Any) -> None:
