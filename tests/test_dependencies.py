@@ -1,6 +1,7 @@
 """What the product imports when it runs is declared in pyproject.toml, or it is not there."""
 
 import ast
+import functools
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -31,8 +32,12 @@ IN_PODS = ("operator/memkv_operator", "dataplane/memkv/metadata/kubernetes")
 
 def declared(path: Path) -> set[str]:
     """Return the modules that a file may import besides the standard library and MemKV's own."""
+    return declared_for(any(path.is_relative_to(ROOT / room) for room in IN_PODS))
+
+
+@functools.cache
+def declared_for(in_pod: bool) -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    in_pod = any(path.is_relative_to(ROOT / room) for room in IN_PODS)
     extra = project["optional-dependencies"]["operator"] if in_pod else []
     requirements = [*project["dependencies"], *extra]
     names = [text.split(">")[0].split("=")[0].split("[")[0] for text in requirements]
@@ -42,6 +47,8 @@ def declared(path: Path) -> set[str]:
 def imported_at_run_time(node: ast.AST) -> Iterator[str]:
     """Yield the packages imported anywhere but below TYPE_CHECKING."""
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            continue  # most of a tree, and without statements in it
         if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
             continue
         if isinstance(child, ast.Import):

@@ -5,6 +5,7 @@ rule. Exceptions are listed here with their reason, and an exception that is no 
 """
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -106,10 +107,36 @@ def too_long(source: Source) -> Iterator[Finding]:
         yield Finding(source.path, 0, f"{count} lines (at most {LINES_PER_FILE_MAX}): split it")
 
 
-def python_functions(source: Source) -> Iterator[tuple[str, int, int]]:
-    for node in ast.walk(ast.parse(source.text)):
+class Parsed(NamedTuple):
+    """What the rules ask of a file of Python. The trees of all files would take much memory."""
+
+    functions: list[tuple[str, int, int]]
+    calls: list[tuple[str, ast.Call]]
+    """Of what is named in WATCHED."""
+    has_docstring: bool
+
+
+WATCHED = frozenset({"time", "sleep"})
+
+
+@functools.cache
+def parsed(text: str) -> Parsed:
+    """Parse a file once for all rules."""
+    tree = ast.parse(text)
+    found = Parsed([], [], ast.get_docstring(tree) is not None)
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node.name, node.lineno, (node.end_lineno or node.lineno) - node.lineno + 1
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            found.functions.append((node.name, node.lineno, length))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            last = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            if last in WATCHED:
+                found.calls.append((ast.unparse(node.func), node))
+    return found
+
+
+def python_functions(source: Source) -> Iterator[tuple[str, int, int]]:
+    yield from parsed(source.text).functions
 
 
 def c_functions(source: Source) -> Iterator[tuple[str, int, int]]:
@@ -153,6 +180,8 @@ def long_functions(source: Source) -> Iterator[Finding]:
 
 
 def banned_words(source: Source) -> Iterator[Finding]:
+    if not any(word in source.text for word in BANNED):
+        return
     for number, line in enumerate(source.lines, 1):
         for word, reason in BANNED.items():
             if re.search(rf"(?<![\w.]){re.escape(word)}", line):
@@ -171,6 +200,8 @@ def comments(source: Source) -> Iterator[tuple[int, str]]:
 
 def silent_suppressions(source: Source) -> Iterator[Finding]:
     """A suppression names its code and says why: `noqa: E402  imports need the path first`."""
+    if "ignore" not in source.text and "noqa" not in source.text:
+        return
     for number, line in comments(source):
         if re.search(r"#\s*type:\s*ignore(?!\[[\w, -]+\]\s+#\s*\S)", line):
             yield Finding(source.path, number, "write `# type: ignore[code]  # reason`")
@@ -179,20 +210,14 @@ def silent_suppressions(source: Source) -> Iterator[Finding]:
 
 
 def missing_docstring(source: Source) -> Iterator[Finding]:
-    if source.text.strip() and ast.get_docstring(ast.parse(source.text)) is None:
+    if source.text.strip() and not parsed(source.text).has_docstring:
         yield Finding(source.path, 1, "a module starts with a docstring that states its rules")
-
-
-def calls(source: Source) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(ast.parse(source.text)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
-            yield ast.unparse(node.func), node
 
 
 def real_clock(source: Source) -> Iterator[Finding]:
     if source.path.endswith("/clock.py"):
         return
-    for name, node in calls(source):
+    for name, node in parsed(source.text).calls:
         if name == "time.time":
             message = "only clock.py reads the wall clock: take a Clock, or time.monotonic"
             yield Finding(source.path, node.lineno, message)
@@ -200,7 +225,7 @@ def real_clock(source: Source) -> Iterator[Finding]:
 
 def sleeping_tests(source: Source) -> Iterator[Finding]:
     """`asyncio.sleep(0)` gives way to other tasks and waits for nothing: allowed."""
-    for name, node in calls(source):
+    for name, node in parsed(source.text).calls:
         zero = [ast.unparse(argument) for argument in node.args] == ["0"]
         if source.is_test and name.split(".")[-1] == "sleep" and not zero:
             message = "a test waits for an event with a deadline, never for time"
