@@ -91,6 +91,9 @@ NEGATIVE_CONTROLS = {
     "tenant": Profile("colliding tenants", check_tenant=False, durable_required=False),
 }  # fmt: skip
 
+OTHER_SEEDS = 200  # of each profile but the honest one and the controls, in every run of the tests
+CONTROL_SEEDS = 40  # of each control's profile
+
 
 class WrongAnswer(AssertionError):
     """The store broke a promise. `placed`: with bytes it read into the caller's memory."""
@@ -390,3 +393,23 @@ class Simulation:
         """A caller without a hit must not find another tenant's bytes in its memory."""
         if data[0] != FILL and self.oracle.tenants_of(data) - {name[0]}:
             raise WrongAnswer("leak", f"{name} is no hit, and left another tenant's bytes")
+
+
+def run_seeds(profile: Profile, first: int, count: int) -> int:
+    """Run `count` seeds from `first` on; return how many crash points they had. AssertionError that
+    names the seed and how to run it again."""
+    crash_points = placed = 0
+    for seed in range(first, first + count):
+        simulation = Simulation(seed, profile)
+        try:
+            simulation.run()
+        except Exception as error:
+            again = (
+                f"SEED={seed} PROFILE={profile.name!r} python -m pytest"
+                " tests/crash/test_power_loss.py -k one_seed"
+            )
+            raise AssertionError(f"{error!r}\nreproduce: {again}") from error
+        crash_points += simulation.crash_points
+        placed += simulation.placed
+    assert placed >= count // 2, "next to nothing was read into the caller's memory"
+    return crash_points
