@@ -45,7 +45,7 @@ from memkv_operator.plan.status import pool_figures
 from memkv_operator.plan.validity import findings
 from memkv_operator.plan.wiping import Quiet
 from memkv_operator.render.children import Child, children_of
-from memkv_operator.render.daemonset import template_hash
+from memkv_operator.render.daemonset import made_template, template_hash
 from memkv_operator.render.digest import digest_of
 
 
@@ -117,11 +117,15 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
     authority = observed.identity.authority
     children = [] if blocked else children_of(pool, own_image, left, authority, gone)
     templates = _templates(pool, children)
-    revision = digest_of(templates)
     rolling = at_rest(pool, members)
-    if children:
+    revision = Reader(pool.status, "status").text("updateRevision")
+    if not blocked:
+        revision = digest_of(templates)
         still = shard_map is None or not shard_map.moving
-        rolling = rolling_update(pool, members, templates, revision, drained, now_s, settled=still)
+        unmade = _unmade(observed, templates)
+        rolling = rolling_update(
+            pool, members, templates, revision, drained, now_s, settled=still, unmade=unmade
+        )
     actions: list[Action] = []
     leaving: tuple[Event, ...] = ()
     if FINALIZER not in pool.meta.finalizers:
@@ -156,7 +160,7 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
         tuple(members),
         may_publish,
         orders_of(members, sharing, observed.identity.ticket_keys),
-        under_way=not rolling.done or any(member.held for member in members),
+        under_way=rolling.under_way or any(member.held for member in members),
     )
 
 
@@ -249,6 +253,20 @@ def _templates(pool: Pool, children: Sequence[Child]) -> dict[str, str]:
         child.name.removeprefix(prefix): template_hash(child.manifest)
         for child in children
         if child.resource is DAEMON_SETS
+    }
+
+
+def _unmade(observed: Observed, templates: Mapping[str, str]) -> set[str]:
+    """Return the groups whose DaemonSet, as it was seen last, does not have its template."""
+    name = observed.pool.meta.name
+    live = {
+        group: observed.children.get((DAEMON_SETS.kind, daemon_set_name(name, group)))
+        for group in templates
+    }
+    return {
+        group
+        for group, template in templates.items()
+        if (found := live[group]) is None or made_template(found) != template
     }
 
 

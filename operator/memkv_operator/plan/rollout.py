@@ -14,10 +14,12 @@ on where another one stopped.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from memkv.metadata.kubernetes.json_values import Reader
 from memkv_operator.api.node import Restart, RestartPhase
 from memkv_operator.api.pool import Pool
 from memkv_operator.api.update import Update, UpdatePhase, read_update
 from memkv_operator.plan.membership import Member, Refusal
+from memkv_operator.plan.preflight import named
 from memkv_operator.plan.restarts import (
     advanced,
     drain_failure,
@@ -46,16 +48,30 @@ class Rolling:
     """Nodes whose turn has just come."""
     update: Update | None = None
     """What to note of the whole; None: nothing is under way."""
+    blocked: bool = False
+    """Whether nothing is made of the spec, so that nobody knows which pods are the newest."""
+
+    @property
+    def under_way(self) -> bool:
+        """Whether pods are to be replaced, or to prove themselves."""
+        return bool(self.outdated or self.restarts)
 
     @property
     def done(self) -> bool:
         """Whether every pod is the newest and has proved itself."""
-        return not self.outdated and not self.restarts
+        return not self.under_way and not self.blocked
 
 
 def at_rest(pool: Pool, members: Sequence[Member]) -> Rolling:
-    """Return an update that stays where it is, as while a pool's spec cannot be made."""
-    return Rolling(restarts=_noted(members), update=read_update(pool.status))
+    """Return an update that stays where it is while nothing can be made of a pool's spec."""
+    return Rolling(
+        restarts=_noted(members),
+        updated=Reader(pool.status, "status").integer("updatedNodes"),
+        update=read_update(pool.status),
+        reason="ConfigInvalid",
+        message="nothing is made of the spec before ConfigValid says that it can be",
+        blocked=True,
+    )
 
 
 def rolling_update(
@@ -67,11 +83,13 @@ def rolling_update(
     now_s: int,
     *,
     settled: bool,
+    unmade: Collection[str] = (),
 ) -> Rolling:
     """Return the next step. `templates`: group -> hash of the template that pods should have.
 
     `revision`: of all templates. `drained`: nodes that have given everything away. `settled`: no
-    slots are moving, so that one more node may go.
+    slots are moving, so that one more node may go. `unmade`: groups whose DaemonSet does not have
+    its template yet, so that a pod that goes would come back as it was, again and again.
     """
     desired = [member for member in members if member.desired]
     with_pod = [member for member in desired if member.pod is not None]
@@ -95,6 +113,9 @@ def rolling_update(
         return replace(step, reason=problem[0], message=problem[1])
     if step.update is not None and step.update.revision != revision:
         step = replace(step, restarts=_gone(desired, step.restarts))
+    if waiting := sorted({m.group.name for m in outdated if m.group is not None} & {*unmade}):
+        message = f"the DaemonSet of {named(waiting)} is not written yet"
+        return replace(step, reason="WaitingForDaemonSet", message=message)
     update, noted = _current_update(revision, desired, outdated, step, now_s)
     victims = *_broken(outdated), *_due(pool, desired, step.restarts)
     step = replace(step, update=update, victims=victims)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from memkv.metadata.kubernetes.json_values import JsonValue, Manifest
+from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue, Manifest, Reader
 from memkv_operator.api.meta import child_meta
 from memkv_operator.api.names import (
     COMPONENT_NODE,
@@ -79,6 +79,12 @@ def template_hash(manifest: Manifest) -> str:
     annotations = meta["annotations"]
     assert isinstance(annotations, Mapping)
     return str(annotations[TEMPLATE_HASH])
+
+
+def made_template(live: JsonObject) -> str:
+    """Return the hash of the template that a DaemonSet of the cluster has, "" for none."""
+    meta = Reader(live).object("spec").object("template").object("metadata")
+    return meta.text_map("annotations").get(TEMPLATE_HASH, "")
 
 
 def _template(pool: Pool, group: NodeGroup, labels: Mapping[str, str], own_image: str) -> Manifest:

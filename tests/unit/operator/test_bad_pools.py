@@ -204,3 +204,31 @@ def test_children_that_the_server_refuses_are_said_and_hide_nothing() -> None:
             assert cluster.condition("ConfigValid")["status"] == "True"
 
     run_on_a_cluster(test)
+
+
+def test_no_pod_is_replaced_while_the_server_refuses_the_daemon_set_it_would_come_from() -> None:
+    async def test(cluster: Cluster) -> None:
+        await ready_pool(cluster)
+        async with cluster.operator() as operator:
+            await cluster.until(cluster.is_ready)
+            pods = {pod["metadata"]["uid"] for pod in cluster.api.all_of("pods")}
+
+            def refuse(request: Request, done: bool) -> MemKVError | None:
+                made = request.method == "PATCH" and "/daemonsets/" in request.path
+                return Invalid("a webhook says no") if made and not done else None
+
+            cluster.api.fault = refuse
+            await cluster.change_pool({"spec": {"image": {"tag": "2"}}})
+            await cluster.until(lambda: cluster.condition("ConfigValid")["reason"] == "ApplyFailed")
+            looks = len(cluster.api.requests)
+            operator.look_at(f"inference/{POOL}")
+            await cluster.until(lambda: len(cluster.api.requests) > looks + 100)
+            assert {pod["metadata"]["uid"] for pod in cluster.api.all_of("pods")} == pods
+            up_to_date = cluster.condition("UpToDate")
+            assert (up_to_date["status"], up_to_date["reason"]) == ("False", "WaitingForDaemonSet")
+            cluster.api.fault = lambda request, done: None
+            await cluster.until(lambda: cluster.condition("UpToDate")["status"] == "True")
+            after = {pod["metadata"]["uid"] for pod in cluster.api.all_of("pods")}
+            assert not after & pods
+
+    run_on_a_cluster(test)

@@ -276,3 +276,21 @@ def test_while_paused_only_slots_of_lost_nodes_move() -> None:
     model.spec["paused"] = False
     model.pass_time(10, finished=True)
     assert "a" not in model.owners
+
+
+def test_a_pool_of_whose_spec_nothing_is_made_does_not_say_that_it_is_up_to_date() -> None:
+    model = grown()
+    figures = ("updatedNodes", "updateRevision", "currentRevision")
+    before = {name: model.status[name] for name in figures}
+    group = model.spec["nodeGroups"][0]
+    memory = {"size": "1Gi", "hugePages": "2Mi"}
+    model.spec["nodeGroups"] = [{**group, "memory": memory, "storage": {}}]
+    model.pass_time(3, finished=True)
+    assert model.condition("ConfigValid")[1].startswith("HugePagesNeedStorage")
+    status, said = model.condition("UpToDate")
+    assert status == "False"
+    assert said.startswith("ConfigInvalid: nothing is made of the spec")
+    assert {name: model.status[name] for name in figures} == before
+    model.spec["nodeGroups"] = [group]
+    model.pass_time(3, finished=True)
+    assert model.condition("UpToDate")[0] == "True"
