@@ -59,6 +59,18 @@ def test_data_plane_pods_hold_no_token_of_the_api_server(release: LiveCluster, h
                 assert not token or token["audience"] == "memkv-metadata"
 
 
+def test_keys_in_pods_are_for_their_process_alone(release: LiveCluster, home: str) -> None:
+    """As kubelet writes them, and each process has read its own, or the pool were not Ready."""
+    look = ("stat", "-L", "-c", "%a %u %g", "/etc/memkv/identity/tls.key")
+    for component, expected in (("node", "400 0 0"), ("metadata", "440 0 65532")):
+        selector = f"memkv.io/pool={POOL},app.kubernetes.io/component={component}"
+        pods = release.list(home, "pod", "-l", selector)
+        assert pods
+        for pod in pods:
+            name = str(child(pod, "metadata")["name"])
+            assert release.kubectl("exec", "-n", home, name, "--", *look).strip() == expected
+
+
 def test_sample_client_puts_and_gets(release: LiveCluster, home: str) -> None:
     for manifest in read_all_yaml(ROOT / "deploy/samples/clients/engine.yaml"):
         if manifest["kind"] == "Job":

@@ -21,6 +21,7 @@ from memkv_operator.api.pool import HUGE_PAGES_NONE, NodeGroup, Pool
 from memkv_operator.render.digest import digest_of
 from memkv_operator.render.endpoints import metadata_endpoint
 from memkv_operator.render.identity import (
+    BY_OWNER,
     asks_tokens,
     node_flags,
     secret_mount,
@@ -233,7 +234,7 @@ def _volumes(pool: Pool, group: NodeGroup) -> list[JsonValue]:
     return [
         state,
         *([memory_volume(group)] if group.in_memory else []),
-        *([secret_volume(node_secret_name(pool.meta.name))] if pool.has_tls else []),
+        *([secret_volume(node_secret_name(pool.meta.name), BY_OWNER)] if pool.has_tls else []),
         *([token_volume(pool)] if asks_tokens(pool) else []),
     ]
 

@@ -25,7 +25,12 @@ TOKEN_FILE = f"{TOKEN_DIRECTORY}/token"
 """Where pods mount a projected ServiceAccount token for the metadata service."""
 TOKEN_S = 3600  # kubelet renews it when four fifths have gone
 _MODES = {"ServiceAccount": "serviceaccount", "MTLS": "certificate", "None": "none"}
-READ_ONLY = 0o444
+PUBLIC = 0o444
+BY_OWNER = 0o400
+"""Of keys in data-plane pods: their uid is 0, whose files these are, and has no capability by which
+it could read those of others."""
+BY_GROUP = 0o440
+"""Of keys in metadata pods: their uid owns nothing, and kubelet gives files to fsGroup."""
 
 _TLS = (
     f"--tls-cert={DIRECTORY}/tls.crt",
@@ -70,9 +75,9 @@ def metadata_flags(pool: Pool) -> list[JsonValue]:
     ]
 
 
-def secret_volume(secret: str) -> Manifest:
-    """Return the volume of a Secret."""
-    return {"name": "identity", "secret": {"secretName": secret, "defaultMode": READ_ONLY}}
+def secret_volume(secret: str, mode: int) -> Manifest:
+    """Return the volume of a Secret. `mode`: of its files."""
+    return {"name": "identity", "secret": {"secretName": secret, "defaultMode": mode}}
 
 
 def secret_mount() -> Manifest:
@@ -97,14 +102,14 @@ def _node_account(pool: Pool) -> str:
 
 
 def token_volume(pool: Pool) -> Manifest:
-    """Return the volume with a pod's token, which only the metadata service takes."""
+    """Return the volume with a data-plane pod's token, which only the metadata service takes."""
     token: Manifest = {
         "path": "token",
         "audience": pool.spec.auth_audience,
         "expirationSeconds": TOKEN_S,
     }
     sources: list[JsonValue] = [{"serviceAccountToken": token}]
-    return {"name": "token", "projected": {"sources": sources, "defaultMode": READ_ONLY}}
+    return {"name": "token", "projected": {"sources": sources, "defaultMode": BY_OWNER}}
 
 
 def token_mount() -> Manifest:
@@ -116,7 +121,7 @@ def tenants_volume(pool: Pool) -> Manifest:
     """Return the volume that says who is which tenant."""
     return {
         "name": "tenants",
-        "configMap": {"name": metadata_name(pool.meta.name), "defaultMode": READ_ONLY},
+        "configMap": {"name": metadata_name(pool.meta.name), "defaultMode": PUBLIC},
     }
 
 

@@ -20,6 +20,7 @@ from memkv_operator.api.names import (
 )
 from memkv_operator.api.pool import Pool
 from memkv_operator.render.identity import (
+    BY_GROUP,
     metadata_flags,
     secret_mount,
     secret_volume,
@@ -124,6 +125,7 @@ def _pod_spec(pool: Pool, own_image: str) -> Manifest:
             "runAsNonRoot": True,
             "runAsUser": USER,
             "runAsGroup": USER,
+            "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "topologySpreadConstraints": [
@@ -138,7 +140,7 @@ def _pod_spec(pool: Pool, own_image: str) -> Manifest:
     }
     if pool.has_tls:
         secret = metadata_secret_name(pool.meta.name)
-        spec["volumes"] = [secret_volume(secret), tenants_volume(pool)]
+        spec["volumes"] = [secret_volume(secret, BY_GROUP), tenants_volume(pool)]
     if image.pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in image.pull_secrets]
     if extra.priority_class:

@@ -173,6 +173,28 @@ def test_nodes_prove_themselves_as_the_metadata_service_asks(mode: str) -> None:
     assert len(tokens) == len(with_token) == len(named) == (mode == "ServiceAccount")
 
 
+@pytest.mark.parametrize("name", POOLS)
+def test_keys_in_pods_are_for_the_process_of_the_pod_alone(name: str) -> None:
+    """Kubelet writes them as root; a group reads them only where kubelet gives it the files."""
+    found = 0
+    for child_ in children(POOLS[name]):
+        if child_.resource not in (DAEMON_SETS, DEPLOYMENTS):
+            continue
+        pod = child(cast(Object, child_.manifest), "spec", "template", "spec")
+        (container,) = objects(pod, "containers")
+        user = {**child(pod, "securityContext"), **child(container, "securityContext")}["runAsUser"]
+        group = child(pod, "securityContext").get("fsGroup")
+        for volume in objects(pod, "volumes"):
+            for source in (volume.get("secret"), volume.get("projected")):
+                if source is not None:
+                    found += 1
+                    mode = cast(Object, source)["defaultMode"]
+                    assert mode == (0o400 if user == 0 else 0o440), volume["name"]
+                    assert user == 0 or group == user, volume["name"]
+    plain = "memory-only-localhost", "sample-kind", "tcp-file"
+    assert (found > 0) == (name not in plain)
+
+
 def test_a_new_image_is_a_new_template() -> None:
     def template(own_image: str) -> object:
         meta = {"name": "pool-a", "namespace": "inference", "uid": "u"}
