@@ -200,6 +200,18 @@ class Publisher:
         """Make all blocks of a tenant misses, with the next map."""
         self._dropped_tenants[tenant_tag] = self._dropped_tenants.get(tenant_tag, 0) + 1
 
+    @property
+    def has_followed(self) -> bool:
+        """Whether the map says of every worker what was seen at the last step: each is lost, or
+        ready, or somebody vouches for it. So no loss is on its way into the map."""
+        workers = self.state.shard_map.workers if self.state is not None else ()
+        return bool(workers) and all(
+            worker.state is WorkerState.LOST
+            or worker.uuid in self.census.ready
+            or worker.node_name in self._vouched
+            for worker in workers
+        )
+
     def lagging(self, epoch: int) -> list[Worker]:
         """Return workers that may serve and have not taken a map of this epoch over."""
         if self.state is None:

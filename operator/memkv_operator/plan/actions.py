@@ -56,6 +56,13 @@ class SetFinalizer:
 
 
 @dataclass(frozen=True, slots=True)
+class DropAnnotation:
+    """Take an annotation off the pool, if nobody has written to the pool meanwhile."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeletePod:
     """Delete a data-plane pod, so that its DaemonSet makes it from the newest template."""
 
@@ -78,6 +85,7 @@ Action: TypeAlias = (
     | WriteNodeStatus
     | WritePoolStatus
     | SetFinalizer
+    | DropAnnotation
     | DeletePod
     | AnnotateNode
 )

@@ -30,6 +30,8 @@ class MapView:
     slots_waiting: int = 0
     problem: str = ""
     """Why the newest map could not be stored; empty: it is."""
+    followed: bool = False
+    """Whether no loss of nodes is on its way into the map."""
 
 
 _READY_REASONS = (

@@ -17,6 +17,7 @@ from memkv_operator.api.names import (
 from memkv_operator.api.node import MemKVNode
 from memkv_operator.api.pool import Pool
 from memkv_operator.api.times import rfc3339
+from memkv_operator.plan.acceptance import acceptance_actions
 from memkv_operator.plan.actions import (
     Action,
     DeletePod,
@@ -148,6 +149,8 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
         leaving = left_unwiped(pool, members, owned.in_use)
         if observed.needed_elsewhere is not None:
             actions += reboot_actions(members, drained, observed.needed_elsewhere)
+    ended, said = acceptance_actions(pool, observed.map_view)
+    actions += ended
     sharing = share_quotas(pool, members, lost)
     status, events = _status(observed, members, found, rolling, sharing, revision, time)
     if not observed.with_figures:
@@ -156,7 +159,7 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
         actions.append(WritePoolStatus(status))
     return Plan(
         tuple(actions),
-        (*events, *_turns(rolling, observed), *leaving),
+        (*events, *_turns(rolling, observed), *leaving, *said),
         tuple(members),
         may_publish,
         orders_of(members, sharing, observed.identity.ticket_keys),

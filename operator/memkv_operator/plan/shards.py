@@ -18,8 +18,8 @@ from memkv.metadata.publisher import (
 )
 from memkv.metadata.roster import LossPolicy, WorkerReport
 from memkv.tenant import tenant_tag
-from memkv_operator.api.names import ACCEPT_MASS_LOSS
 from memkv_operator.api.pool import Pool
+from memkv_operator.plan.acceptance import accepts_mass_loss
 from memkv_operator.plan.membership import Member
 
 FIRST_MAP_WAIT_MS = 20_000  # pods that start together differ by the pull of an image or a recovery
@@ -35,7 +35,7 @@ def publisher_config(pool: Pool, members: Sequence[Member]) -> PublisherConfig:
         first_map_wait_ms=FIRST_MAP_WAIT_MS,
         loss=LossPolicy(
             grace_ms=pool.spec.node_lost_grace_s * 1000,
-            accept_mass_loss=pool.meta.annotations.get(ACCEPT_MASS_LOSS) == "true",
+            accept_mass_loss=accepts_mass_loss(pool),
         ),
         tenants=frozenset(tenant_tag(tenant.name) for tenant in pool.spec.tenants),
     )
@@ -62,6 +62,11 @@ class PoolMaps:
     def state(self) -> PublisherState | None:
         """What was decided last, stored or not."""
         return self._publisher.state
+
+    @property
+    def has_followed(self) -> bool:
+        """Whether no loss is on its way into the map, as of the last step."""
+        return self._publisher.has_followed
 
     def configure(self, pool: Pool, members: Sequence[Member]) -> None:
         """Go by the newest spec and the newest look at the cluster."""

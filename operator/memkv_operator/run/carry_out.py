@@ -20,6 +20,7 @@ from memkv_operator.plan.actions import (
     ApplyNode,
     DeleteObject,
     DeletePod,
+    DropAnnotation,
     SetFinalizer,
     WriteNodeStatus,
     WritePoolStatus,
@@ -59,6 +60,8 @@ class Hands:
                     self._view.changed(PODS, going)
             case SetFinalizer(present):
                 await self._set_finalizer(pool, present)
+            case DropAnnotation(name):
+                await self._drop_annotation(pool, name)
             case AnnotateNode(name, safe):
                 await self._annotate_node(name, safe)
 
@@ -66,6 +69,20 @@ class Hands:
         try:
             live = await self._objects.write_status(
                 POOLS, pool.meta.namespace, pool.meta.name, status
+            )
+        except NotFound:
+            return  # deleted meanwhile
+        self._view.changed(POOLS, live)
+
+    async def _drop_annotation(self, pool: Pool, name: str) -> None:
+        """Swapped against the version it was read from: who says it again is heard again."""
+        meta: Manifest = {
+            "annotations": {name: None},
+            "resourceVersion": pool.meta.resource_version,
+        }
+        try:
+            live = await self._objects.merge(
+                POOLS, pool.meta.namespace, pool.meta.name, {"metadata": meta}
             )
         except NotFound:
             return  # deleted meanwhile

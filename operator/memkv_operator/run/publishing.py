@@ -152,15 +152,19 @@ class PoolPublisher:
     async def _step(self, maps: PoolMaps) -> None:
         grace_ms = self._pool.spec.node_lost_grace_s * 1000
         maps.fell_silent(self._heartbeats.silent(self.suspects, grace_ms, self._now_ms()))
-        outcome = Outcome(None, self.view.reasons, self.view.slots_waiting)
+        outcome, followed = Outcome(None, self.view.reasons, self.view.slots_waiting), False
         if self._unstored is None and self._may_publish:
             outcome = maps.step(self._now_ms(), self._clock.wall_s())
-            self._unstored = outcome.state
+            self._unstored, followed = outcome.state, maps.has_followed
         if self._unstored is not None:
             await self._store(self._unstored, outcome)
             return
         view = replace(
-            self.view, reasons=outcome.reasons, slots_waiting=outcome.slots_waiting, problem=""
+            self.view,
+            reasons=outcome.reasons,
+            slots_waiting=outcome.slots_waiting,
+            problem="",
+            followed=followed,
         )
         if view != self.view:
             self._show(view)

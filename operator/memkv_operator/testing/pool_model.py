@@ -19,6 +19,7 @@ from memkv_operator.plan.actions import (
     ApplyNode,
     DeleteObject,
     DeletePod,
+    DropAnnotation,
     SetFinalizer,
     WriteNodeStatus,
     WritePoolStatus,
@@ -62,6 +63,8 @@ class PoolModel:
         self.stored: PublisherState | None = None
         self.reasons: tuple[Reason, ...] = ()
         """Of the publisher's last step."""
+        self.followed = False
+        """Whether no loss was on its way into the map then."""
         self.elections = 0
         self.count = 0
         self.history: list[ShardMap] = []
@@ -107,6 +110,7 @@ class PoolModel:
         if not stored:
             self.step_maps(store=False)
         self.elections += 1
+        self.followed = False
         self.maps = self.take_over()
 
     def pass_time(self, seconds: int, *, finished: bool = False) -> None:
@@ -191,6 +195,7 @@ class PoolModel:
         """Decide on a map, and store it."""
         outcome = self.maps.step(self.now_s * 1000, self.now_s)
         self.reasons = outcome.reasons
+        self.followed = store and self.maps.has_followed
         if outcome.state is not None and store:
             self.stored = outcome.state
             self.history.append(outcome.state.shard_map)
@@ -205,7 +210,7 @@ class PoolModel:
             self.children,
             Rollout(1, 1, 1, True),
             seen,
-            MapView(self.shard_map, reasons=self.reasons),
+            MapView(self.shard_map, reasons=self.reasons, followed=self.followed),
             needed_elsewhere=(),
         )
         return plan(observed, IMAGE, self.now_s)
@@ -231,6 +236,9 @@ class PoolModel:
                 del self.children[kind, name]
             case SetFinalizer(present):
                 self.meta["finalizers"] = ["memkv.io/pool-protection"] if present else []
+            case DropAnnotation(name):
+                self.meta["annotations"] = {**self.meta["annotations"]}
+                del self.meta["annotations"][name]
             case DeletePod(_, uid):
                 self._delete_pod(uid)
             case AnnotateNode(name, safe):

@@ -153,6 +153,10 @@ def test_many_lost_nodes_freeze_the_map_until_a_person_accepts() -> None:
                 {"metadata": {"annotations": {"memkv.io/accept-mass-loss": "true"}}}
             )
             await cluster.until(lambda: owners_of(cluster.map) == {"n3", "n4"})
+            await cluster.until(lambda: not cluster.pool["metadata"]["annotations"])
+            said = "the map goes on without n1, n2"
+            events = cluster.api.all_of
+            await cluster.until(lambda: any(said in one["note"] for one in events("events")))
 
     run_on_a_cluster(test)
 

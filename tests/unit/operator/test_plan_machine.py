@@ -240,10 +240,12 @@ def test_a_drained_node_serves_again_when_it_is_the_only_one_left() -> None:
     model = grown()
     model.want("a", "Draining")
     model.pass_time(5, finished=True)
-    model.meta["annotations"] = {"memkv.io/accept-mass-loss": "true"}
     for name in NAMES[1:]:
         model.die(name)
-    model.pass_time(40, finished=True)
+    model.pass_time(20, finished=True)
+    assert model.condition("ShardMapPublished")[1].startswith("MassLossSuspected")
+    model.meta["annotations"] = {"memkv.io/accept-mass-loss": "true"}
+    model.pass_time(20, finished=True)
     assert set(model.owners) == {"a"}
     assert model.node_condition("a", "Draining") == ("False", "NoOtherNode")
 
@@ -294,3 +296,39 @@ def test_a_pool_of_whose_spec_nothing_is_made_does_not_say_that_it_is_up_to_date
     model.spec["nodeGroups"] = [group]
     model.pass_time(3, finished=True)
     assert model.condition("UpToDate")[0] == "True"
+
+
+def test_who_accepts_one_mass_loss_does_not_accept_the_next() -> None:
+    model = grown()
+    accepted = {"memkv.io/accept-mass-loss": "true"}
+    model.meta["annotations"] = {**accepted, "other": "x"}
+    model.pass_time(1, finished=True)
+    assert model.meta["annotations"] == {"other": "x"}  # nobody is missing
+    for name in ("a", "b"):
+        model.die(name)
+    model.pass_time(2, finished=True)
+    model.meta["annotations"] = accepted
+    model.pass_time(1, finished=True)
+    assert model.meta["annotations"] == accepted  # they are missing, and not lost yet
+    model.pass_time(15, finished=True)
+    assert set(model.owners) == {"c", "d", "e", "f"}
+    assert model.meta["annotations"] == {}
+    for name in ("c", "d"):
+        model.die(name)
+    model.pass_time(30, finished=True)
+    assert model.condition("ShardMapPublished")[1].startswith("MassLossSuspected")
+    assert set(model.owners) == {"c", "d", "e", "f"}
+
+
+def test_an_acceptance_waits_for_a_new_leader_to_know_who_is_missing() -> None:
+    model = grown()
+    for name in ("a", "b"):
+        model.die(name)
+    model.pass_time(20, finished=True)
+    model.meta["annotations"] = {"memkv.io/accept-mass-loss": "true"}
+    model.lose_leader(stored=True)
+    model.pass_time(1, finished=True)
+    assert model.meta["annotations"]
+    model.pass_time(40, finished=True)
+    assert set(model.owners) == {"c", "d", "e", "f"}
+    assert model.meta["annotations"] == {}
