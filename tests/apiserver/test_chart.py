@@ -15,7 +15,7 @@ import yaml
 
 from memkv.cli import main as cli
 from memkv.cli import parsing, settings
-from memkv_operator.api.names import AGENTS_IDENTITY
+from memkv_operator.api.names import AGENTS_AUTHORITY, AGENTS_IDENTITY
 from memkv_operator.main import build_parser
 from memkv_operator.testing.crds import Object, child, objects
 from memkv_operator.testing.helm import (
@@ -285,7 +285,7 @@ def test_command_of_the_operator_parses(helm: str) -> None:
         for rule in objects(election, "rules")
     }
     assert named["['leases']", "['get', 'patch', 'update']"] == [arguments.lease_name]
-    assert named["['secrets']", "['get', 'patch']"] == [AGENTS_IDENTITY]
+    assert named["['secrets']", "['get', 'patch']"] == [AGENTS_AUTHORITY, AGENTS_IDENTITY]
     hook = build_parser().parse_args(arguments_of(manifests, "uninstall")[1:])
     assert hook.namespace == ["team-a", "team-b"]
     assert hook.lease_name == arguments.lease_name

@@ -37,7 +37,9 @@ AGENT_PORT = "admin"
 """Name of the port of their container that serves AgentAdmin."""
 AGENT_PORT_DEFAULT = 9472
 AGENTS_IDENTITY = "memkv-agents-identity"
-"""Secret in the operator's own namespace: the agents' CA with its key, and their certificate."""
+"""Secret in the operator's own namespace that agents mount: their certificate, and their CA's."""
+AGENTS_AUTHORITY = "memkv-agents-authority"
+"""Secret in the operator's own namespace that no pod mounts: the agents' CA with its key."""
 
 
 @dataclass(frozen=True, slots=True)
