@@ -19,9 +19,7 @@ def accepts_mass_loss(pool: Pool) -> bool:
     return pool.meta.annotations.get(ACCEPT_MASS_LOSS) == "true"
 
 
-def acceptance_actions(
-    pool: Pool, view: MapView
-) -> tuple[Sequence[Action], Sequence[Event]]:
+def acceptance_actions(pool: Pool, view: MapView) -> tuple[Sequence[Action], Sequence[Event]]:
     """Return what ends the acceptance once it has done its work, and what is said of it."""
     if not accepts_mass_loss(pool) or not view.followed or view.problem:
         return (), ()
@@ -30,4 +28,5 @@ def acceptance_actions(
     message = (
         f"{what}, so {ACCEPT_MASS_LOSS} is taken off the pool: the next mass loss freezes the map"
     )
-    return (DropAnnotation(ACCEPT_MASS_LOSS),), (Event(False, "MassLossAccepted", message),)
+    said = Event(False, "MassLossAccepted", message, record=ACCEPT_MASS_LOSS)
+    return (DropAnnotation(ACCEPT_MASS_LOSS),), (said,)

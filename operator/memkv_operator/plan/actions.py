@@ -124,11 +124,13 @@ class Event:
 
 def record_of(action: Action) -> str | None:
     """Return what an action writes by which the next plan knows what was said: the name of a
-    MemKVNode, "" for the pool, None for nothing of the kind."""
+    MemKVNode or of an annotation, "" for the pool, None for nothing of the kind."""
     match action:
         case WritePoolStatus() | SetFinalizer():
             return ""
         case ApplyNode(name) | WriteNodeStatus(name) | DeleteObject(MEMKV_NODES.kind, name):
+            return name
+        case DropAnnotation(name):
             return name
         case _:
             return None

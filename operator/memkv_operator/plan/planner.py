@@ -117,16 +117,10 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
     gone = dropped_nodes(members, owned.in_use)
     authority = observed.identity.authority
     children = [] if blocked else children_of(pool, own_image, left, authority, gone)
-    templates = _templates(pool, children)
     rolling = at_rest(pool, members)
     revision = Reader(pool.status, "status").text("updateRevision")
     if not blocked:
-        revision = digest_of(templates)
-        still = shard_map is None or not shard_map.moving
-        unmade = _unmade(observed, templates)
-        rolling = rolling_update(
-            pool, members, templates, revision, drained, now_s, settled=still, unmade=unmade
-        )
+        rolling, revision = _rolling(observed, members, children, drained, now_s)
     actions: list[Action] = []
     leaving: tuple[Event, ...] = ()
     if FINALIZER not in pool.meta.finalizers:
@@ -165,6 +159,24 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
         orders_of(members, sharing, observed.identity.ticket_keys),
         under_way=rolling.under_way or any(member.held for member in members),
     )
+
+
+def _rolling(
+    observed: Observed,
+    members: Sequence[Member],
+    children: Sequence[Child],
+    drained: Collection[str],
+    now_s: int,
+) -> tuple[Rolling, str]:
+    """Return the next step towards the pods that are wanted now, and the name of their revision."""
+    pool, shard_map = observed.pool, observed.map_view.shard_map
+    templates = _templates(pool, children)
+    revision = digest_of(templates)
+    still = shard_map is None or not shard_map.moving
+    unmade = _unmade(observed, templates)
+    return rolling_update(
+        pool, members, templates, revision, drained, now_s, settled=still, unmade=unmade
+    ), revision
 
 
 _FIGURES = ("capacity", "tenants")  # of the status: those that change all the time

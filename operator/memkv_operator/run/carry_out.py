@@ -25,6 +25,8 @@ from memkv_operator.plan.actions import (
     WriteNodeStatus,
     WritePoolStatus,
 )
+from memkv_operator.plan.strangers import Whose, check_ours, whose
+from memkv_operator.render.children import Child
 from memkv_operator.run.view import ClusterView
 
 
@@ -41,10 +43,7 @@ class Hands:
         namespace = pool.meta.namespace
         match action:
             case ApplyChild(child):
-                live = await self._objects.apply(
-                    child.resource, namespace, child.name, child.manifest
-                )
-                self._view.changed(child.resource, live)
+                await self._apply_child(pool, child)
             case ApplyNode(name, manifest):
                 live = await self._objects.apply(MEMKV_NODES, namespace, name, manifest)
                 self._view.changed(MEMKV_NODES, live)
@@ -64,6 +63,18 @@ class Hands:
                 await self._drop_annotation(pool, name)
             case AnnotateNode(name, safe):
                 await self._annotate_node(name, safe)
+
+    async def _apply_child(self, pool: Pool, child: Child) -> None:
+        """Apply it. NameTaken or EarlierPool instead where it is not the pool's. Watched is what
+        carries our label, so what else has the name must be asked for."""
+        namespace = pool.meta.namespace
+        found = self._view.children_of(pool.key).get(child.key)
+        if found is None or whose(pool, found) is not Whose.OURS:
+            found = await self._objects.get(child.resource, namespace, child.name)
+        if found is not None:
+            check_ours(pool, child.resource, found)
+        live = await self._objects.apply(child.resource, namespace, child.name, child.manifest)
+        self._view.changed(child.resource, live)
 
     async def _write_pool_status(self, pool: Pool, status: Manifest) -> None:
         try:

@@ -32,6 +32,7 @@ from memkv_operator.identity.secrets import content_of
 from memkv_operator.kube.objects import Objects
 from memkv_operator.plan.children import unchanged
 from memkv_operator.plan.identity import Fault
+from memkv_operator.plan.strangers import NameTaken, check_ours
 
 log = logging.getLogger("memkv.operator.identity")
 
@@ -93,6 +94,8 @@ class Offers:
                 live = await self._ask_for(pool, role)
             except (NotFound, Forbidden) as error:
                 return Offer(faults=(_cannot_ask(error),))
+            except NameTaken as error:
+                return Offer(faults=(Fault("NameTaken", str(error)),))
             name = certificate_name(pool.meta.name, role.value)
             secret = await self._objects.get(SECRETS, pool.meta.namespace, name)
             if problem := not_ready_because(Reader(live)):
@@ -110,11 +113,14 @@ class Offers:
         return Offer(offer.authority, offer.leaves, (*faults, *offer.faults))
 
     async def _ask_for(self, pool: Pool, role: Role) -> JsonObject:
-        """Return the Certificate of a role as it is now, made or mended if need be."""
+        """Return the Certificate of a role as it is now, made or mended if need be. NameTaken where
+        somebody else has one of its name."""
         child = certificate(pool, role)
         live = await self._objects.get(CERTIFICATES, pool.meta.namespace, child.name)
-        if live is not None and unchanged(live, child):
-            return live
+        if live is not None:
+            check_ours(pool, CERTIFICATES, live)
+            if unchanged(live, child):
+                return live
         return await self._objects.apply(
             CERTIFICATES, pool.meta.namespace, child.name, child.manifest
         )

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from memkv.clock import Clock
 from memkv.errors import ConfigError, MemKVError
-from memkv.metadata.kubernetes.errors import Conflict, Forbidden, Invalid
+from memkv.metadata.kubernetes.errors import Conflict
 from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
 from memkv_operator.api.conditions import Condition, condition, merged, read_conditions
 from memkv_operator.api.meta import read_meta
@@ -25,7 +25,8 @@ from memkv_operator.plan.heartbeats import Heartbeats
 from memkv_operator.plan.identity import Fault, IdentityView
 from memkv_operator.plan.planner import Observed, Plan, plan
 from memkv_operator.plan.preflight import Finding, Preflight
-from memkv_operator.plan.refusals import refusal_findings
+from memkv_operator.plan.refusals import refusal_of
+from memkv_operator.plan.strangers import EarlierPool
 from memkv_operator.plan.wiping import Quiet
 from memkv_operator.run import reviewers
 from memkv_operator.run.agents import Agents
@@ -51,6 +52,7 @@ log = logging.getLogger("memkv.operator")
 
 FAILURES_MAX = 3  # of one look; then the API server is unwell: the status alone is still tried
 WIPE_LOOK_S = 1.0
+EARLIER_POOL_S = 1.0  # its objects are collected meanwhile
 SOON_S = 0.1  # changes that come together are one look
 
 
@@ -93,8 +95,8 @@ class Reconciler:
         self._events = EventPoster(objects, settings.lease.identity, clock)
         self._publishers: dict[str, tuple[str, PoolPublisher, asyncio.Task[None]]] = {}
         self._figures: dict[str, FigureTurns] = {}
-        self._refused: dict[str, dict[str, str]] = {}
-        """Key of a pool -> its children that the API server refused in the last look, and why."""
+        self._refused: dict[str, list[Finding]] = {}
+        """Key of a pool -> what is said of children that could not be written in the last look."""
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the error that ended a publisher: leadership lost."""
 
@@ -222,7 +224,7 @@ class Reconciler:
             [
                 *claims,
                 *drive_findings(pool, drives, self._agents.installed),
-                *refusal_findings(self._refused.get(pool.key, {})),
+                *self._refused.get(pool.key, ()),
             ],
             preflight=preflight,
             needed_elsewhere=(
@@ -265,7 +267,7 @@ class Reconciler:
         """Do all actions; one that fails does not keep the others back. Raises the first error."""
         first: MemKVError | None = None
         failures = 0
-        refused: dict[str, str] = {}
+        refused: list[Finding] = []
         unwritten: set[str | None] = set()
         for together in side_by_side(decided.actions):
             if failures >= FAILURES_MAX and not isinstance(together[0], WritePoolStatus):
@@ -280,9 +282,13 @@ class Reconciler:
                     # Read again, by the watch; the rest of the plan still holds.
                     self._enqueue(pool.key, SOON_S)
                     continue
+                if isinstance(error, EarlierPool):
+                    self._enqueue(pool.key, EARLIER_POOL_S)
+                    continue
                 first = first or error
-                if isinstance(action, ApplyChild) and isinstance(error, Invalid | Forbidden):
-                    refused[f"{action.child.resource.kind} {action.child.name}"] = str(error)
+                said = refusal_of(action.child, error) if isinstance(action, ApplyChild) else None
+                if said is not None:
+                    refused.append(said)
                 else:
                     failures += 1
         self._refused[pool.key] = refused  # the next look says so
