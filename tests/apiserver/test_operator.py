@@ -31,6 +31,7 @@ def test_a_pool_becomes_ready_and_its_children_are_owned(on_real_api: OnRealApi)
         assert {w.node_name for w in found.workers} == set(real.names)
         core = f"/api/v1/namespaces/{real.namespace}"
         rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{real.namespace}"
+        policies = f"/apis/networking.k8s.io/v1/namespaces/{real.namespace}/networkpolicies"
         for path in (
             f"{core}/configmaps/{POOL}-connection",
             f"{core}/services/{POOL}-metadata",
@@ -38,6 +39,8 @@ def test_a_pool_becomes_ready_and_its_children_are_owned(on_real_api: OnRealApi)
             f"/apis/apps/v1/namespaces/{real.namespace}/deployments/{POOL}-metadata",
             f"/apis/apps/v1/namespaces/{real.namespace}/daemonsets/{POOL}-flash",
             f"{rbac}/roles/{POOL}-metadata",
+            f"{policies}/{POOL}-metadata",
+            f"{policies}/{POOL}-nodes",
             f"{real.root}/memkvshardmaps/{POOL}",
         ):
             child: Any = await real.get(path)
@@ -57,7 +60,10 @@ def test_a_pool_becomes_ready_and_its_children_are_owned(on_real_api: OnRealApi)
 def test_looking_again_at_a_ready_pool_writes_nothing(on_real_api: OnRealApi) -> None:
     async def test(real: RealApi) -> None:
         await real.add_nodes(1)
-        await real.make_pool()
+        search = {"namespaceSelector": {"matchLabels": {"team": "search"}}, "podSelector": {}}
+        engines = {"matchExpressions": [{"key": "app", "operator": "Exists"}]}
+        peers = [search, {"podSelector": engines}, {"ipBlock": {"cidr": "10.0.0.0/8"}}]
+        await real.make_pool(networkPolicy={"from": peers, "metricsFrom": [search]})
         async with real.operator() as operator:
             await real.until(real.is_ready)
 

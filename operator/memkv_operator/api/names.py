@@ -31,6 +31,9 @@ SAFE_TO_REBOOT = f"{GROUP}/safe-to-reboot"
 COMPONENT_NODE = "node"
 COMPONENT_METADATA = "metadata"
 COMPONENT_AGENT = "agent"
+COMPONENT_OPERATOR = "operator"
+LABEL_NAMESPACE = "kubernetes.io/metadata.name"
+"""Label that every namespace carries: its own name."""
 AGENT_SELECTOR = f"{LABEL_COMPONENT}={COMPONENT_AGENT},{LABEL_PART_OF}=memkv"
 """Finds the agents' pods in the operator's own namespace."""
 AGENT_PORT = "admin"
@@ -81,6 +84,7 @@ DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
 ROLES = Resource("rbac.authorization.k8s.io", "v1", "roles", "Role")
 ROLE_BINDINGS = Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding")
 POD_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 NODE_LEASES_NAMESPACE = "kube-node-lease"
 """Where kubelets keep the Leases that say they live."""
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
@@ -100,6 +104,7 @@ CHILDREN = (
     DEPLOYMENTS,
     DAEMON_SETS,
     POD_BUDGETS,
+    NETWORK_POLICIES,
 )
 """Kinds that are rendered from a pool, in the order in which they are made."""
 BY_KIND = {

@@ -130,6 +130,17 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class Policy:
+    """Who may open connections to pods with addresses of their own."""
+
+    enabled: bool = True
+    clients: tuple[JsonValue, ...] = ()
+    """Peers, as in a NetworkPolicy, that may reach data and metadata ports; none: everyone may."""
+    scrapers: tuple[JsonValue, ...] = ()
+    """Peers that may reach the metrics port; none: everyone may."""
+
+
+@dataclass(frozen=True, slots=True)
 class PodTemplate:
     """What the user adds to every pod."""
 
@@ -175,6 +186,7 @@ class PoolSpec:
     tenants: tuple[Tenant, ...] = ()
     pod_template: PodTemplate = PodTemplate()
     pod_monitor: bool = False
+    policy: Policy = Policy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +248,7 @@ def _spec(spec: Reader) -> PoolSpec:
         tenants=tuple(_tenant(tenant) for tenant in spec.objects("tenants")),
         pod_template=_pod_template(spec.object("podTemplate")),
         pod_monitor=spec.object("monitoring").flag("podMonitor"),
+        policy=_policy(spec.object("networkPolicy")),
     )
 
 
@@ -322,6 +335,14 @@ def _tenant(tenant: Reader) -> Tenant:
         tuple((s.text("namespace"), s.text("name")) for s in tenant.objects("subjects")),
         bytes_of(tenant.amount("flashQuota"), tenant.place("flashQuota")),
         bytes_of(tenant.amount("memoryQuota"), tenant.place("memoryQuota")),
+    )
+
+
+def _policy(policy: Reader) -> Policy:
+    return Policy(
+        policy.flag("enabled", True),
+        tuple(policy.raw_list("from")),
+        tuple(policy.raw_list("metricsFrom")),
     )
 
 

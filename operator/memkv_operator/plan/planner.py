@@ -83,6 +83,8 @@ class Observed:
     """Of the pool's PodMonitor; None: it has none and wants none."""
     quiet: Mapping[str, Quiet] = field(default_factory=dict)
     """By name of the node, while the pool is deleted with its blocks."""
+    operator_namespace: str = ""
+    """Where the operator's pods are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ def plan(observed: Observed, own_image: str, now_s: int) -> Plan:
     left = available_min(pool, members, lost, drained)
     gone = dropped_nodes(members, owned.in_use)
     authority = observed.identity.authority
-    children = [] if blocked else children_of(pool, own_image, left, authority, gone)
+    home = observed.operator_namespace
+    children = [] if blocked else children_of(pool, own_image, left, authority, gone, home)
     rolling = at_rest(pool, members)
     revision = Reader(pool.status, "status").text("updateRevision")
     if not blocked:

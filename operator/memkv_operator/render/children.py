@@ -13,6 +13,7 @@ from memkv_operator.render.disruption import metadata_budget, node_budget
 from memkv_operator.render.dropped import without_nodes
 from memkv_operator.render.identity import node_account
 from memkv_operator.render.metadata import metadata_manifests
+from memkv_operator.render.policies import network_policies
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,13 @@ def children_of(
     available_min: int = 0,
     authority: str = "",
     dropped_nodes: Collection[str] = (),
+    operator_namespace: str = "",
 ) -> list[Child]:
     """Return the children in the order in which they are made.
 
     `available_min`: how many data-plane pods evictions must leave, if the pool has that managed.
     `authority`: its CA in PEM, for clients. `dropped_nodes`: selected ones that get no pod.
+    `operator_namespace`: from where alone nodes are administered.
     """
     manifests = [
         *metadata_manifests(pool, own_image),
@@ -53,6 +56,7 @@ def children_of(
     ]
     if pool.spec.manages_pod_budget:
         manifests += [metadata_budget(pool), node_budget(pool, available_min)]
+    manifests += network_policies(pool, operator_namespace)
     return [stamped(manifest) for manifest in manifests]
 
 

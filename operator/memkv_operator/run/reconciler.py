@@ -231,6 +231,7 @@ class Reconciler:
                 self._view.nodes_others_need(pool.key) if self._settings.annotates_nodes else None
             ),
             monitored=monitored,
+            operator_namespace=self._settings.lease.namespace,
         )
         return await self._plan(observed)
 

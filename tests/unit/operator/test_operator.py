@@ -45,7 +45,7 @@ def test_a_pool_becomes_ready() -> None:
             if "/namespaces/" in path and item["kind"] not in others
         ]
         uid = cluster.pool["metadata"]["uid"]
-        assert len(owned) == 10 + 3 + 1
+        assert len(owned) == 12 + 3 + 1
         for item in owned:
             assert item["metadata"]["ownerReferences"][0]["uid"] == uid, item["kind"]
 

@@ -125,7 +125,10 @@ POOLS["memory-only-localhost"] = {
 def children(spec: JsonObject) -> list[Child]:
     meta: JsonObject = {"name": "pool-a", "namespace": "inference", "uid": "uid-of-pool"}
     return children_of(
-        read_pool({"metadata": meta, "spec": spec}), OWN_IMAGE, authority="CA in PEM"
+        read_pool({"metadata": meta, "spec": spec}),
+        OWN_IMAGE,
+        authority="CA in PEM",
+        operator_namespace="memkv-system",
     )
 
 

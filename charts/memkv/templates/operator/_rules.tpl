@@ -47,6 +47,9 @@ pools and shard maps), which the API server allows because it holds those rights
   resources: [podmonitors]
   verbs: [create, delete, get, patch]
 {{- end }}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [create, delete, get, list, patch, watch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [create, delete, get, list, patch, watch]
