@@ -57,6 +57,8 @@ class Agents:
         self._problem = ""
         self._last: dict[str, AgentSeen] = {}
         self._pools: dict[str, tuple[JsonObject, Pool]] = {}
+        self._decided: tuple[DriveSnapshot, DriveDesk] | None = None
+        """The last decision, and what it went by."""
         self._started_s = clock.monotonic_ns() / 1e9
         self._reflector = Reflector(
             api, PODS.path(namespace), {"labelSelector": AGENT_SELECTOR}, self, clock
@@ -80,27 +82,13 @@ class Agents:
         return waited_s >= INFORMED_AFTER_S or targets <= self._poller.seen.keys()
 
     def decide(self) -> DriveDesk:
-        """Decide on the drives of all nodes by what is known now, and have agents told."""
-        pools = self.pools()
-        with_drives = [pool for pool in pools if wants_drives(pool)]
-        desk = DriveDesk(
-            DriveSnapshot(
-                with_drives,
-                self._view.kube_nodes if with_drives else {},
-                {pool.key: self._view.memkv_nodes_of(pool.key) for pool in with_drives},
-                self._seen(),
-                frozenset(
-                    (pool.key, pod.node_name)
-                    for pool in with_drives
-                    for pod in self._view.pods_of(pool.key)
-                ),
-                {
-                    pool.key: self._view.memkv_nodes_of(pool.key)
-                    for pool in pools
-                    if not pool.spec.groups
-                },
-            )
-        )
+        """Decide on the drives of all nodes by what is known now, and have agents told. Asked at
+        each look at any pool, so the decision before is given again while it still holds."""
+        snapshot = self._snapshot()
+        if self._decided is not None and self._decided[0] == snapshot:
+            return self._decided[1]
+        desk = DriveDesk(snapshot)
+        self._decided = snapshot, desk
         for node in self._poller.seen:
             orders = desk.orders_of(node)
             if orders is not None:
@@ -108,6 +96,28 @@ class Agents:
             else:
                 self._poller.orders.pop(node, None)
         return desk
+
+    def _snapshot(self) -> DriveSnapshot:
+        """Return all that is decided by. What does not change is the same objects each time, so
+        that comparing is cheap."""
+        pools = self.pools()
+        with_drives = [pool for pool in pools if wants_drives(pool)]
+        return DriveSnapshot(
+            with_drives,
+            dict(self._view.kube_nodes) if with_drives else {},
+            {pool.key: self._view.memkv_nodes_of(pool.key) for pool in with_drives},
+            self._seen(),
+            frozenset(
+                (pool.key, pod.node_name)
+                for pool in with_drives
+                for pod in self._view.pods_of(pool.key)
+            ),
+            {
+                pool.key: self._view.memkv_nodes_of(pool.key)
+                for pool in pools
+                if not pool.spec.groups
+            },
+        )
 
     def pools(self) -> list[Pool]:
         """Return all pools; of those that cannot be read, what is known of them."""

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from memkv_operator.plan.drive_desk import DriveDesk, DriveSnapshot
+from memkv_operator.run import agents
 from memkv_operator.testing.agents import FakeAgent, FakeDisk
 from memkv_operator.testing.cluster import PATH, POOL, SPEC, Cluster, run_on_a_cluster
 
@@ -40,6 +42,44 @@ def node_of(cluster: Cluster, pool: str = POOL, node: str = "n1") -> dict[str, A
 def states_of(cluster: Cluster, pool: str = POOL, node: str = "n1") -> dict[str, str]:
     drives = node_of(cluster, pool, node).get("status", {}).get("drives", [])
     return {drive["id"]: drive["state"] for drive in drives}
+
+
+def test_looks_at_pools_decide_on_drives_anew_only_when_something_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[DriveSnapshot] = []
+
+    class CountedDesk(DriveDesk):
+        def __init__(self, snapshot: DriveSnapshot) -> None:
+            made.append(snapshot)
+            super().__init__(snapshot)
+
+    monkeypatch.setattr(agents, "DriveDesk", CountedDesk)
+
+    async def test(cluster: Cluster) -> None:
+        agent = await drive_pool(cluster, FakeDisk("a"), FakeDisk("b"), initPolicy="IfBlank")
+        await cluster.make_pool("other", ports={"data": 7071, "admin": 9570, "metrics": 9571})
+        async with cluster.operator() as operator:
+            await cluster.until(cluster.is_ready)
+
+            async def look(times: int) -> None:
+                wanted = cluster.reconciles(operator) + times
+
+                def looked() -> bool:
+                    operator.look_at("inference/other")
+                    return cluster.reconciles(operator) >= wanted
+
+                await cluster.until(looked)
+
+            await look(20)
+            before = len(made)
+            await look(60)
+            assert len(made) - before < 6  # the status of the pool with drives may change
+            agent.add(FakeDisk("c"))
+            await cluster.until(lambda: "c" in states_of(cluster))
+            assert len(made) > before
+
+    run_on_a_cluster(test)
 
 
 async def run_kubectl_patch(cluster: Cluster, message: str) -> None:
