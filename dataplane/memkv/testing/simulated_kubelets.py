@@ -61,6 +61,9 @@ class SimulatedNode:
             spec_generation=self.spec.generation,
             spec_revision=self.spec.revision,
             software_version="1.2.3",
+            ticket_key_ids=[
+                key.key_id for key in self.spec.ticket_keys if not key.HasField("not_after")
+            ],
             workers=[
                 pb.WorkerFacts(
                     position=position,

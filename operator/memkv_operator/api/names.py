@@ -25,6 +25,11 @@ ACCEPT_MASS_LOSS = f"{GROUP}/accept-mass-loss"
 """Annotation a person puts on a pool: the missing nodes are gone for good."""
 ROTATE_CA = f"{GROUP}/rotate-ca"
 """Annotation a person puts on a pool: replace its authority once for each new value."""
+ROTATE_TICKET_KEY = f"{GROUP}/rotate-ticket-key"
+"""Annotation a person puts on a pool: replace the key of its tickets once for each new value."""
+REVOKE_TICKET_KEY = f"{GROUP}/revoke-ticket-key"
+"""Annotation a person puts on a pool: replace it once for each new value, and refuse tickets of all
+keys before from now on."""
 SAFE_TO_REBOOT = f"{GROUP}/safe-to-reboot"
 """Annotation of Nodes that are being emptied: "true" once no pool needs the node any more."""
 

@@ -99,6 +99,15 @@ def public_ticket_key(private: bytes) -> bytes:
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
+def public_pem(public: bytes) -> bytes:
+    """Return a public key of tickets, 32 bytes, in PEM. ConfigError for another length."""
+    try:
+        key = ed25519.Ed25519PublicKey.from_public_bytes(public)
+    except ValueError as error:
+        raise ConfigError(f"not a public key of tickets ({error})") from error
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
 def _load(pair: Pair) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     try:
         certificate = x509.load_pem_x509_certificate(pair.certificate)

@@ -1,6 +1,6 @@
 """The Secrets of a pool, and what is in each.
 
-P-identity, the operator's own: authorities, the key that signs tickets, tenants' salt.
+P-identity, the operator's own: authorities, the keys of tickets, tenants' salt.
 P-node-identity: what data-plane pods mount. P-metadata-identity: what metadata pods mount. Both are
 the same whoever makes the certificates.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from memkv.errors import ConfigError
 from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue, Manifest, Reader
-from memkv_operator.api.meta import child_meta
+from memkv_operator.api.meta import child_meta, read_meta
 from memkv_operator.api.names import (
     COMPONENT_METADATA,
     COMPONENT_NODE,
@@ -24,7 +24,14 @@ from memkv_operator.api.names import (
     pool_labels,
 )
 from memkv_operator.api.pool import Pool
-from memkv_operator.identity.authority import Pair, public_ticket_key
+from memkv_operator.api.times import seconds_of, utc
+from memkv_operator.identity.authority import Pair
+from memkv_operator.identity.ticket_keys import (
+    TICKET_KEY,
+    TicketKeys,
+    content_of_ticket_keys,
+    read_ticket_keys,
+)
 from memkv_operator.identity.trust import (
     CA,
     FIELDS,
@@ -35,7 +42,7 @@ from memkv_operator.identity.trust import (
 
 CERTIFICATE, KEY = "tls.crt", "tls.key"
 ADMIN_CERTIFICATE, ADMIN_KEY = "admin.crt", "admin.key"
-TICKET_KEY, TICKET_PUBLIC = "tickets.key", "tickets.pub"
+TICKET_PUBLIC = "tickets.pub"
 SALT, MODE = "salt", "mode"
 SALT_BYTES = 32
 SELF_SIGNED = "SelfSigned"
@@ -46,7 +53,7 @@ class Root:
     """What everything else of a pool's identity is made from."""
 
     trust: Trust
-    ticket_key: bytes
+    tickets: TicketKeys
     salt: bytes
     mode: str = SELF_SIGNED
     """metadata.tls.mode by which the certificates in force were made."""
@@ -78,7 +85,7 @@ def read_root(secret: JsonObject) -> Root:
     try:
         return Root(
             read_trust(content),
-            content[TICKET_KEY],
+            read_ticket_keys(content, utc(seconds_of(read_meta(Reader(secret)).created))),
             content[SALT],
             content.get(MODE, SELF_SIGNED.encode()).decode("utf-8", "replace"),
             admin,
@@ -93,7 +100,7 @@ def node_manifest(pool: Pool, root: Root, leaf: Pair) -> Manifest:
         CA: root.trust.bundle,
         CERTIFICATE: leaf.certificate,
         KEY: leaf.key,
-        TICKET_PUBLIC: public_ticket_key(root.ticket_key),
+        TICKET_PUBLIC: root.tickets.public_pem,
     }
     return _secret(pool, node_secret_name(pool.meta.name), COMPONENT_NODE, content)
 
@@ -104,10 +111,20 @@ def metadata_manifest(pool: Pool, root: Root, leaf: Pair) -> Manifest:
         CA: root.trust.bundle,
         CERTIFICATE: leaf.certificate,
         KEY: leaf.key,
-        TICKET_KEY: root.ticket_key,
+        TICKET_KEY: root.tickets.current,
         SALT: root.salt,
     }
     return _secret(pool, metadata_secret_name(pool.meta.name), COMPONENT_METADATA, content)
+
+
+def has_ticket_keys(
+    node: JsonObject | None, metadata: JsonObject | None, keys: TicketKeys
+) -> bool:
+    """Return whether the Secrets of pods hold these keys of tickets."""
+    if node is None or metadata is None:
+        return False
+    taken, signs = content_of(node).get(TICKET_PUBLIC), content_of(metadata).get(TICKET_KEY)
+    return (taken, signs) == (keys.public_pem, keys.current)
 
 
 def content_of(secret: JsonObject) -> dict[str, bytes]:
@@ -132,7 +149,7 @@ def _content_of_root(root: Root) -> dict[str, bytes]:
     return {
         **dict.fromkeys(FIELDS, b""),
         **content_of_trust(root.trust),
-        TICKET_KEY: root.ticket_key,
+        **content_of_ticket_keys(root.tickets),
         SALT: root.salt,
         MODE: root.mode.encode() if root.mode != SELF_SIGNED else b"",
         ADMIN_CERTIFICATE: root.admin.certificate if root.admin is not None else b"",

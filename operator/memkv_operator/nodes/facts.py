@@ -32,6 +32,7 @@ def facts_of(answer: pb.GetFactsResponse, pool: str, node_name: str) -> NodeFact
         workers=tuple(_worker(worker) for worker in answer.workers),
         reports=tuple(reports_of(answer, pool)),
         transports=frozenset(answer.transports),
+        ticket_keys=frozenset(answer.ticket_key_ids),
     )
 
 

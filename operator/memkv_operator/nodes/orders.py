@@ -7,7 +7,7 @@ it grows over restarts and changes of the leader without anybody keeping a count
 
 from hashlib import sha256
 
-from memkv.wire.signed import TicketKey, key_name
+from memkv.wire.signed import key_name
 from memkv_operator.plan.orders import Order
 from memkv_proto import node_admin_pb2 as pb
 
@@ -23,7 +23,9 @@ def spec_of(order: Order) -> pb.NodeSpec:
             flash_bytes=quota.flash_bytes,
             memory_bytes=quota.memory_bytes,
         )
-    for public in order.ticket_keys:
-        spec.ticket_keys.add(key_id=key_name(TicketKey(public).key_id), public_key=public)
+    for key in order.ticket_keys:
+        given = spec.ticket_keys.add(key_id=key_name(key.key_id), public_key=key.public_key)
+        if key.not_after_s is not None:
+            given.not_after.seconds = key.not_after_s
     spec.revision = sha256(spec.SerializeToString(deterministic=True)).hexdigest()[:16]
     return spec

@@ -62,6 +62,8 @@ class NodeFacts:
     """The same for the publisher."""
     transports: frozenset[str] = frozenset({"tcp"})
     """Of payload, that its workers serve."""
+    ticket_keys: frozenset[str] = frozenset()
+    """Ids of the keys whose tickets its workers take; empty: it does not say."""
 
     @property
     def serving(self) -> bool:

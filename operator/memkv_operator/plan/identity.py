@@ -1,9 +1,11 @@
 """What the planner knows of a pool's certificates, and what it says of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from memkv.wire.signed import TicketKey
 from memkv_operator.api.conditions import Condition, condition
+from memkv_operator.plan.ticket_keys import TicketsView
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,9 @@ class IdentityView:
     faults: tuple[Fault, ...] = ()
     phase: str = ""
     """How far a change of the authority is; empty: there is none under way."""
-    ticket_keys: tuple[bytes, ...] = ()
-    """Public keys, 32 bytes each, of the tickets that nodes take."""
+    ticket_keys: tuple[TicketKey, ...] = ()
+    """What nodes are told of keys: those whose tickets they take, and those that have ended."""
+    tickets: TicketsView = field(default_factory=TicketsView)
 
     @property
     def blocks(self) -> bool:

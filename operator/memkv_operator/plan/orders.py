@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memkv.wire.signed import TicketKey
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.quotas import Sharing, WorkerQuota
 
@@ -13,12 +14,12 @@ class Order:
 
     draining: bool = False
     quotas: tuple[WorkerQuota, ...] = ()
-    ticket_keys: tuple[bytes, ...] = ()
-    """Ed25519 public keys of tickets that are good, 32 bytes each."""
+    ticket_keys: tuple[TicketKey, ...] = ()
+    """Of tickets that are good, and those that have ended whatever the node's own files say."""
 
 
 def orders_of(
-    members: Sequence[Member], sharing: Sharing, ticket_keys: Sequence[bytes]
+    members: Sequence[Member], sharing: Sharing, ticket_keys: Sequence[TicketKey]
 ) -> dict[str, Order]:
     """Return what each member shall be, by name."""
     keys = tuple(ticket_keys)

@@ -43,6 +43,7 @@ from memkv_operator.plan.quotas import Sharing, quotas_guaranteed, share_quotas
 from memkv_operator.plan.reboots import reboot_actions
 from memkv_operator.plan.rollout import Rolling, at_rest, rolling_update
 from memkv_operator.plan.status import pool_figures
+from memkv_operator.plan.ticket_keys import ticket_keys_valid
 from memkv_operator.plan.validity import findings
 from memkv_operator.plan.wiping import Quiet
 from memkv_operator.render.children import Child, children_of
@@ -312,6 +313,8 @@ def _status(
     )
     if pool.has_tls:
         now.append(certificates_valid(observed.identity))
+        if observed.identity.authority:
+            now.append(ticket_keys_valid(observed.identity.tickets))
     if (quotas := quotas_guaranteed(pool, sharing)) is not None:
         now.append(quotas)
     if observed.monitored is not None:
@@ -331,6 +334,7 @@ _WORTH_AN_EVENT = frozenset(
         "Ready",
         "ConfigValid",
         "CertificatesValid",
+        "TicketKeysValid",
         "NodesReady",
         "ShardMapPublished",
         "MetadataAvailable",

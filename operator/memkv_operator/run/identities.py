@@ -14,11 +14,12 @@ from memkv.errors import ConfigError, RetryLater
 from memkv.metadata.certificates import node_name
 from memkv.metadata.kubernetes.errors import Conflict
 from memkv.metadata.kubernetes.json_values import JsonObject, Manifest, Reader
-from memkv.wire.signed import public_keys_from_pem
 from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import (
     CONFIG_MAPS,
+    REVOKE_TICKET_KEY,
     ROTATE_CA,
+    ROTATE_TICKET_KEY,
     SECRETS,
     connection_name,
     identity_name,
@@ -26,14 +27,8 @@ from memkv_operator.api.names import (
     node_secret_name,
 )
 from memkv_operator.api.pool import Pool
-from memkv_operator.api.times import utc
-from memkv_operator.identity.authority import (
-    Pair,
-    issue,
-    make_authority,
-    make_ticket_key,
-    public_ticket_key,
-)
+from memkv_operator.api.times import rfc3339, utc
+from memkv_operator.identity.authority import Pair, issue, make_authority, make_ticket_key
 from memkv_operator.identity.leaves import Held, is_given_to_pods, leaves_of, next_trust
 from memkv_operator.identity.offers import Offer
 from memkv_operator.identity.roles import Role, names_of
@@ -41,6 +36,7 @@ from memkv_operator.identity.secrets import (
     SALT_BYTES,
     SELF_SIGNED,
     Root,
+    has_ticket_keys,
     leaf_of,
     metadata_manifest,
     node_manifest,
@@ -48,10 +44,19 @@ from memkv_operator.identity.secrets import (
     root_manifest,
     root_patch,
 )
+from memkv_operator.identity.ticket_keys import (
+    OVERLAP,
+    Asked,
+    TicketKeys,
+    ends_at,
+    step,
+    waiting_for,
+)
 from memkv_operator.identity.trust import GRACE, Phase, Trust, certificates_of
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import AdminTls
 from memkv_operator.plan.identity import Fault, IdentityView
+from memkv_operator.plan.ticket_keys import KeyPhase, TicketsView
 from memkv_operator.render.connection import authority_in
 from memkv_operator.run.offers import CERT_MANAGER, Offers
 
@@ -61,6 +66,8 @@ PARTS_OF_GRACE = 8  # so often everyone's files are looked at while an authority
 
 Show = Callable[[str, Mapping[str, float]], None]
 """Given a pool's key, and when each of its certificates ends, in seconds since 1970."""
+Said = Mapping[str, frozenset[str]]
+"""Ids of the keys of tickets that each node in service takes, by name of the node."""
 
 
 class Unavailable(ConfigError):
@@ -82,13 +89,6 @@ class PoolIdentity:
     look_again_ns: int
 
 
-def ticket_keys_of(private: bytes) -> tuple[bytes, ...]:
-    """Return what nodes verify tickets by that were signed with this key. ConfigError when it is
-    damaged."""
-    pem = public_ticket_key(private).decode("ascii")
-    return tuple(key.public_key for key in public_keys_from_pem(pem))
-
-
 class Identities:
     """Of all pools of a leading operator."""
 
@@ -98,23 +98,27 @@ class Identities:
         clock: Clock,
         grace: timedelta = GRACE,
         show: Show = lambda pool, ends: None,
+        overlap: timedelta = OVERLAP,
     ) -> None:
-        """`grace`: between the phases of a change of the authority."""
+        """`grace`: between the phases of a change. `overlap`: for how long tickets of a key are
+        taken that signs no more."""
         self._objects = objects
         self._offers = Offers(objects, clock)
         self._clock = clock
         self._grace = grace
+        self._overlap = overlap
         self._show = show
         self._known: dict[str, PoolIdentity] = {}
 
-    async def ensure(self, pool: Pool) -> PoolIdentity:
-        """Make, take over or renew what is missing or old. Unavailable when there is nothing to go
-        by; ConfigError when the root is damaged or Secrets are forbidden; RetryLater."""
+    async def ensure(self, pool: Pool, said: Said | None = None) -> PoolIdentity:
+        """Make, take over or renew what is missing or old. `said`: None while nodes were not asked
+        yet. Unavailable when there is nothing to go by; ConfigError when the root is damaged or
+        Secrets are forbidden; RetryLater."""
         known = self._known.get(pool.meta.uid)
         now_ns = self._clock.monotonic_ns()
         if known is not None and known.asked == _asked(pool) and now_ns < known.look_again_ns:
             return known
-        identity = await self._look(pool, known)
+        identity = await self._look(pool, known, said)
         self._known[pool.meta.uid] = identity
         return identity
 
@@ -127,7 +131,7 @@ class Identities:
         root = read_root(secret)
         names = names_of(Role.ADMIN, pool)
         admin = root.admin or issue(root.trust.current, names, utc(self._clock.wall_s()))
-        self._known[pool.meta.uid] = found = self._found(pool, root, Offer(), admin)
+        self._known[pool.meta.uid] = found = self._found(pool, root, Offer(), admin, None)
         return found
 
     def known(self, pool: Pool) -> PoolIdentity | None:
@@ -141,7 +145,9 @@ class Identities:
 
     # --- one look ----------------------------------------------------------------------------
 
-    async def _look(self, pool: Pool, known: PoolIdentity | None) -> PoolIdentity:
+    async def _look(
+        self, pool: Pool, known: PoolIdentity | None, said: Said | None
+    ) -> PoolIdentity:
         now = utc(self._clock.wall_s())
         offer = await self._offers.find(pool)
         secret, root = await self._root(pool, offer, now)
@@ -158,6 +164,7 @@ class Identities:
         after = replace(
             root,
             trust=trust,
+            tickets=self._next_tickets(pool, root.tickets, (node, metadata), said, now),
             mode=pool.spec.tls_mode,
             admin=None if signs_itself else leaves[Role.ADMIN],
         )
@@ -165,17 +172,48 @@ class Identities:
         if root.mode == CERT_MANAGER != after.mode:
             await self._offers.withdraw(pool)
         self._show(pool.key, _ends(trust, leaves))
-        return self._found(pool, after, offer, leaves[Role.ADMIN])
+        return self._found(pool, after, offer, leaves[Role.ADMIN], said)
 
-    def _found(self, pool: Pool, root: Root, offer: Offer, admin: Pair) -> PoolIdentity:
-        trust = root.trust
+    def _next_tickets(
+        self,
+        pool: Pool,
+        keys: TicketKeys,
+        written: tuple[JsonObject | None, JsonObject | None],
+        said: Said | None,
+        now: datetime,
+    ) -> TicketKeys:
+        given = (
+            said is not None
+            and has_ticket_keys(*written, keys)
+            and not waiting_for(keys, said)
+        )
+        asked = _asked_of_tickets(pool)
+        return step(keys, now, asked, make_ticket_key, given, self._grace, self._overlap)
+
+    def _found(
+        self, pool: Pool, root: Root, offer: Offer, admin: Pair, said: Said | None
+    ) -> PoolIdentity:
+        trust, tickets = root.trust, root.tickets
+        soon_s = min(LOOK_AGAIN_S, self._grace.total_seconds() / PARTS_OF_GRACE)
         pause_s = LOOK_AGAIN_S if offer.faults else LOOK_S
         if trust.phase is not Phase.STEADY:
-            pause_s = min(LOOK_AGAIN_S, self._grace.total_seconds() / PARTS_OF_GRACE)
+            pause_s = soon_s
         phase = "" if trust.phase is Phase.STEADY else trust.phase.value
+        ends = ""
+        if tickets.given_at is not None:
+            end = ends_at(tickets, tickets.given_at, self._grace, self._overlap).timestamp()
+            ends, left_s = rfc3339(int(end)), end - self._clock.wall_s()
+            pause_s = min(pause_s, max(soon_s, left_s))
+        elif tickets.phase is not KeyPhase.STEADY:
+            pause_s = min(pause_s, soon_s)
+        waiting = waiting_for(tickets, said or {})
         return PoolIdentity(
             IdentityView(
-                trust.bundle.decode("ascii"), offer.faults, phase, ticket_keys_of(root.ticket_key)
+                trust.bundle.decode("ascii"),
+                offer.faults,
+                phase,
+                tickets.told,
+                TicketsView(tickets.phase, waiting, said is not None, ends),
             ),
             AdminTls(trust.bundle, admin.certificate, admin.key, node_name(pool.key)),
             _asked(pool),
@@ -193,8 +231,9 @@ class Identities:
         else:
             raise Unavailable(offer.faults)
         trust = Trust(authority, served=pool.meta.annotations.get(ROTATE_CA, ""))
+        tickets = TicketKeys(make_ticket_key(), now, served=_asked_of_tickets(pool))
         root = Root(
-            trust, make_ticket_key(), secrets.token_bytes(SALT_BYTES), pool.spec.tls_mode,
+            trust, tickets, secrets.token_bytes(SALT_BYTES), pool.spec.tls_mode,
             offer.leaves.get(Role.ADMIN),
         )  # fmt: skip
         try:
@@ -268,7 +307,12 @@ class Identities:
 def _asked(pool: Pool) -> tuple[object, ...]:
     spec = pool.spec
     rotation = pool.meta.annotations.get(ROTATE_CA, "")
-    return spec.tls_mode, spec.tls_secret, spec.issuer, rotation
+    return spec.tls_mode, spec.tls_secret, spec.issuer, rotation, _asked_of_tickets(pool)
+
+
+def _asked_of_tickets(pool: Pool) -> Asked:
+    texts = (pool.meta.annotations.get(name, "") for name in (ROTATE_TICKET_KEY, REVOKE_TICKET_KEY))
+    return Asked(*texts)
 
 
 def _ends(trust: Trust, leaves: Mapping[Role, Pair]) -> dict[str, float]:

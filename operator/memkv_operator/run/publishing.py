@@ -262,4 +262,5 @@ def face_of(seen: NodeSeen) -> Face:
         )
         for w in facts.workers
     )
-    return seen.pod_uid, bool(seen.problem), facts.version, facts.draining, workers
+    keys = facts.ticket_keys
+    return seen.pod_uid, bool(seen.problem), facts.version, facts.draining, keys, workers

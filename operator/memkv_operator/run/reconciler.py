@@ -27,6 +27,7 @@ from memkv_operator.plan.planner import Observed, Plan, plan
 from memkv_operator.plan.preflight import Finding, Preflight
 from memkv_operator.plan.refusals import refusal_of
 from memkv_operator.plan.strangers import EarlierPool
+from memkv_operator.plan.ticket_keys import KeyPhase, keys_said
 from memkv_operator.plan.wiping import Quiet
 from memkv_operator.run import reviewers
 from memkv_operator.run.agents import Agents
@@ -36,6 +37,7 @@ from memkv_operator.run.identities import (
     LOOK_AGAIN_S,
     Identities,
     PoolIdentity,
+    Said,
     Show,
     Unavailable,
 )
@@ -87,7 +89,9 @@ class Reconciler:
         self._met_bug = met_bug
         self._heartbeats = heartbeats
         self._hands = Hands(objects, view)
-        self._identities = Identities(objects, clock, settings.authority_grace, show_ends)
+        self._identities = Identities(
+            objects, clock, settings.authority_grace, show_ends, settings.ticket_overlap
+        )
         self._preflights = Preflights(objects, clock)
         self._monitors = Monitors(objects, clock)
         self._reviewers = Reviewers(objects, clock, settings.metadata_binding)
@@ -128,7 +132,8 @@ class Reconciler:
             return
         publisher = await self._publisher_of(pool)
         claims = claim_findings(pool, self._agents.pools(), self._view.kube_nodes)
-        identity, view = await self._identity_of(pool, claims)
+        said = keys_said(publisher.seen, publisher.view.shard_map) if publisher.informed else None
+        identity, view = await self._identity_of(pool, claims, said)
         preflight = await self._preflights.look(pool, self._view.children_of(pool.key))
         if is_wrong(preflight):
             self._enqueue(pool.key, AGAIN_S)
@@ -159,10 +164,10 @@ class Reconciler:
     # --- inside ------------------------------------------------------------------------------
 
     async def _identity_of(
-        self, pool: Pool, claims: Sequence[Finding]
+        self, pool: Pool, claims: Sequence[Finding], said: Said | None
     ) -> tuple[PoolIdentity | None, IdentityView]:
         """Return the pool's identity, None without TLS or while there is none; and what of it is
-        said to people."""
+        said to people. `said`: of keys of tickets, by the nodes."""
         if not pool.has_tls:
             return None, IdentityView()
         found = self._identities.known(pool)
@@ -170,7 +175,7 @@ class Reconciler:
             if pool.spec.paused or any(one.reason == NAME_CLAIMED for one in claims):
                 found = found or await self._identities.read(pool)
                 return found, found.view if found is not None else IdentityView()
-            found = await self._identities.ensure(pool)
+            found = await self._identities.ensure(pool, said)
         except Unavailable as error:
             self._enqueue(pool.key, LOOK_AGAIN_S)
             return None, IdentityView(faults=error.faults)
@@ -179,10 +184,11 @@ class Reconciler:
             if found is not None:  # what was in force goes on being so
                 return found, replace(found.view, faults=faults)
             return None, IdentityView(faults=faults)
-        if found.view.faults or found.view.phase:
+        view = found.view
+        if view.faults or view.phase or view.tickets.phase is not KeyPhase.STEADY:
             pause_ns = found.look_again_ns - self._clock.monotonic_ns()
             self._enqueue(pool.key, max(0.0, pause_ns / 1e9))
-        return found, found.view
+        return found, view
 
     async def _review_findings(self, pool: Pool) -> list[Finding]:
         """Have the pool's metadata pods check tokens; say why they cannot."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from memkv_operator.identity.ticket_keys import OVERLAP
 from memkv_operator.identity.trust import GRACE
 from memkv_operator.kube.lease import LeaseConfig
 
@@ -32,5 +33,8 @@ class Settings:
     list_again_s: float = LIST_AGAIN_S
     step_s: float = STEP_S
     authority_grace: timedelta = GRACE
-    """Between the phases of a change of a pool's authority: kubelet renews files meanwhile."""
+    """Between the phases of a change of a pool's authority, or of the key of its tickets: kubelet
+    renews files meanwhile."""
+    ticket_overlap: timedelta = OVERLAP
+    """For how long tickets of a key are taken that signs no more."""
     agent_interval_s: float = AGENT_INTERVAL_S

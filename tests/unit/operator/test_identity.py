@@ -31,6 +31,7 @@ from memkv_operator.identity.secrets import (
     read_root,
     root_manifest,
 )
+from memkv_operator.identity.ticket_keys import TicketKeys
 from memkv_operator.identity.trust import Trust
 from memkv_operator.nodes.admin import AdminTls, GrpcNodeAdmin
 from memkv_operator.testing.cluster import SPEC, pause
@@ -46,7 +47,7 @@ def pool() -> Pool:
 
 def root(now: datetime = NOW) -> Root:
     authority = make_authority("MemKV pool inference/pool-a", now)
-    return Root(Trust(authority), make_ticket_key(), b"s" * 32)
+    return Root(Trust(authority), TicketKeys(make_ticket_key(), now), b"s" * 32)
 
 
 def test_a_certificate_is_renewed_before_the_last_third_of_its_life() -> None:
@@ -80,7 +81,7 @@ def test_secrets_hold_what_their_readers_need_and_no_more() -> None:
     leaf = issue(made.trust.current, names_of(Role.NODE, pool()), NOW)
     content = content_of(node_manifest(pool(), made, leaf))
     assert set(content) == {"ca.crt", "tls.crt", "tls.key", "tickets.pub"}
-    assert content["tickets.pub"] == public_ticket_key(made.ticket_key)
+    assert content["tickets.pub"] == public_ticket_key(made.tickets.current)
     assert b"PRIVATE" not in content["ca.crt"] + content["tickets.pub"]
     assert "pool-a-metadata.inference.svc" in names_of(Role.METADATA, pool())
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from memkv.errors import PeerGone
+from memkv.wire.signed import TicketKey
 from memkv_operator.api.cluster import KubeNode
 from memkv_operator.api.node import MemKVNode, WantedState
 from memkv_operator.api.pool import Pool, read_pool
@@ -165,7 +166,11 @@ async def poll(node: Node, order: Order, polls: int = 3) -> None:
     await poller.stop()
 
 
-ORDER = Order(False, (WorkerQuota("a", 0, GIB, 0), WorkerQuota("a", 1, GIB, 0)), (b"k" * 32,))
+ORDER = Order(
+    False,
+    (WorkerQuota("a", 0, GIB, 0), WorkerQuota("a", 1, GIB, 0)),
+    (TicketKey(b"k" * 32), TicketKey(b"r" * 32, 1)),
+)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +187,9 @@ def test_a_spec_comes_into_force_once_whatever_is_lost(
     asyncio.run(poll(node, ORDER, 5))
     assert (node.applied, node.spec.generation) == (1, generation)
     assert [quota.worker for quota in node.spec.quotas] == [0, 1]
-    assert node.spec.ticket_keys[0].public_key == b"k" * 32
+    good, ended = node.spec.ticket_keys
+    assert (good.public_key, good.HasField("not_after")) == (b"k" * 32, False)
+    assert (ended.public_key, ended.not_after.seconds) == (b"r" * 32, 1)
     asyncio.run(poll(node, ORDER))  # another operator wants the same
     assert node.applied == 1
     asyncio.run(poll(node, Order(draining=True)))
