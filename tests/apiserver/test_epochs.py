@@ -7,7 +7,7 @@ second; the test fails at three times that.
 
 import asyncio
 import statistics
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from memkv.client.metadata_source import MetadataSource
 from memkv.client.options import ConnectOptions
@@ -18,6 +18,7 @@ from memkv.metadata.kubernetes.json_values import JsonObject, Reader
 from memkv.metadata.main import MetadataConfig, MetadataProcess
 from memkv.metadata.server import ServerConfig
 from memkv_operator.testing.cluster import POOL
+from memkv_operator.testing.passing_api import Call, PassingApi
 from memkv_operator.testing.real_api import RealApi
 
 OnRealApi = Callable[[Callable[[RealApi], Awaitable[None]]], None]
@@ -28,31 +29,18 @@ FAILS_AT = 3
 CLOCK = SystemClock()
 
 
-class Timed:
+class Timed(PassingApi):
     """An ApiServer that notes when each epoch was sent to it."""
 
     def __init__(self, api: ApiServer, sent_ns: dict[int, int]) -> None:
-        self._api = api
+        super().__init__(api)
         self._sent_ns = sent_ns
 
-    async def request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: JsonObject | None = None,
-        content_type: str = "application/json",
-    ) -> JsonObject:
-        if "memkvshardmaps" in path and method in ("PUT", "POST") and body is not None:
-            epoch = Reader(body).object("spec").integer("epoch")
+    async def send(self, call: Call) -> JsonObject:
+        if call.writes_map and call.body is not None:
+            epoch = Reader(call.body).object("spec").integer("epoch")
             self._sent_ns.setdefault(epoch, CLOCK.monotonic_ns())
-        return await self._api.request(method, path, query, body, content_type)
-
-    def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[JsonObject]:
-        return self._api.watch(path, query)
-
-    async def close(self) -> None:
-        await self._api.close()
+        return await super().send(call)
 
 
 class Follower:

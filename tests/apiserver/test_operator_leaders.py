@@ -17,6 +17,7 @@ from memkv.metadata.kubernetes.errors import Away
 from memkv.metadata.kubernetes.json_values import JsonObject
 from memkv_operator.kube.leadership import LeadershipLost
 from memkv_operator.testing.map_history import check_history, histories_of
+from memkv_operator.testing.passing_api import Call, PassingApi
 from memkv_operator.testing.real_api import RealApi
 
 OnRealApi = Callable[[Callable[[RealApi], Awaitable[None]]], None]
@@ -28,39 +29,28 @@ LAST_LEASE_MS = 3000  # the last one must not lose it on a busy machine
 STANDING = 3  # the one that leads or will, and those that are being started
 
 
-class Mortal:
+class Mortal(PassingApi):
     """An ApiServer that its process can no longer reach after it was killed."""
 
     def __init__(self, api: ApiServer, dies_after_the_write: bool) -> None:
-        self._api = api
+        super().__init__(api)
         self._after = dies_after_the_write
         self.dead = asyncio.Event()
 
-    async def request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: JsonObject | None = None,
-        content_type: str = "application/json",
-    ) -> JsonObject:
-        publishes = "memkvshardmaps" in path and method in ("PUT", "POST")
-        if publishes and not self._after:
+    async def send(self, call: Call) -> JsonObject:
+        if call.writes_map and not self._after:
             self.dead.set()
         self._check()
-        answer = await self._api.request(method, path, query, body, content_type)
-        if publishes:
+        answer = await super().send(call)
+        if call.writes_map:
             self.dead.set()
         self._check()
         return answer
 
     async def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[JsonObject]:
-        async for event in self._api.watch(path, query):
+        async for event in super().watch(path, query):
             self._check()
             yield event
-
-    async def close(self) -> None:
-        await self._api.close()
 
     def _check(self) -> None:
         if self.dead.is_set():

@@ -1,4 +1,5 @@
-"""The operator replaces an authority while real processes work: no request fails.
+"""The operator replaces an authority, or the key of tickets, while real processes work: no request
+fails.
 
 A metadata service, two nodes and clients on this machine; Secrets of an API server in memory come
 to their folders as kubelet brings them: late, each at another time, all files of one at once.
@@ -34,16 +35,29 @@ from memkv.metadata.certificates import admin_name
 from memkv.metadata.kubernetes.api_server import APPLY
 from memkv.status import Status
 from memkv.testing.api_server import FakeApiServer
-from memkv_operator.api.names import CONFIG_MAPS, ROTATE_CA, SECRETS
+from memkv.wire.signed import TicketKey, public_keys_from_pem
+from memkv_operator.api.names import (
+    CONFIG_MAPS,
+    REVOKE_TICKET_KEY,
+    ROTATE_CA,
+    ROTATE_TICKET_KEY,
+    SECRETS,
+)
 from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.identity import certificates, leaves
-from memkv_operator.identity.authority import make_authority
+from memkv_operator.identity.authority import make_authority, public_ticket_key
 from memkv_operator.identity.roles import Role, names_of
+from memkv_operator.identity.ticket_keys import id_of
 from memkv_operator.identity.trust import certificates_of
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import GrpcNodeAdmin
+from memkv_operator.nodes.facts import facts_of
+from memkv_operator.nodes.orders import spec_of
+from memkv_operator.plan.facts import NodeSeen
+from memkv_operator.plan.orders import Order
+from memkv_operator.plan.ticket_keys import KeyPhase, keys_said
 from memkv_operator.render.connection import authority_in, connection
-from memkv_operator.run.identities import Identities, PoolIdentity, Unavailable
+from memkv_operator.run.identities import Identities, PoolIdentity, Said, Unavailable
 from memkv_operator.testing.cluster import SPEC, pause
 from memkv_operator.testing.issuer import Issuer
 
@@ -52,6 +66,8 @@ KEY = f"{NAMESPACE}/{POOL}"
 IN_TIME_S = 240
 LAG_S = 2.0  # kubelet's, at most
 GRACE = timedelta(seconds=10)
+OVERLAP = timedelta(seconds=10)  # tickets of a test are not shown later than that
+FILES_LATE_S = 6.0  # with kubelet's lag less than the grace
 DEADLINE_MS = 20_000
 SIZE = 200_000
 
@@ -69,6 +85,8 @@ class Kubelet:
 
     folder: Path
     content: Callable[[], dict[str, bytes]]
+    late_s: float = 0
+    """More than the others."""
     _due: tuple[float, dict[str, bytes]] | None = None
     _there: dict[str, bytes] = field(default_factory=dict)
     _number: Iterator[int] = field(default_factory=itertools.count)
@@ -80,7 +98,7 @@ class Kubelet:
         if not self._there or (self._due is not None and now_s >= self._due[0]):
             self._bring(wanted)
         elif self._due is None:
-            self._due = now_s + lag_s, wanted
+            self._due = now_s + self.late_s + lag_s, wanted
 
     def _bring(self, content: dict[str, bytes]) -> None:
         """All files change as one: `now` is a link, as kubelet's ..data."""
@@ -97,13 +115,17 @@ class Kubelet:
 class World:
     """The operator's part, kubelets, and processes."""
 
-    def __init__(self, folder: Path, mode: str, grace: timedelta) -> None:
+    def __init__(
+        self, folder: Path, mode: str, grace: timedelta, *, waits_for_nodes: bool = True
+    ) -> None:
         self.folder = folder
+        self.waits_for_nodes = waits_for_nodes
+        self.seen: dict[str, NodeSeen] = {}
         self.mode = mode
         self.annotations: dict[str, str] = {}
         self.api = FakeApiServer()
         self.issuer = Issuer(self.api, NAMESPACE)
-        self.identities = Identities(Objects(self.api), SystemClock(), grace)
+        self.identities = Identities(Objects(self.api), SystemClock(), grace, overlap=OVERLAP)
         self.identity: PoolIdentity | None = None
         self.failures: list[str] = []
         self.done = {"asked": 0, "long": 0, "fresh": 0}
@@ -148,32 +170,47 @@ class World:
             if self.mode == "CertManager" and self.identity is not None:
                 await self.issuer.tick()
             try:
-                self.identity = await self.identities.ensure(self.pool)
+                self.identity = await self.identities.ensure(self.pool, self.said())
             except Unavailable:
                 await self.issuer.tick()
                 continue
             body = connection(self.pool, self.identity.view.authority)
             path = CONFIG_MAPS.path(NAMESPACE, f"{POOL}-connection")
             await self.api.request("PATCH", path, None, body, APPLY)
-            if self.phases[-1:] != [self.identity.view.phase]:
-                self.phases.append(self.identity.view.phase)
+            view = self.identity.view
+            phase = view.phase or view.tickets.phase.value.removeprefix(KeyPhase.STEADY.value)
+            if self.phases[-1:] != [phase]:
+                self.phases.append(phase)
             await pause(0.1)
         await asking
 
+    def said(self) -> Said:
+        """Return which keys of tickets both nodes take."""
+        nodes = {f"n{n}": frozenset[str]() for n in range(2)} if self.waits_for_nodes else {}
+        return {**nodes, **(keys_said(self.seen, None) if nodes else {})}
+
     async def _ask_nodes(self) -> None:
-        """As the operator polls, each time by a new connection."""
+        """As the operator polls and tells, each time by a new connection."""
         while not self.stopping.is_set():
             await pause(0.3)
-            for port in self.admin_ports if self.done["long"] and self.identity else ():
+            for n, port in enumerate(self.admin_ports if self.done["long"] else ()):
                 assert self.identity is not None
                 admin = GrpcNodeAdmin(f"127.0.0.1:{port}", self.identity.admin)
                 try:
-                    await admin.facts()
+                    await self._tell(f"n{n}", admin, self.identity.view.ticket_keys)
                     self.done["asked"] += 1
                 except MemKVError as error:
                     self.failures.append(f"operator: {error}")
                 finally:
                     await admin.close()
+
+    async def _tell(self, name: str, admin: GrpcNodeAdmin, keys: tuple[TicketKey, ...]) -> None:
+        facts = facts_of(await admin.facts(), KEY, name)
+        self.seen[name] = NodeSeen("uid", facts)
+        spec = spec_of(Order(False, (), keys))
+        if self.waits_for_nodes and spec.revision != facts.spec_revision:
+            spec.generation = facts.spec_generation + 1
+            await admin.apply(spec)
 
     def bring_files(self) -> None:
         chance = random.Random(1)
@@ -249,6 +286,8 @@ class World:
             with self.client() as fresh:
                 if not fresh.wait_ready(DEADLINE_MS):
                     self.failures.append(f"fresh: {fresh.attachment.problems()}")
+                if any(one.refused_ticket for one in fresh.attachment.core.sessions()):
+                    self.failures.append("fresh: a node refused a ticket")
                 self.work(fresh, "fresh")
 
 
@@ -284,8 +323,17 @@ def is_settled(client: Client) -> bool:
     return found is not None and len(found.workers) == 2 and not found.moving
 
 
-def rotate(world: World, stack: ExitStack) -> None:
-    """Run everything, replace the authority, and go on until nobody believes the old one."""
+def rotate_ticket_key(world: World, annotation: str) -> None:
+    """As `rotate`; the files of nodes are later than those of metadata pods."""
+    for kubelet in world.kubelets[:2]:
+        kubelet.late_s = FILES_LATE_S
+    with ExitStack() as stack:
+        rotate(world, stack, annotation)
+
+
+def rotate(world: World, stack: ExitStack, what: str = ROTATE_CA) -> None:
+    """Run everything, replace the authority or what else the annotation says, and go on until
+    nobody believes the old one."""
     stack.enter_context(running(world.operate, world.bring_files))
     stack.callback(world.stopping.set)
     wait_until(lambda: (world.folder / "client/now").exists(), "files")
@@ -303,16 +351,18 @@ def rotate(world: World, stack: ExitStack) -> None:
             before = len(world.failures)
             assert before == 0, world.failures
             if world.mode == "SelfSigned":
-                world.annotations[ROTATE_CA] = "now"
+                world.annotations[what] = "now"
             else:
                 world.issuer.authority = make_authority("test issuer", datetime.now(UTC))
                 world.annotations[ROTATE_CA] = "look now"
-            wait_until(lambda: len(world.phases) >= 4, f"{world.phases}")
+            wait_until(lambda: len(world.phases) > 1 and not world.phases[-1], f"{world.phases}")
             # Files come last to whoever is the last to believe; then everything once more.
             begun = dict(world.done)
             files = [kubelet.folder / "now" for kubelet in world.kubelets[:4]]
-            new = world.secret("node-identity")["ca.crt"]
-            wait_until(lambda: all((f / "ca.crt").read_bytes() == new for f in files), "kubelets")
+            name = "ca.crt" if what == ROTATE_CA else "tickets.pub"
+            files = files if what == ROTATE_CA else files[:2]  # the nodes'
+            new = world.secret("node-identity")[name]
+            wait_until(lambda: all((f / name).read_bytes() == new for f in files), "kubelets")
             wait_until(lambda: all(world.done[k] > begun[k] + 2 for k in begun), "a last round")
             for role, port in (
                 ("node", json.loads((world.folder / "data0/node.json").read_text())["http_port"]),
@@ -322,11 +372,32 @@ def rotate(world: World, stack: ExitStack) -> None:
                 assert shown_end(port, role) == leaf.not_valid_after_utc.timestamp()
         finally:
             world.stopping.set()
+    if what == ROTATE_CA:
+        check_authority(world, old)
+    else:
+        check_ticket_key(world, old)
+
+
+def check_authority(world: World, old: dict[str, bytes]) -> None:
     assert world.phases == ["", "AuthorityAnnounced", "AuthorityRetiring", ""]
-    now: dict[str, Any] = world.secret("node-identity")
+    now = world.secret("node-identity")
     assert len(certificates_of(now["ca.crt"])) == 1
     assert now["ca.crt"] not in old["ca.crt"]
     assert now["tls.crt"] != old["tls.crt"]
+
+
+def check_ticket_key(world: World, old: dict[str, bytes]) -> None:
+    """Nodes take one key, another than before, and metadata pods sign with it."""
+    now = world.secret("node-identity")
+    assert now["tickets.pub"] != old["tickets.pub"]
+    assert public_ticket_key(world.secret("metadata-identity")["tickets.key"]) == now["tickets.pub"]
+    assert now["ca.crt"] == old["ca.crt"]
+    if world.waits_for_nodes:
+        assert world.said() == {f"n{n}": {key_id(now["tickets.pub"])} for n in range(2)}
+
+
+def key_id(pem: bytes) -> str:
+    return id_of(public_keys_from_pem(pem.decode())[0].public_key)
 
 
 @pytest.fixture(autouse=True)
@@ -350,3 +421,29 @@ def test_without_the_grace_requests_fail(tmp_path: Path) -> None:
     with ExitStack() as stack:
         rotate(world, stack)
     assert any("CERTIFICATE" in one.upper() for one in world.failures), world.failures
+
+
+def test_no_request_fails_while_the_key_of_tickets_is_replaced(tmp_path: Path) -> None:
+    """Nodes are told by their specs, files come late; metadata processes sign with the new key
+    without a restart, and nobody is refused a ticket."""
+    world = World(tmp_path, "SelfSigned", GRACE)
+    rotate_ticket_key(world, ROTATE_TICKET_KEY)
+    assert world.failures == []
+    assert world.phases == ["", "TicketKeyAnnounced", "TicketKeyRetiring", ""]
+    assert all(count > 10 for count in world.done.values()), world.done
+
+
+def test_without_waiting_for_nodes_tickets_are_refused(tmp_path: Path) -> None:
+    """So the test before this one would see it."""
+    world = World(tmp_path, "SelfSigned", timedelta(0), waits_for_nodes=False)
+    rotate_ticket_key(world, ROTATE_TICKET_KEY)
+    assert "fresh: a node refused a ticket" in world.failures, world.failures
+
+
+def test_a_revoked_key_is_refused_and_standing_sessions_go_on(tmp_path: Path) -> None:
+    """What it costs: clients that connect are refused until metadata pods have the new key."""
+    world = World(tmp_path, "SelfSigned", GRACE)
+    rotate_ticket_key(world, REVOKE_TICKET_KEY)
+    assert world.phases == ["", "TicketKeyRevoked", ""]
+    assert [one for one in world.failures if one.startswith("long")] == []
+    assert set(world.failures) <= {"fresh: a node refused a ticket"}

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from memkv.agent.decisions import Assigned, Grant, Wanted
 from memkv.errors import ConfigError
+from memkv.metadata.admin_port import is_next
 from memkv.metadata.files import write_durably
 from memkv_proto import agent_admin_pb2 as pb
 
@@ -97,15 +98,7 @@ class AgentState:
         """Keep a spec; on disk when this returns. ConfigError for a contradiction, ValueError for
         an older one, OSError."""
         check_spec(spec)
-        before = self.spec
-        if spec.generation < before.generation or spec.generation == 0:
-            raise ValueError(
-                f"generation {spec.generation} after {before.generation}: read the facts again"
-                " and apply the newest"
-            )
-        if spec.generation == before.generation:
-            if spec != before:
-                raise ValueError(f"generation {spec.generation} is another spec here")
+        if not is_next(spec, self.spec):
             return
         write_durably(self._folder / SPEC_FILE, spec.SerializeToString(deterministic=True))
         kept = pb.AgentSpec()

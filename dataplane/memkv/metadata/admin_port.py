@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn, cast
+from typing import NoReturn, TypeVar, cast
 
 import grpc
 
 from memkv.errors import ConfigError
 from memkv.metadata.certificates import TlsFiles, names_of, server_credentials
 from memkv.metadata.endpoint import SERVER_OPTIONS, join_endpoint
+from memkv_proto import agent_admin_pb2, node_admin_pb2
 
 CALLS_MAX = 16  # one publisher or operator polls; the rest is refused
 _THREADS = 4
+Spec = TypeVar("Spec", node_admin_pb2.NodeSpec, agent_admin_pb2.AgentSpec)
 
 
 class AdminPort:
@@ -55,6 +57,21 @@ def check_caller(context: grpc.ServicerContext, caller_name: str, refusal: str) 
     verified = cast("Mapping[str, Iterable[bytes]]", context.auth_context())
     if caller_name and caller_name not in names_of(verified):
         refuse(context, grpc.StatusCode.PERMISSION_DENIED, refusal)
+
+
+def is_next(spec: Spec, before: Spec) -> bool:
+    """Return whether a spec follows the one in force; False: it is that one once more. ValueError
+    for an older one, another one of the same generation, and one without a generation."""
+    if spec.generation < before.generation or spec.generation == 0:
+        raise ValueError(
+            f"generation {spec.generation} after {before.generation}: read the facts again and "
+            "apply the newest"
+        )
+    if spec.generation > before.generation:
+        return True
+    if spec != before:
+        raise ValueError(f"generation {spec.generation} is another spec here")
+    return False
 
 
 def refuse_spec(context: grpc.ServicerContext, error: Exception, folder: str) -> NoReturn:

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from memkv.errors import CallerError, ConfigError
 from memkv.limits import WORKERS_PER_NODE_MAX
-from memkv.metadata.admin_port import AdminPort, check_caller, refuse_spec
+from memkv.metadata.admin_port import AdminPort, check_caller, is_next, refuse_spec
 from memkv.metadata.files import write_durably
 from memkv.node.messages import Quota
 from memkv.node.node_config import NodeConfig
@@ -91,14 +91,7 @@ class SpecKeeper:
         check_quotas(spec)
         with self._lock:
             before = self._spec
-            if spec.generation < before.generation or spec.generation == 0:
-                raise ValueError(
-                    f"generation {spec.generation} after {before.generation}: read the object "
-                    "again and apply the newest"
-                )
-            if spec.generation == before.generation:
-                if spec != before:
-                    raise ValueError(f"generation {spec.generation} is another spec here")
+            if not is_next(spec, before):
                 return ""
             write_durably(self._path, spec.SerializeToString(deterministic=True))
             self._spec = pb.NodeSpec()

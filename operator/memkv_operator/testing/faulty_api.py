@@ -6,13 +6,14 @@ Others who use the same server (kubelets, people) are not concerned.
 
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from memkv.errors import MemKVError
 from memkv.metadata.kubernetes.api_server import ApiServer
 from memkv.metadata.kubernetes.errors import Away, Conflict, Gone, TooMany
 from memkv.metadata.kubernetes.json_values import JsonObject
+from memkv_operator.testing.passing_api import Call, PassingApi
 
 MakeError = Callable[[], MemKVError]
 
@@ -44,35 +45,33 @@ class Disorder(Enum):
     GONE = "the watch ends with 410"
 
 
-@dataclass(slots=True)
-class FaultyApi:
+class FaultyApi(PassingApi):
     """Implements ApiServer on another one."""
 
-    api: ApiServer
-    fault: Callable[[int], Fault | None] = lambda number: None
-    """By the number of the request, from 1."""
-    disorder: Callable[[], Disorder | None] = lambda: None
-    """Asked for each event of each watch."""
-    requests: list[str] = field(default_factory=list)
-    """Method and path of each."""
-    failed: int = 0
-
-    async def request(
+    def __init__(
         self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: JsonObject | None = None,
-        content_type: str = "application/json",
-    ) -> JsonObject:
-        """As ApiServer."""
-        self.requests.append(f"{method} {path}")
+        api: ApiServer,
+        fault: Callable[[int], Fault | None] = lambda number: None,
+        disorder: Callable[[], Disorder | None] = lambda: None,
+    ) -> None:
+        """`fault`: by the number of the request, from 1. `disorder` is asked for each event of each
+        watch."""
+        super().__init__(api)
+        self.fault = fault
+        self.disorder = disorder
+        self.requests: list[str] = []
+        """Method and path of each."""
+        self.failed = 0
+
+    async def send(self, call: Call) -> JsonObject:
+        """As PassingApi."""
+        self.requests.append(f"{call.method} {call.path}")
         fault = self.fault(len(self.requests))
         if fault is None:
-            return await self.api.request(method, path, query, body, content_type)
+            return await super().send(call)
         self.failed += 1
         if fault.done:
-            await self.api.request(method, path, query, body, content_type)
+            await super().send(call)
         raise fault.make_error()
 
     async def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[JsonObject]:
@@ -93,10 +92,6 @@ class FaultyApi:
             if held is not None:
                 yield held
                 held = None
-
-    async def close(self) -> None:
-        """As ApiServer."""
-        await self.api.close()
 
 
 def some_disorder(seed: int, percent: int) -> Callable[[], Disorder | None]:

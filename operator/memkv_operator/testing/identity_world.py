@@ -9,6 +9,7 @@ from typing import Any
 from memkv.metadata.kubernetes.api_server import APPLY
 from memkv.testing.api_server import FakeApiServer
 from memkv.testing.clock import ManualClock
+from memkv.wire.signed import TicketKey, key_name
 from memkv_operator.api.names import CONFIG_MAPS, SECRETS
 from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.identity.authority import (
@@ -40,6 +41,10 @@ class World:
         self.tls: dict[str, Any] = {"mode": "SelfSigned"}
         self.publishes = True
         """Whether the rest of the operator writes the ConfigMap of clients."""
+        self.nodes: dict[str, tuple[TicketKey, ...]] = {}
+        """What each node was told of keys of tickets."""
+        self.silent: set[str] = set()
+        """Nodes that cannot be told anything now, and that the map needs."""
         self.new_leader()
 
     def new_leader(self) -> None:
@@ -74,13 +79,22 @@ class World:
 
     async def look(self) -> PoolIdentity:
         """As a reconcile: certificates first, and then what clients read."""
-        identity = await self.identities.ensure(self.pool)
+        identity = await self.identities.ensure(self.pool, self.said())
+        for name in self.nodes.keys() - self.silent:
+            self.nodes[name] = identity.view.ticket_keys
         if self.publishes:
             body = connection(self.pool, identity.view.authority)
             path = CONFIG_MAPS.path(NAMESPACE, "pool-a-connection")
             await self.api.request("PATCH", path, None, body, APPLY)
         self.check()
         return identity
+
+    def said(self) -> dict[str, frozenset[str]]:
+        """Return the ids of the keys that each node takes."""
+        return {
+            name: frozenset(key_name(key.key_id) for key in keys if key.not_after_s is None)
+            for name, keys in self.nodes.items()
+        }
 
     async def look_for(self, time: timedelta) -> PoolIdentity:
         """Look once a minute for some time."""

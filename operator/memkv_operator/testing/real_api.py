@@ -54,15 +54,18 @@ class RealApi:
         lease_ms: int,
         connect: Connect = connect_api_server,
         authority_grace_s: float = 900.0,
+        ticket_overlap_s: float = 86_400.0,
     ) -> Operator:
         """Return one operator process of this namespace, which nobody runs yet.
-        `authority_grace_s`: between the phases in which an authority is replaced."""
+        `authority_grace_s`: between the phases in which an authority or the key of tickets is
+        replaced; `ticket_overlap_s`: how long the old key is taken."""
         lease = LeaseConfig(
             self.namespace, "memkv-operator", name, lease_ms, lease_ms * 2 // 3, lease_ms // 10
         )
         settings = Settings(
             lease, "memkv:1", (self.namespace,), "127.0.0.1", 0, resync_s=2.0, step_s=0.1,
             authority_grace=timedelta(seconds=authority_grace_s),
+            ticket_overlap=timedelta(seconds=ticket_overlap_s),
         )  # fmt: skip
         return Operator(
             settings, dial=self.kubelets.nodes.dial, connect=connect,
@@ -129,6 +132,11 @@ class RealApi:
     async def condition(self, type_: str) -> dict[str, Any]:
         conditions = (await self.pool()).get("status", {}).get("conditions", [])
         return next((c for c in conditions if c["type"] == type_), {"status": "", "reason": ""})
+
+    async def annotate(self, name: str, value: str) -> None:
+        """Annotate the pool, as a person does."""
+        patch: JsonObject = {"metadata": {"annotations": {name: value}}}
+        await self.api.request("PATCH", f"{self.root}/memkvpools/{POOL}", None, patch, MERGE)
 
     async def is_ready(self) -> bool:
         return bool((await self.condition("Ready"))["status"] == "True")

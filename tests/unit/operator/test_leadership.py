@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
 
 import pytest
 
@@ -17,33 +16,32 @@ from memkv_operator.kube.leadership import Leadership, LeadershipLost
 from memkv_operator.kube.lease import LeaseConfig
 from memkv_operator.kube.objects import Objects
 from memkv_operator.kube.side_api import SideApi
+from memkv_operator.testing.passing_api import Call, PassingApi
 
 
-@dataclass
-class Hanging(FakeApiServer):
+class Hanging(PassingApi):
     """Some requests are never answered, or only in vain."""
 
-    hangs: set[int] = field(default_factory=set)
-    done_unheard: set[int] = field(default_factory=set)
-    """The server does these, and the answer is lost."""
-    fails: set[int] = field(default_factory=set)
-    asked: int = 0
-
-    async def request(
+    def __init__(
         self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: JsonObject | None = None,
-        content_type: str = "application/json",
-    ) -> JsonObject:
+        hangs: Collection[int] = (),
+        done_unheard: Collection[int] = (),
+        fails: Collection[int] = (),
+    ) -> None:
+        """`done_unheard`: the server does these, and the answer is lost."""
+        super().__init__(FakeApiServer())
+        self._hangs, self._done_unheard, self._fails = hangs, done_unheard, fails
+        self.asked = 0
+
+    async def send(self, call: Call) -> JsonObject:
         self.asked += 1
-        if self.asked in self.hangs:
+        number = self.asked
+        if number in self._hangs:
             await asyncio.Event().wait()
-        if self.asked in self.fails:
+        if number in self._fails:
             raise Away("500")
-        answer = await super().request(method, path, query, body, content_type)
-        if self.asked in self.done_unheard:
+        answer = await super().send(call)
+        if number in self._done_unheard:
             raise Away("no answer in time")
         return answer
 
@@ -79,23 +77,16 @@ def test_requests_go_on_in_a_thread_while_their_callers_loop_is_busy() -> None:
     served_in: list[str] = []
     served = threading.Event()
 
-    class Slow(FakeApiServer):
-        async def request(
-            self,
-            method: str,
-            path: str,
-            query: Mapping[str, str] | None = None,
-            body: JsonObject | None = None,
-            content_type: str = "application/json",
-        ) -> JsonObject:
+    class Slow(PassingApi):
+        async def send(self, call: Call) -> JsonObject:
             for _ in range(20):  # turns of the loop, as an exchange over a socket has
                 await asyncio.sleep(0)
             served_in.append(threading.current_thread().name)
             served.set()
-            return await super().request(method, path, query, body, content_type)
+            return await super().send(call)
 
     async def connect() -> ApiServer:
-        return Slow()
+        return Slow(FakeApiServer())
 
     async def main() -> None:
         side = SideApi(connect)
