@@ -363,6 +363,7 @@ def rotate(world: World, stack: ExitStack, what: str = ROTATE_CA) -> None:
             files = files if what == ROTATE_CA else files[:2]  # the nodes'
             new = world.secret("node-identity")[name]
             wait_until(lambda: all((f / name).read_bytes() == new for f in files), "kubelets")
+            wait_until(lambda: all(len(ids) == 1 for ids in world.said().values()), "one key")
             wait_until(lambda: all(world.done[k] > begun[k] + 2 for k in begun), "a last round")
             for role, port in (
                 ("node", json.loads((world.folder / "data0/node.json").read_text())["http_port"]),

@@ -132,7 +132,9 @@ class Reconciler:
             return
         publisher = await self._publisher_of(pool)
         claims = claim_findings(pool, self._agents.pools(), self._view.kube_nodes)
-        said = keys_said(publisher.seen, publisher.view.shard_map) if publisher.informed else None
+        said: Said | None = None
+        if pool.has_tls and publisher.informed:
+            said = keys_said(publisher.seen, publisher.view.shard_map)
         identity, view = await self._identity_of(pool, claims, said)
         preflight = await self._preflights.look(pool, self._view.children_of(pool.key))
         if is_wrong(preflight):
