@@ -92,18 +92,22 @@ class ClusterView:
                 self._parsed.pop(meta.key, None)
             self._concerns(pool)
 
-    def replaced(self, resource: Resource, namespace: str, listing: Listing) -> None:
+    def replaced(self, resource: Resource, namespace: str, listing: Listing) -> bool:
         """Note what there is of a kind in a namespace ("": in all): what is not listed is gone,
-        unless it was heard of after the listing."""
+        unless it was heard of after the listing. Return whether any of it was news."""
+        news = False
         listed = {read_meta(Reader(manifest)).key for manifest in listing.items}
         for gone in self._known(resource, namespace) - listed:
             if self._is_newer(resource, gone, listing.version):
                 continue
+            news = True
             self._versions.pop((resource.kind, gone), None)
             where, _, name = gone.rpartition("/")
             self._forget(resource, where, name)
         for manifest in listing.items:
+            news = self._is_news(resource, manifest) or news
             self.changed(resource, manifest)
+        return news
 
     # --- answers -----------------------------------------------------------------------------
 
@@ -189,6 +193,13 @@ class ClusterView:
             return True
         self._versions[key] = meta.uid, version
         return False
+
+    def _is_news(self, resource: Resource, manifest: JsonObject) -> bool:
+        """Return whether an object is in a state that was not heard of."""
+        meta = read_meta(Reader(manifest))
+        uid, known = self._versions.get((resource.kind, meta.key), ("", 0))
+        version = meta.resource_version
+        return uid != meta.uid or (version.isdecimal() and int(version) > known)
 
     def _is_newer(self, resource: Resource, key: str, version: str) -> bool:
         """Return whether the state that is known of an object is newer than a listing."""

@@ -82,6 +82,8 @@ class Watches:
         self._make_event_watch = make_event_watch
         self._kopf = self._make_kopf()
         self._kopf_began = asyncio.Event()
+        self._behind: set[Resource] = set()
+        """Kinds of which a listing had news, and whose watch has said nothing since."""
         self.synced = False
         """Whether the view is complete."""
         self._reflectors = [
@@ -89,7 +91,7 @@ class Watches:
                 api,
                 resource.path(namespace),
                 {"labelSelector": OWN},
-                _OwnObjects(view, resource, namespace, heard),
+                _OwnObjects(view, resource, namespace, self._hear),
                 clock,
             )
             for resource in BY_LABEL
@@ -129,6 +131,7 @@ class Watches:
                 await self._kopf.start()
                 if self._kopf_began.is_set():
                     await self._list_all_or_say(BY_KOPF)
+                    self._behind.difference_update(BY_KOPF)  # the one that missed it has ended
                 self._kopf_began.set()
                 await self._kopf.ended()
             except PeerGone as error:
@@ -164,18 +167,29 @@ class Watches:
 
     async def _list_all(self, resources: Sequence[Resource]) -> None:
         """Compare the view with what there is: kopf does not tell of what vanished unseen, and no
-        watch of what it lost itself."""
+        watch of what it lost itself.
+
+        A watch that is silent because nothing happens is told from a dead one here: it has missed
+        nothing. One that has is not believed again before it speaks itself.
+        """
         for resource in resources:
             selector = OWN if resource in BY_LABEL else ""
             for namespace in self._namespaces if resource.namespaced else ("",):
                 listing = await self._objects.list(resource, namespace, selector)
-                self._view.replaced(resource, namespace, listing)
+                if self._view.replaced(resource, namespace, listing):
+                    self._behind.add(resource)
+            if resource not in self._behind:
+                self._heard(resource)
+
+    def _hear(self, resource: Resource) -> None:
+        self._behind.discard(resource)
+        self._heard(resource)
 
     def _from_kopf(self, resource: Resource, kind: str | None, item: JsonObject) -> None:
         self._loop.call_soon_threadsafe(self._take, resource, kind, item)
 
     def _take(self, resource: Resource, kind: str | None, item: JsonObject) -> None:
-        self._heard(resource)
+        self._hear(resource)
         if kind == "DELETED":
             self._view.deleted(resource, item)
         else:
