@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from memkv.agent.metrics import AgentCollector, AgentView
 from memkv.cli import exits, main
 from memkv.cli.connection import EXPLANATIONS
 from memkv.cli.exits import Exit
@@ -24,6 +25,7 @@ from memkv.status import Status
 from memkv_operator.api.names import POOLS
 from memkv_operator.run.metrics import OperatorMetrics, PoolCollector
 from memkv_operator.run.view import ClusterView
+from memkv_proto import agent_admin_pb2
 
 PAGE = Path(__file__).parent / "operations.md"
 SECTIONS = {
@@ -96,6 +98,17 @@ def operator_metrics() -> str:
     return metrics(generate_latest(used.registry).decode())
 
 
+def agent_metrics() -> str:
+    """Return the table of an agent's metrics, of one that has a drive and handed it out."""
+    facts = agent_admin_pb2.AgentFacts(
+        disks=[agent_admin_pb2.AgentDisk(id="nvme-1", health_known=True)],
+        assignments=[agent_admin_pb2.AssignmentFacts(resource="drives.memkv.io/a-1")],
+    )
+    registry = CollectorRegistry()
+    registry.register(AgentCollector(lambda: AgentView(facts)))
+    return metrics(generate_latest(registry).decode())
+
+
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -122,7 +135,7 @@ def section(page: str, name: str) -> str:
 
 STATIC = {
     "configuration": configuration, "exit codes": exit_codes, "statuses": statuses,
-    "operator metrics": operator_metrics,
+    "operator metrics": operator_metrics, "agent metrics": agent_metrics,
 }  # fmt: skip
 
 

@@ -201,6 +201,23 @@ def test_a_binding_that_is_not_made_is_not_named(helm: str) -> None:
     assert "MEMKV_METADATA_BINDING" not in template(helm, "--set", "rbac.create=false")
 
 
+def test_alerts_of_an_operator_are_for_charts_that_have_one(helm: str) -> None:
+    """One of them fires where no operator is scraped."""
+
+    def groups(*arguments: str) -> list[str]:
+        rule = ("--set", "metrics.prometheusRule.enabled=true")
+        (found,) = (
+            child(one, "spec")
+            for one in documents(template(helm, *arguments, *rule))
+            if one["kind"] == "PrometheusRule"
+        )
+        assert all(objects(group, "rules") for group in objects(found, "groups"))
+        return [str(group["name"]) for group in objects(found, "groups")]
+
+    assert groups() == ["memkv", "memkv-operator"]
+    assert groups(*values("static")) == ["memkv"]
+
+
 def test_rights_are_those_that_were_reviewed(helm: str) -> None:
     """A change of rights is a change of tests/golden/chart-rbac.yaml."""
     rights = {

@@ -1,7 +1,7 @@
 """Which nodes a map needs."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from memkv.shardmap import ShardMap, WorkerState, unpack_owners
 
@@ -24,6 +24,21 @@ def slots_by_node(shard_map: ShardMap | None) -> Mapping[str, int]:
     for index, slots in Counter(unpack_owners(shard_map.owners)).items():
         counts[shard_map.workers[index].node_name] += slots
     return counts
+
+
+def unserved_slots(shard_map: ShardMap, serving: Collection[str]) -> int:
+    """Return how many slots have an owner that does not serve, so that their keys miss until it is
+    back or they are given to others. A map has no slot without an owner.
+
+    `serving`: UUIDs, in hex, of the workers that answer and serve.
+    """
+    counts = Counter(unpack_owners(shard_map.owners))
+    return sum(
+        slots
+        for index, slots in counts.items()
+        if shard_map.workers[index].state is WorkerState.LOST
+        or shard_map.workers[index].uuid.hex() not in serving
+    )
 
 
 def lost_nodes(shard_map: ShardMap | None) -> frozenset[str]:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from memkv.metadata.kubernetes.json_values import JsonValue, Manifest, Reader
-from memkv.shardmap import UNASSIGNED, ShardMap, unpack_owners
+from memkv.shardmap import ShardMap
 from memkv_operator.api.pool import Pool
 from memkv_operator.api.quantity import format_bytes_roughly
 from memkv_operator.plan.drive_health import drive_figures
 from memkv_operator.plan.health import MapView
 from memkv_operator.plan.membership import Member
-from memkv_operator.plan.ownership import lost_nodes
+from memkv_operator.plan.ownership import lost_nodes, unserved_slots
 from memkv_operator.plan.rollout import Rolling
 from memkv_operator.render.endpoints import metadata_endpoint
 
@@ -47,7 +47,7 @@ def pool_figures(
     if versions:
         figures["version"] = ", ".join(versions)
     if view.shard_map is not None:
-        figures["shardMap"] = _map_figures(pool, view.shard_map, view.published_at)
+        figures["shardMap"] = _map_figures(pool, view.shard_map, view.published_at, members)
     return figures
 
 
@@ -84,7 +84,9 @@ def _tenants(pool: Pool, members: Sequence[Member]) -> list[JsonValue]:
     return figures
 
 
-def _map_figures(pool: Pool, shard_map: ShardMap, published_at: str) -> Manifest:
+def _map_figures(
+    pool: Pool, shard_map: ShardMap, published_at: str, members: Sequence[Member]
+) -> Manifest:
     version = shard_map.version
     before = Reader(pool.status, "status").object("shardMap")
     if not published_at and before.integer("epoch") == version.epoch:
@@ -96,8 +98,18 @@ def _map_figures(pool: Pool, shard_map: ShardMap, published_at: str) -> Manifest
         "epoch": version.epoch,
         "digest": shard_map.digest.hex(),
         "movingSlots": len(shard_map.moving),
-        "unassignedSlots": unpack_owners(shard_map.owners).count(UNASSIGNED),
+        "unservedSlots": unserved_slots(shard_map, _serving_workers(members)),
     }
     if published_at:
         figures["publishedAt"] = published_at
     return figures
+
+
+def _serving_workers(members: Sequence[Member]) -> frozenset[str]:
+    return frozenset(
+        worker.uuid
+        for member in members
+        if member.seen is not None and member.seen.reachable and member.seen.facts is not None
+        for worker in member.seen.facts.workers
+        if worker.phase == "Ready"
+    )

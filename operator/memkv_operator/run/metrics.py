@@ -50,7 +50,7 @@ class OperatorMetrics:
         )
         self.heard = Gauge(
             "memkv_operator_last_watch_event_timestamp_seconds",
-            "When a watch was heard last.",
+            "When a watch was heard last, or a listing found that it had missed nothing.",
             ["resource"],
             registry=self.registry,
         )
@@ -100,24 +100,32 @@ class PoolCollector(Collector):
         )
         conditions = GaugeMetricFamily(
             "memkv_pool_condition",
-            "1 for the status that a condition has.",
-            labels=["namespace", "pool", "type", "status"],
+            "1 for the status that a condition has, with its reason.",
+            labels=["namespace", "pool", "type", "status", "reason"],
+        )
+        versions = GaugeMetricFamily(
+            "memkv_pool_versions",
+            "Different versions of MemKV that the nodes run.",
+            labels=["namespace", "pool"],
         )
         for key, manifest in list(self._view.pools.items()):
             namespace, _, name = key.partition("/")
             status = Reader(manifest).object("status")
             shard_map = status.object("shardMap")
             epoch.add_metric([namespace, name], shard_map.integer("epoch"))
-            for state, field in (("moving", "movingSlots"), ("unassigned", "unassignedSlots")):
+            for state, field in (("moving", "movingSlots"), ("unserved", "unservedSlots")):
                 slots.add_metric([namespace, name, state], shard_map.integer(field))
             for state in ("desired", "ready", "draining", "lost"):
                 nodes.add_metric([namespace, name, state], status.integer(f"{state}Nodes"))
+            said = status.text("version")
+            versions.add_metric([namespace, name], len(said.split(", ")) if said else 0)
             self._add_conditions(conditions, namespace, name, status.value)
-        yield from (epoch, slots, nodes, conditions)
+        yield from (epoch, slots, nodes, versions, conditions)
 
     def _add_conditions(
         self, family: GaugeMetricFamily, namespace: str, name: str, status: JsonObject
     ) -> None:
         for type_, condition in read_conditions(Reader(status)).items():
             for value in ("True", "False", "Unknown"):
-                family.add_metric([namespace, name, type_, value], condition.status == value)
+                labels = [namespace, name, type_, value, condition.reason]
+                family.add_metric(labels, condition.status == value)

@@ -17,7 +17,8 @@ MANUAL = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(memkv_\w+)` \| (counter|gauge|histogram) \|", re.MULTILINE)
 METRICS = dict(ROW.findall(MANUAL))
 USED = re.compile(r"\bmemkv_\w+")
-ALERTS = objects(objects(read_yaml(CHART / "files/alerts.yaml"), "groups")[0], "rules")
+GROUPS = objects(read_yaml(CHART / "files/alerts.yaml"), "groups")
+ALERTS = [rule for group in GROUPS for rule in objects(group, "rules")]
 
 
 def dashboard_expressions() -> Iterator[tuple[str, str]]:

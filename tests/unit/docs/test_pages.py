@@ -39,7 +39,9 @@ def test_links_lead_somewhere(name: str) -> None:
         assert path.exists(), f"{name} links to {target}"
 
 
-@pytest.mark.parametrize("name", ["configuration", "exit codes", "statuses", "operator metrics"])
+@pytest.mark.parametrize(
+    "name", ["configuration", "exit codes", "statuses", "operator metrics", "agent metrics"]
+)
 def test_tables_of_the_manual_say_what_the_code_says(name: str) -> None:
     reference = load_reference()
     page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
