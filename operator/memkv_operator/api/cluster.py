@@ -93,8 +93,10 @@ class AgentPod:
     """The pod of an agent."""
 
     name: str
+    namespace: str
     uid: str
     node_name: str
+    """As Pod.node_name."""
     ip: str
     port: int
     deleting: bool
@@ -111,6 +113,8 @@ class Rollout:
     updated: int
     current: bool
     """Whether its controller has seen the newest spec."""
+    refused: str = ""
+    """Why the API server refuses its pods; only Deployments say so."""
 
 
 def read_kube_node(manifest: JsonObject) -> KubeNode:
@@ -174,8 +178,9 @@ def read_agent_pod(manifest: JsonObject) -> AgentPod:
     ]
     return AgentPod(
         meta.name,
+        meta.namespace,
         meta.uid,
-        spec.text("nodeName"),
+        target_node(spec),
         status.text("podIP"),
         ports[0] if ports else AGENT_PORT_DEFAULT,
         meta.deleting,
@@ -200,6 +205,18 @@ def read_rollout(meta: ObjectMeta, manifest: JsonObject) -> Rollout:
         status.integer("readyReplicas"),
         status.integer("updatedReplicas"),
         current,
+        _refused(status),
+    )
+
+
+def _refused(status: Reader) -> str:
+    return next(
+        (
+            condition.text("message")
+            for condition in status.objects("conditions")
+            if condition.text("type") == "ReplicaFailure" and condition.text("status") == "True"
+        ),
+        "",
     )
 
 

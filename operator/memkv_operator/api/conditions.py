@@ -7,7 +7,8 @@ from memkv.metadata.kubernetes.json_values import JsonValue, Manifest, Reader
 
 TRUE = "True"
 FALSE = "False"
-MESSAGE_BYTES_MAX = 1024  # a list of a thousand node names helps nobody; the schema takes 32768
+MESSAGE_CHARS_MAX = 1024  # a list of a thousand node names helps nobody; the schema takes 32768
+CUT = " ..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,26 @@ class Condition:
 
 def condition(type_: str, holds: bool, reason: str, message: str = "") -> Condition:
     """Return a condition without time."""
-    return Condition(type_, TRUE if holds else FALSE, reason, message[:MESSAGE_BYTES_MAX])
+    return Condition(type_, TRUE if holds else FALSE, reason, shortened(message))
+
+
+def joined(parts: Sequence[str], chars_max: int = MESSAGE_CHARS_MAX) -> str:
+    """Return parts as one message, cut between them: "and 2 more" says how many are left out."""
+    for shown in range(len(parts), 0, -1):
+        more = f"; and {len(parts) - shown} more" if shown < len(parts) else ""
+        text = "; ".join(parts[:shown]) + more
+        if len(text) <= chars_max:
+            return text
+    more = f"; and {len(parts) - 1} more" if len(parts) > 1 else ""
+    return shortened("".join(parts[:1]), chars_max - len(more)) + more
+
+
+def shortened(text: str, chars_max: int = MESSAGE_CHARS_MAX) -> str:
+    """Return a text, cut after a whole word where it is too long."""
+    if len(text) <= chars_max:
+        return text
+    kept = text[: chars_max - len(CUT) + 1]
+    return (kept.rpartition(" ")[0] or kept[:-1]).rstrip() + CUT
 
 
 def read_conditions(status: Reader) -> dict[str, Condition]:

@@ -74,18 +74,23 @@ def wants_drives(pool: Pool) -> bool:
     return any(group.drives is not None for group in pool.spec.groups)
 
 
-def drive_findings(pool: Pool, drives: Mapping[str, NodeDrives], agents: bool) -> list[Finding]:
-    """Return what stands between a pool and its drives. `agents`: whether there are any."""
+def drive_findings(
+    pool: Pool, drives: Mapping[str, NodeDrives], no_agents: tuple[str, str] | None
+) -> list[Finding]:
+    """Return what stands between a pool and its drives.
+
+    `no_agents`: (reason, message) of why no agent runs; None: there are some.
+    """
     if not wants_drives(pool):
         return []
-    if not agents:
+    if no_agents is not None:
+        reason, message = no_agents
         wants = [group.name for group in pool.spec.groups if group.drives is not None]
         return [
             Finding(
-                "AgentMissing",
+                reason,
                 f"nodeGroups[{wants[0]}].storage names drives, and only agents hand drives to "
-                "pods: install them with helm upgrade RELEASE memkv --reuse-values "
-                "--set agent.enabled=true",
+                f"pods: {message}",
                 False,
             )
         ]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from memkv.metadata.kubernetes.json_values import Manifest
-from memkv_operator.api.conditions import FALSE, TRUE, Condition
+from memkv_operator.api.conditions import FALSE, TRUE, Condition, joined
 from memkv_operator.plan.drives import DriveState
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.node_drives import COMMAND_CHARS_MAX, NodeDrives, trouble_of_drives
@@ -37,7 +37,7 @@ def pool_drives_condition(members: Sequence[Member]) -> Condition | None:
     shown = [f"{name}: {message}" for _, name, message in troubles[:NODES_EXPLAINED]]
     if len(troubles) > NODES_EXPLAINED:
         shown.append(f"and {len(troubles) - NODES_EXPLAINED} more nodes: kubectl get mkvn")
-    message = "; ".join(shown)[:COMMAND_CHARS_MAX]
+    message = joined(shown, COMMAND_CHARS_MAX)
     return Condition("DrivesReady", FALSE, troubles[0][0], message)
 
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from memkv.metadata.publisher import Reason
 from memkv.shardmap import ShardMap
-from memkv_operator.api.cluster import Rollout
-from memkv_operator.api.conditions import Condition, by_type, condition
+from memkv_operator.api.cluster import Pod, Rollout
+from memkv_operator.api.conditions import MESSAGE_CHARS_MAX, Condition, by_type, condition, joined
 from memkv_operator.plan.drive_health import pool_drives_condition
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.nodes import trouble_of
 from memkv_operator.plan.ownership import lost_nodes
+from memkv_operator.plan.pod_trouble import OF_METADATA, explained
 from memkv_operator.plan.preflight import Finding, named
 from memkv_operator.plan.rdma import rdma_ready
 from memkv_operator.plan.rollout import Rolling
@@ -50,14 +51,14 @@ def pool_conditions(
     metadata: Rollout | None,
     rolling: Rolling,
     paused: bool,
+    metadata_pods: Sequence[Pod] = (),
 ) -> list[Condition]:
     """Return all conditions of a pool that is not being deleted."""
-    blocked = any(finding.blocks and finding.freezes for finding in findings)
     parts = [
         _config_valid(findings),
-        _nodes_ready(members, view.shard_map, blocked),
+        _nodes_ready(members, view.shard_map),
         _map_published(view),
-        _metadata_available(metadata),
+        _metadata_available(metadata, metadata_pods),
     ]
     rdma = rdma_ready(members)
     if rdma is not None:
@@ -90,7 +91,7 @@ def _config_valid(findings: Sequence[Finding]) -> Condition:
         "ConfigValid",
         False,
         findings[0].reason,
-        "; ".join(finding.message for finding in findings),
+        joined([finding.message for finding in findings]),
     )
 
 
@@ -101,9 +102,9 @@ def _stalled(findings: Sequence[Finding]) -> Condition:
     return condition("Stalled", False, "Progressing", "")
 
 
-def _nodes_ready(members: Sequence[Member], shard_map: ShardMap | None, blocked: bool) -> Condition:
+def _nodes_ready(members: Sequence[Member], shard_map: ShardMap | None) -> Condition:
     desired = [member for member in members if member.desired]
-    if not desired or blocked:
+    if not desired:
         return condition("NodesReady", False, "NoNodes", "the pool has no nodes")
     failing = [member for member in desired if not member.ready]
     if not failing:
@@ -111,10 +112,20 @@ def _nodes_ready(members: Sequence[Member], shard_map: ShardMap | None, blocked:
     lost = lost_nodes(shard_map)
     troubles = [(member.name, *trouble_of(member, lost)) for member in failing]
     worst = "NodeLost" if any(t[1] == "NodeLost" for t in troubles) else troubles[0][1]
-    shown = [f"{name}: {message}" for name, _, message in troubles[:NODES_EXPLAINED]]
-    if len(troubles) > NODES_EXPLAINED:
-        shown.append(named([name for name, _, _ in troubles[NODES_EXPLAINED:]]))
-    return condition("NodesReady", False, worst or "PodPending", "; ".join(shown))
+    return condition("NodesReady", False, worst or "PodPending", _explained_nodes(troubles))
+
+
+def _explained_nodes(troubles: Sequence[tuple[str, str, str]]) -> str:
+    """Explain some nodes, and name others. Fewer are explained where the words are many."""
+    text = ""
+    for count in range(NODES_EXPLAINED, 0, -1):
+        shown = [f"{name}: {message}" for name, _, message in troubles[:count]]
+        if len(troubles) > count:
+            shown.append(named([name for name, _, _ in troubles[count:]]))
+        text = "; ".join(shown)
+        if len(text) <= MESSAGE_CHARS_MAX:
+            break
+    return text
 
 
 def _map_published(view: MapView) -> Condition:
@@ -139,12 +150,31 @@ def _map_published(view: MapView) -> Condition:
     return condition("ShardMapPublished", True, "Published", message)
 
 
-def _metadata_available(metadata: Rollout | None) -> Condition:
+def _metadata_available(metadata: Rollout | None, pods: Sequence[Pod]) -> Condition:
+    """Those that run are enough; those that do not are explained all the same."""
+    reason, why = _metadata_trouble(metadata, pods)
     if metadata is None or metadata.ready < 1:
-        message = "no metadata replica is ready; look at the Deployment's pods"
-        return condition("MetadataAvailable", False, "NoReadyReplica", message)
-    message = f"{metadata.ready} of {metadata.wanted} replicas are ready"
-    return condition("MetadataAvailable", True, "Available", message)
+        message = joined(["no metadata replica is ready", why or "look at the Deployment's pods"])
+        return condition("MetadataAvailable", False, reason or "NoReadyReplica", message)
+    counted = f"{metadata.ready} of {metadata.wanted} replicas are ready"
+    return condition(
+        "MetadataAvailable", True, "Available", joined([counted, why] if why else [counted])
+    )
+
+
+def _metadata_trouble(metadata: Rollout | None, pods: Sequence[Pod]) -> tuple[str, str]:
+    """Return (reason, message) of what keeps metadata pods from running, ("", "") for nothing."""
+    failing = sorted((pod for pod in pods if pod.trouble and not pod.deleting), key=_newest_first)
+    if failing:
+        reason, message = explained(failing[0], OF_METADATA)
+        return reason, f"{failing[0].name}: {message}"
+    if metadata is not None and metadata.refused:
+        return "PodCreateFailed", f"the API server refuses its pods: {metadata.refused}"
+    return "", ""
+
+
+def _newest_first(pod: Pod) -> tuple[int, str]:
+    return -pod.created_s, pod.name
 
 
 def _rebalanced(view: MapView) -> Condition:

@@ -8,6 +8,7 @@ from memkv.metadata.publisher import Reason
 from memkv_operator.api.cluster import KubeNode, Pod, Rollout
 from memkv_operator.api.conditions import Condition, merged, read_conditions
 from memkv_operator.api.names import (
+    COMPONENT_METADATA,
     DAEMON_SETS,
     FINALIZER,
     POD_BUDGETS,
@@ -309,8 +310,9 @@ def _status(
     pool = observed.pool
     before = read_conditions(Reader({"status": pool.status}).object("status"))
     now = pool_conditions(
-        found, members, observed.map_view, observed.metadata, rolling, pool.spec.paused
-    )
+        found, members, observed.map_view, observed.metadata, rolling, pool.spec.paused,
+        [pod for pod in observed.pods if pod.component == COMPONENT_METADATA],
+    )  # fmt: skip
     if pool.has_tls:
         now.append(certificates_valid(observed.identity))
         if observed.identity.authority:

@@ -21,9 +21,12 @@ from memkv_operator.nodes.admin import AdminTls
 from memkv_operator.nodes.agent_admin import DialAgent
 from memkv_operator.nodes.agent_poller import AgentPoller
 from memkv_operator.nodes.polling import Target
+from memkv_operator.plan.agent_set import why_none_runs
 from memkv_operator.plan.claims import wants_drives
 from memkv_operator.plan.disks import AgentSeen
 from memkv_operator.plan.drive_desk import DriveDesk, DriveSnapshot
+from memkv_operator.plan.pod_trouble import OF_AGENT, explained
+from memkv_operator.run.agent_sets import AgentSets
 from memkv_operator.run.agents_identity import AgentsIdentity
 from memkv_operator.run.view import ClusterView
 
@@ -52,6 +55,7 @@ class Agents:
         self._clock = clock
         self._concerns = concerns
         self._identity = AgentsIdentity(Objects(api), namespace, clock)
+        self._sets = AgentSets(Objects(api), namespace, clock)
         self._poller = AgentPoller(dial, self._on_seen, interval_s)
         self._pods: dict[str, AgentPod] = {}
         self._problem = ""
@@ -66,10 +70,19 @@ class Agents:
 
     # --- answers -----------------------------------------------------------------------------
 
-    @property
-    def installed(self) -> bool:
-        """Whether there are any agents."""
-        return bool(self._pods)
+    async def why_none(self) -> tuple[str, str] | None:
+        """Return (reason, message) of why no agent runs; None: there are pods of agents."""
+        if self._pods:
+            return None
+        try:
+            found = await self._sets.look()
+        except MemKVError as error:
+            return "AgentMissing", (
+                f"no pod of one is there, and why cannot be asked ({error}): kubectl get daemonset "
+                f"-A -l {AGENT_SELECTOR}; without any, helm upgrade RELEASE memkv --reuse-values "
+                "--set agent.enabled=true"
+            )
+        return why_none_runs(found, self._view.kube_nodes.values())
 
     @property
     def informed(self) -> bool:
@@ -176,7 +189,7 @@ class Agents:
         """Return what is known of each agent there is, also of one that cannot be asked."""
         seen = {
             pod.node_name: AgentSeen(
-                pod.uid, None, self._problem or pod.trouble or "its pod is starting"
+                pod.uid, None, self._problem or _trouble_of(pod) or "its pod is starting"
             )
             for pod in self._pods.values()
         }
@@ -221,6 +234,10 @@ class Agents:
             self._pods[pod.name] = pod
         else:
             self._pods.pop(pod.name, None)
+
+
+def _trouble_of(pod: AgentPod) -> str:
+    return explained(pod, OF_AGENT)[1] if pod.trouble else ""
 
 
 def _same(before: AgentSeen, now: AgentSeen) -> bool:

@@ -56,6 +56,20 @@ class EventPoster:
                 "namespace": pool.meta.namespace,
                 "uid": pool.meta.uid,
             },
-            "note": event.message.encode()[:NOTE_BYTES_MAX].decode("utf-8", "ignore"),
+            "note": note_of(pool, event.message),
             "type": "Warning" if event.warning else "Normal",
         }
+
+
+def note_of(pool: Pool, message: str) -> str:
+    """Return a message as the note of an event. One that is too long ends where a sentence or a
+    word does, since half a command does harm, and says where the whole is."""
+    if len(message.encode()) <= NOTE_BYTES_MAX:
+        return message
+    rest = f" ... (whole: kubectl describe mkvp -n {pool.meta.namespace} {pool.meta.name})"
+    room = NOTE_BYTES_MAX - len(rest.encode())
+    kept = message.encode()[:room].decode("utf-8", "ignore")
+    sentences = kept.rpartition("; ")[0]
+    if len(sentences) < len(kept) // 2:
+        sentences = kept.rpartition(" ")[0] or kept
+    return sentences + rest

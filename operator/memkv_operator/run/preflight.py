@@ -57,7 +57,8 @@ class Preflights:
 
     async def _ask(self, namespace: str, lacking: Mapping[str, str]) -> Preflight:
         reasons = {
-            group: await self._why_not_made(namespace, name) for group, name in lacking.items()
+            group: await why_not_made(self._objects, namespace, name)
+            for group, name in lacking.items()
         }
         level = await self._enforced_level(namespace)
         return Preflight(level, {group: reason for group, reason in reasons.items() if reason})
@@ -68,11 +69,13 @@ class Preflights:
             return ""
         return Reader(manifest).object("metadata").text_map("labels").get(ENFORCE_LABEL, "")
 
-    async def _why_not_made(self, namespace: str, daemon_set: str) -> str:
-        selector = f"reason=FailedCreate,regarding.kind=DaemonSet,regarding.name={daemon_set}"
-        events = await self._objects.list(EVENTS, namespace, field_selector=selector)
-        newest = max(events.items, key=_version, default=None)
-        return Reader(newest).text("note") if newest is not None else ""
+
+async def why_not_made(objects: Objects, namespace: str, daemon_set: str) -> str:
+    """Return why the newest try to make a pod of a DaemonSet failed; empty: nobody says."""
+    selector = f"reason=FailedCreate,regarding.kind=DaemonSet,regarding.name={daemon_set}"
+    events = await objects.list(EVENTS, namespace, field_selector=selector)
+    newest = max(events.items, key=_version, default=None)
+    return Reader(newest).text("note") if newest is not None else ""
 
 
 def _version(manifest: JsonObject) -> int:

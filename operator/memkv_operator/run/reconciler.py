@@ -212,6 +212,9 @@ class Reconciler:
         claims: Sequence[Finding],
     ) -> Plan:
         drives = self._agents.decide().of_pool(pool)
+        no_agents = await self._agents.why_none() if wants_drives(pool) else None
+        if no_agents is not None:
+            self._enqueue(pool.key, AGAIN_S)
         informed = publisher.informed and (self._agents.informed or not wants_drives(pool))
         memkv_nodes = self._view.memkv_nodes_of(pool.key)
         turn = self._figures_turn(pool, memkv_nodes) if informed else None
@@ -231,7 +234,7 @@ class Reconciler:
             drives,
             [
                 *claims,
-                *drive_findings(pool, drives, self._agents.installed),
+                *drive_findings(pool, drives, no_agents),
                 *self._refused.get(pool.key, ()),
             ],
             preflight=preflight,

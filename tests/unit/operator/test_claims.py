@@ -114,15 +114,16 @@ def drives(state: DriveState, claimed_by: str, path: str = "/dev/disk/by-id/d") 
 
 def test_a_drive_that_another_pool_has_is_said_with_both_names() -> None:
     younger = pool("new", "2026-02-01", DRIVES)
-    assert drive_findings(younger, {"n1": drives(DriveState.READY, "")}, True) == []
-    (finding,) = drive_findings(younger, {"n1": drives(DriveState.DENIED, "ns/old")}, True)
+    assert drive_findings(younger, {"n1": drives(DriveState.READY, "")}, None) == []
+    (finding,) = drive_findings(younger, {"n1": drives(DriveState.DENIED, "ns/old")}, None)
     assert (finding.reason, finding.blocks) == ("DriveClaimedTwice", False)
     for part in ("ns/old", "ns/new", "/dev/disk/by-id/d", "n1"):
         assert part in finding.message
 
 
 def test_drives_need_agents_and_files_do_not() -> None:
-    (finding,) = drive_findings(pool("new", "2026", DRIVES), {}, False)
+    none = ("AgentMissing", "there are none")
+    (finding,) = drive_findings(pool("new", "2026", DRIVES), {}, none)
     assert finding.reason == "AgentMissing"
-    assert "--set agent.enabled=true" in finding.message
-    assert drive_findings(pool("new", "2026", FILE), {}, False) == []
+    assert finding.message.endswith("only agents hand drives to pods: there are none")
+    assert drive_findings(pool("new", "2026", FILE), {}, none) == []
