@@ -22,6 +22,8 @@ class Case:
     minute: int
     series: Mapping[str, str] = field(default_factory=dict)
     fires: str = ""
+    step_minutes: int = 1
+    """Between two scrapes, and between two looks at the rules."""
 
 
 def find_promtool() -> tuple[str, str]:
@@ -44,11 +46,11 @@ def run_promtool(promtool: str, *arguments: str) -> tuple[bool, str]:
 
 
 def verdict(promtool: str, cases: Sequence[Case], folder: Path) -> tuple[bool, str]:
-    """Return whether ALERTS is what the cases say, and what promtool says. Figures are scraped
-    and rules evaluated once a minute."""
+    """Return whether ALERTS is what the cases say, and what promtool says. All cases have the same
+    step."""
     content = {
         "rule_files": [str(RULES)],
-        "evaluation_interval": "1m",
+        "evaluation_interval": f"{cases[0].step_minutes}m",
         "tests": [_test(case) for case in cases],
     }
     file = folder / "test.yaml"
@@ -61,7 +63,7 @@ def _test(case: Case) -> dict[str, object]:
     shown = f'ALERTS{{{named}alertstate="firing"'
     expected = [{"labels": f"{shown},{case.fires}}}", "value": 1}] if case.fires else []
     return {
-        "interval": "1m",
+        "interval": f"{case.step_minutes}m",
         "input_series": [{"series": name, "values": v} for name, v in case.series.items()],
         "promql_expr_test": [
             {"expr": f"{shown}}}", "eval_time": f"{case.minute}m", "exp_samples": expected}

@@ -171,8 +171,8 @@ CASES = [
         f'{OF_POOL},reason="FallbackToTCP"',
     ),
     Case("MemKVRDMAFallback", "not asked yet", 20, stated("RDMAReady", "WaitingForNodes", "1x30")),
-    Case("MemKVVersionsDiffer", "a day", 1450, {VERSIONS: "2x1500"}, OF_POOL),
-    Case("MemKVVersionsDiffer", "an update", 1450, {VERSIONS: "1x20 2x60 1x1500"}),
+    Case("MemKVVersionsDiffer", "a day", 1450, {VERSIONS: "2x150"}, OF_POOL, 10),
+    Case("MemKVVersionsDiffer", "an update", 1450, {VERSIONS: "1x20 2x60 1x90"}, "", 10),
     Case(
         "MemKVCertificateExpires", "soon", 70, {ENDS: f"{13 * DAY_S}x90"},
         f'{WARNING},{POOL},certificate="node"',
