@@ -15,6 +15,7 @@ from memkv_operator.testing.live_cluster import ROOT, LiveCluster
 POOL = "pool-a"
 LABEL = "memkv.io/node=true"
 READY_S = 180  # 60 s on a machine with time for it; three times that fails
+DELETED_S = 180  # 60 s as well, and three times that fails
 DOOMED = "node2"  # of the local cluster; its first node has the cluster's DNS
 LOST_S = 35  # nodeLostGraceSeconds and 5; three times that fails
 LEADERS_MAX = 6  # that are ended until one leads from the node that will die
@@ -199,12 +200,12 @@ def test_node_that_dies_with_the_leader_leaves_the_map(
 
 def test_pool_is_deleted_though_its_node_is_dead(release: LiveCluster, home: str) -> None:
     begun = time.monotonic()
-    release.kubectl("delete", "memkvpool", "-n", home, POOL, f"--timeout={READY_S}s")
+    release.kubectl("delete", "memkvpool", "-n", home, POOL, f"--timeout={DELETED_S}s")
     print(f"pool deleted after {time.monotonic() - begun:.1f} s")
     for kind in ("daemonset", "deployment", "service", "memkvshardmap"):
         for item in release.list(home, kind):
             name = child(item, "metadata")["name"]
-            release.wait(home, f"{kind}/{name}", "delete", READY_S)
+            release.wait(home, f"{kind}/{name}", "delete", DELETED_S)
 
 
 def test_namespace_ends_when_the_dead_node_is_given_up(release: LiveCluster, home: str) -> None:
@@ -215,5 +216,5 @@ def test_namespace_ends_when_the_dead_node_is_given_up(release: LiveCluster, hom
         if ready != ["True"]:
             release.kubectl("delete", "node", str(meta["name"]))
     begun = time.monotonic()
-    release.kubectl("delete", "namespace", home, f"--timeout={READY_S}s")
+    release.kubectl("delete", "namespace", home, f"--timeout={DELETED_S}s")
     print(f"namespace gone after {time.monotonic() - begun:.1f} s")
