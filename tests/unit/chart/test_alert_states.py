@@ -212,7 +212,7 @@ def all_well() -> Scrape:
             exporters.metadata(model.shard_map),
             exporters.agent(),
             pool(model),
-            operator(lambda o: (o.show_ends("inference/pool-a", ends), o.reconciles.labels("ok"))),
+            operator(lambda o: o.show_ends("inference/pool-a", ends)),
             operator(lambda o: o.heard_of(POOLS), wall_s=DAY_S),
         ]
     )

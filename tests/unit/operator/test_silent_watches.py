@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from memkv.clock import SystemClock
+from memkv.metadata.kubernetes.json_values import JsonObject
 from memkv.testing.api_server import FakeApiServer
 from memkv_operator.api.names import DAEMON_SETS, MEMKV_NODES, NODES, POOLS, Resource
 from memkv_operator.run.kopf_watch import OnEvent
@@ -112,8 +113,8 @@ def test_a_watch_that_missed_something_is_heard_of_when_it_speaks_again() -> Non
 @pytest.mark.parametrize("gone", [False, True])
 def test_what_a_listing_has_of_news_counts(gone: bool) -> None:
     async def test(bench: Bench) -> None:
-        manifest = {"kind": "MemKVPool", "metadata": {"name": "p"}, "spec": {}}
-        made = await bench.api.request("POST", f"{PATH}/memkvpools", None, {**manifest})
+        manifest: JsonObject = {"kind": "MemKVPool", "metadata": {"name": "p"}, "spec": {}}
+        made = await bench.api.request("POST", f"{PATH}/memkvpools", None, manifest)
         assert bench.silent is not None
         bench.silent.on_event(POOLS, "ADDED", made)
         await bench.until_listed(POOLS, 2)
