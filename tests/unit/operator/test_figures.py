@@ -9,11 +9,15 @@ def names(count: int) -> list[str]:
     return [f"n{number:03}" for number in range(count)]
 
 
+def whole(count: int) -> frozenset[str]:
+    return frozenset(names(count))
+
+
 def test_a_small_pool_is_written_whole_at_each_turn() -> None:
     turns = FigureTurns(pause_s=60)
-    assert turns.take(names(3), 0) == set(names(3))
+    assert turns.take(names(3), 0) == whole(3)
     assert turns.take(names(3), 59 * SECOND_NS) is None
-    assert turns.take(names(3), 60 * SECOND_NS) == set(names(3))
+    assert turns.take(names(3), 60 * SECOND_NS) == whole(3)
 
 
 def test_a_turn_of_a_large_pool_is_bounded_and_all_nodes_have_theirs() -> None:
@@ -30,7 +34,7 @@ def test_a_turn_of_a_large_pool_is_bounded_and_all_nodes_have_theirs() -> None:
 
 def test_nodes_that_come_and_go_do_not_stop_the_turns() -> None:
     turns = FigureTurns(pause_s=1)
-    assert turns.take(names(NODES_PER_TURN + 1), 0) == set(names(NODES_PER_TURN))
-    assert turns.take([], SECOND_NS) == set()
-    assert turns.take(["z"], 2 * SECOND_NS) == {"z"}
-    assert turns.take(["a"], 3 * SECOND_NS) == {"a"}
+    assert turns.take(names(NODES_PER_TURN + 1), 0) == whole(NODES_PER_TURN)
+    assert turns.take([], SECOND_NS) == frozenset()
+    assert turns.take(["z"], 2 * SECOND_NS) == frozenset({"z"})
+    assert turns.take(["a"], 3 * SECOND_NS) == frozenset({"a"})

@@ -8,6 +8,7 @@ from memkv.shardmap import unpack_owners
 from memkv.testing.simulated_time import LoopClock, run_simulated
 from memkv_operator.nodes import poller
 from memkv_operator.nodes.admin import AdminTls
+from memkv_operator.nodes.facts import facts_of
 from memkv_operator.nodes.polling import Poller, Target
 from memkv_operator.plan.facts import NodeFacts
 from memkv_operator.testing.cluster import Cluster, pause, ready_pool
@@ -91,7 +92,7 @@ def test_a_poll_that_has_ended_all_the_same_is_begun_again() -> None:
 
 
 def test_a_node_whose_answer_met_a_bug_is_still_found_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts_of, misread = poller.facts_of, []
+    misread: list[str] = []
 
     def facts_but_once(answer: pb.GetFactsResponse, pool: str, node: str) -> NodeFacts:
         if node == "n1" and not misread:
