@@ -6,7 +6,6 @@ import pytest
 
 from memkv.shardmap import unpack_owners
 from memkv.testing.simulated_time import LoopClock, run_simulated
-from memkv_operator.nodes import poller
 from memkv_operator.nodes.admin import AdminTls
 from memkv_operator.nodes.facts import facts_of
 from memkv_operator.nodes.polling import Poller, Target
@@ -105,7 +104,7 @@ def test_a_node_whose_answer_met_a_bug_is_still_found_dead(monkeypatch: pytest.M
         await ready_pool(cluster, 4, disruption={"nodeLostGraceSeconds": 5})
         async with cluster.operator():
             await cluster.until(cluster.is_ready)
-            monkeypatch.setattr(poller, "facts_of", facts_but_once)
+            monkeypatch.setattr("memkv_operator.nodes.poller.facts_of", facts_but_once)
             await cluster.until(lambda: bool(misread) and cluster.is_ready())
             cluster.kubelets.nodes.of("n1").up = False
             await cluster.kubelets.set_node_ready("n1", False)
