@@ -18,11 +18,19 @@ from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial
-from memkv_operator.plan.actions import Action, ApplyChild, WritePoolStatus, record_of, side_by_side
+from memkv_operator.plan.actions import (
+    Action,
+    ApplyChild,
+    Event,
+    WritePoolStatus,
+    record_of,
+    side_by_side,
+)
 from memkv_operator.plan.claims import NAME_CLAIMED, claim_findings, drive_findings, wants_drives
 from memkv_operator.plan.figures import FigureTurns
 from memkv_operator.plan.heartbeats import Heartbeats
 from memkv_operator.plan.identity import Fault, IdentityView
+from memkv_operator.plan.pace import Paced, PoolPace
 from memkv_operator.plan.planner import Observed, Plan, plan
 from memkv_operator.plan.preflight import Finding, Preflight
 from memkv_operator.plan.refusals import refusal_of
@@ -99,6 +107,7 @@ class Reconciler:
         self._events = EventPoster(objects, settings.lease.identity, clock)
         self._publishers: dict[str, tuple[str, PoolPublisher, asyncio.Task[None]]] = {}
         self._figures: dict[str, FigureTurns] = {}
+        self._paces: dict[str, PoolPace] = {}
         self._refused: dict[str, list[Finding]] = {}
         """Key of a pool -> what is said of children that could not be written in the last look."""
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -114,6 +123,7 @@ class Reconciler:
             self._preflights.forget(key)
             self._monitors.forget(key)
             self._refused.pop(key, None)
+            self._paces.pop(key, None)
             self._wipes.forget(key)
             return
         try:
@@ -280,8 +290,9 @@ class Reconciler:
         first: MemKVError | None = None
         failures = 0
         refused: list[Finding] = []
-        unwritten: set[str | None] = set()
-        for together in side_by_side(decided.actions):
+        paced = self._paced(pool, decided.actions)
+        unwritten = set(paced.held)
+        for together in side_by_side(paced.actions):
             if failures >= FAILURES_MAX and not isinstance(together[0], WritePoolStatus):
                 unwritten |= {record_of(action) for action in together}
                 continue
@@ -305,9 +316,27 @@ class Reconciler:
                     failures += 1
         self._refused[pool.key] = refused  # the next look says so
         # What is not written is planned again, and would be told people again and again.
-        await self._events.post(pool, [e for e in decided.events if e.record not in unwritten])
+        await self._tell(pool, [e for e in decided.events if e.record not in unwritten])
         if first is not None:
             raise first
+
+    def _paced(self, pool: Pool, actions: Sequence[Action]) -> Paced:
+        nodes = {node.meta.name: node.status for node in self._view.memkv_nodes_of(pool.key)}
+        pace = self._paces.setdefault(pool.key, PoolPace())
+        paced = pace.statuses.paced(actions, pool.status, nodes, self._now_ms())
+        if paced.wait_ms:
+            self._enqueue(pool.key, paced.wait_ms / 1000)
+        return paced
+
+    async def _tell(self, pool: Pool, events: Sequence[Event]) -> None:
+        pace = self._paces.setdefault(pool.key, PoolPace())
+        now, wait_ms = pace.events.paced(events, self._now_ms())
+        if wait_ms:
+            self._enqueue(pool.key, wait_ms / 1000)
+        await self._events.post(pool, now)
+
+    def _now_ms(self) -> int:
+        return self._clock.monotonic_ns() // 1_000_000
 
     async def _try(self, pool: Pool, action: Action) -> MemKVError | None:
         """Carry out one action. Return its error."""
