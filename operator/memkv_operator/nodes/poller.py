@@ -8,7 +8,7 @@ from memkv.errors import MemKVError
 from memkv_operator.nodes.admin import CALL_TIMEOUT_S, Dial, NodeAdmin
 from memkv_operator.nodes.facts import facts_of
 from memkv_operator.nodes.orders import spec_of
-from memkv_operator.nodes.polling import Poller, Target
+from memkv_operator.nodes.polling import PollBudget, Poller, Target
 from memkv_operator.plan.facts import NodeFacts, NodeSeen
 from memkv_operator.plan.orders import Order
 
@@ -22,9 +22,11 @@ OnSeen = Callable[[str, NodeSeen], None]
 class NodePoller(Poller[NodeAdmin, NodeSeen]):
     """Polls the nodes of one pool. All methods on one event loop."""
 
-    def __init__(self, pool: str, dial: Dial, on_seen: OnSeen) -> None:
-        """`on_seen` is told of every poll: node, and what came of it."""
-        super().__init__(dial, INTERVAL_S_MIN)
+    def __init__(
+        self, pool: str, dial: Dial, on_seen: OnSeen, budget: PollBudget | None = None
+    ) -> None:
+        """`on_seen` is told of every poll: node, and what came of it. `budget`: as Poller."""
+        super().__init__(dial, INTERVAL_S_MIN, budget)
         self._pool = pool
         self._on_seen = on_seen
         self._orders: Mapping[str, Order] = {}

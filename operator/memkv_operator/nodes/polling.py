@@ -12,7 +12,7 @@ from memkv_operator.nodes.admin import AdminTls
 
 log = logging.getLogger("memkv.operator.nodes")
 
-POLLS_PER_S_MAX = 100  # of all targets: what a Python process does with a quarter of a core
+POLLS_PER_S_MAX = 100  # of all who share a budget: a quarter of a core of a Python process
 JITTER = 0.2
 
 
@@ -36,13 +36,38 @@ class Target:
     tls: AdminTls | None = None
 
 
+class PollBudget:
+    """What pollers may ask together, so that many targets do not eat the operator: those of the
+    nodes of all pools share one, and the poller of all agents has another."""
+
+    def __init__(self) -> None:
+        self._targets: dict[object, int] = {}
+
+    def share(self, poller: object, targets: int) -> None:
+        """Note how many targets a poller has; none: it is gone."""
+        if targets:
+            self._targets[poller] = targets
+        else:
+            self._targets.pop(poller, None)
+
+    @property
+    def interval_s_min(self) -> float:
+        """The least time between two polls of one target."""
+        return sum(self._targets.values()) / POLLS_PER_S_MAX
+
+
 class Poller(ABC, Generic[AnyAdmin, Seen]):
     """Polls a pod on each of some nodes. All methods on one event loop."""
 
     def __init__(
-        self, dial: Callable[[str, AdminTls | None], AnyAdmin], interval_s_min: float
+        self,
+        dial: Callable[[str, AdminTls | None], AnyAdmin],
+        interval_s_min: float,
+        budget: PollBudget | None = None,
     ) -> None:
+        """`budget`: shared with other pollers; None: it has one of its own."""
         self._dial = dial
+        self._budget = budget or PollBudget()
         self._interval_s_min = interval_s_min
         self._tasks: dict[str, tuple[Target, asyncio.Task[None]]] = {}
         self.seen: dict[str, Seen] = {}
@@ -75,6 +100,7 @@ class Poller(ABC, Generic[AnyAdmin, Seen]):
             if known is not None:
                 self._drop(node, keep=known[0].pod_uid == target.pod_uid)
             self._tasks[node] = (target, asyncio.create_task(self._poll(node, target)))
+        self._budget.share(self, len(self._tasks))
 
     @property
     def all_asked(self) -> bool:
@@ -88,6 +114,7 @@ class Poller(ABC, Generic[AnyAdmin, Seen]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
+        self._budget.share(self, 0)
 
     def _drop(self, node: str, *, keep: bool = False) -> None:
         _, task = self._tasks.pop(node)
@@ -123,6 +150,5 @@ class Poller(ABC, Generic[AnyAdmin, Seen]):
             )
 
     def _interval_s(self) -> float:
-        """Grows with the number of targets, so that many do not eat the operator."""
-        interval_s = max(self._interval_s_min, len(self._tasks) / POLLS_PER_S_MAX)
+        interval_s = max(self._interval_s_min, self._budget.interval_s_min)
         return interval_s * (1 + JITTER * (random.random() - 0.5))

@@ -21,7 +21,7 @@ from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import AdminTls, Dial
 from memkv_operator.nodes.facts import weighted
 from memkv_operator.nodes.poller import NodePoller
-from memkv_operator.nodes.polling import Target
+from memkv_operator.nodes.polling import PollBudget, Target
 from memkv_operator.plan.facts import NodeSeen
 from memkv_operator.plan.health import MapView
 from memkv_operator.plan.heartbeats import Heartbeats, suspects_of
@@ -51,10 +51,11 @@ class PoolPublisher:
         step_s: float,
         heartbeats: Heartbeats,
         met_bug: Callable[[], None] = lambda: None,
+        budget: PollBudget | None = None,
     ) -> None:
         """`concerns` is called when the pool should be looked at; `heartbeats` has what was read of
-        `suspects`; `met_bug` is called for each error that nobody foresaw. Nothing runs before
-        `run`."""
+        `suspects`; `met_bug` is called for each error that nobody foresaw. `budget`: of the polls
+        of all pools. Nothing runs before `run`."""
         self.view = MapView()
         self._pool = pool
         self._members: Sequence[Member] = ()
@@ -65,7 +66,7 @@ class PoolPublisher:
         self._step_s = step_s
         self._met_bug = met_bug
         self._stored = StoredMap(pool, objects)
-        self._poller = NodePoller(pool.key, dial, self._on_seen)
+        self._poller = NodePoller(pool.key, dial, self._on_seen, budget)
         self._heartbeats = heartbeats
         self._maps: PoolMaps | None = None
         self._faces: dict[str, Face] = {}

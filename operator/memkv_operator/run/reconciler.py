@@ -18,6 +18,7 @@ from memkv_operator.api.pool import Pool, read_pool
 from memkv_operator.api.times import rfc3339
 from memkv_operator.kube.objects import Objects
 from memkv_operator.nodes.admin import Dial
+from memkv_operator.nodes.polling import PollBudget
 from memkv_operator.plan.actions import (
     Action,
     ApplyChild,
@@ -96,6 +97,7 @@ class Reconciler:
         self._enqueue = enqueue
         self._met_bug = met_bug
         self._heartbeats = heartbeats
+        self._budget = PollBudget()
         self._hands = Hands(objects, view)
         self._identities = Identities(
             objects, clock, settings.authority_grace, show_ends, settings.ticket_overlap
@@ -361,6 +363,7 @@ class Reconciler:
             self._settings.step_s,
             self._heartbeats,
             self._met_bug,
+            self._budget,
         )
         task = asyncio.create_task(publisher.run())
         task.add_done_callback(self._publisher_ended)

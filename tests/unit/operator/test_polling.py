@@ -8,7 +8,7 @@ from memkv.shardmap import unpack_owners
 from memkv.testing.simulated_time import LoopClock, run_simulated
 from memkv_operator.nodes.admin import AdminTls
 from memkv_operator.nodes.facts import facts_of
-from memkv_operator.nodes.polling import Poller, Target
+from memkv_operator.nodes.polling import JITTER, POLLS_PER_S_MAX, PollBudget, Poller, Target
 from memkv_operator.plan.facts import NodeFacts
 from memkv_operator.testing.cluster import Cluster, pause, ready_pool
 from memkv_proto import node_admin_pb2 as pb
@@ -26,8 +26,13 @@ class Silent:
 class Fragile(Poller[Silent, str]):
     """Its polls end as they are told to."""
 
-    def __init__(self, errors: list[Exception | None]) -> None:
-        super().__init__(self.dial, 1.0)
+    def __init__(
+        self,
+        errors: list[Exception | None],
+        interval_s: float = 1.0,
+        budget: PollBudget | None = None,
+    ) -> None:
+        super().__init__(self.dial, interval_s, budget)
         self.errors = errors
         self.asked = 0
         self.notes = True
@@ -73,6 +78,32 @@ def test_a_poll_that_ends_with_a_bug_counts_as_no_answer_and_is_said_once(
     run_simulated(main())
     said = [one for one in caplog.records if "n1" in one.getMessage() and one.exc_info]
     assert len(said) == 1
+
+
+def test_pollers_of_20_pools_share_what_one_may_ask() -> None:
+    nodes, pools, seconds = 100, 20, 60
+
+    async def main() -> None:
+        budget = PollBudget()
+        pollers = [Fragile([], 0.5, budget) for _ in range(pools)]
+        for number, poller in enumerate(pollers):
+            poller.poll({f"n{number}-{node}": TARGET for node in range(nodes)})
+        await pause(seconds)
+        asked = sum(poller.asked for poller in pollers)
+        # Each is asked once at once; jitter comes on top.
+        assert asked <= nodes * pools + POLLS_PER_S_MAX * seconds * (1 + JITTER)
+        assert all(poller.all_asked for poller in pollers)
+        for poller in pollers[1:]:
+            await poller.stop()
+        # Who is left has all of it.
+        await pause(nodes * pools / POLLS_PER_S_MAX * (1 + JITTER))
+        before = pollers[0].asked
+        await pause(seconds)
+        assert pollers[0].asked - before >= POLLS_PER_S_MAX * seconds * (1 - JITTER)
+        await pollers[0].stop()
+        assert budget.interval_s_min == 0
+
+    run_simulated(main())
 
 
 def test_a_poll_that_has_ended_all_the_same_is_begun_again() -> None:
