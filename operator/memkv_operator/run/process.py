@@ -278,7 +278,8 @@ class Operator:
         silent_s = (self._clock.monotonic_ns() - self._beat_ns) / 1e9
         if silent_s > SILENT_S:
             return False, f"the event loop is stuck for {silent_s:.0f} s"
-        return True, "ok"
+        trouble = self._watches.trouble if self._watches is not None else ""
+        return not trouble, trouble or "ok"
 
     def _readiness(self) -> tuple[bool, str]:
         watches = self._watches

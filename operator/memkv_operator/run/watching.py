@@ -84,6 +84,8 @@ class Watches:
         self._kopf_began = asyncio.Event()
         self._behind: set[Resource] = set()
         """Kinds of which a listing had news, and whose watch has said nothing since."""
+        self._silent: set[Resource] = set()
+        """Kinds of which two listings had: their watches will not speak again."""
         self.synced = False
         """Whether the view is complete."""
         self._reflectors = [
@@ -102,6 +104,14 @@ class Watches:
     def alive(self) -> bool:
         """Whether watching goes on."""
         return self._kopf.alive
+
+    @property
+    def trouble(self) -> str:
+        """Why this process should be started anew; empty: it should not."""
+        if not self._silent:
+            return ""
+        kinds = ", ".join(sorted(resource.plural for resource in self._silent))
+        return f"the watch of {kinds} tells nothing of what has changed"
 
     async def run(self) -> None:
         """Watch until cancelled. No error of the API server ends it."""
@@ -132,6 +142,7 @@ class Watches:
                 if self._kopf_began.is_set():
                     await self._list_all_or_say(BY_KOPF)
                     self._behind.difference_update(BY_KOPF)  # the one that missed it has ended
+                    self._silent.difference_update(BY_KOPF)
                 self._kopf_began.set()
                 await self._kopf.ended()
             except PeerGone as error:
@@ -174,15 +185,20 @@ class Watches:
         """
         for resource in resources:
             selector = OWN if resource in BY_LABEL else ""
+            news = False
             for namespace in self._namespaces if resource.namespaced else ("",):
                 listing = await self._objects.list(resource, namespace, selector)
-                if self._view.replaced(resource, namespace, listing):
-                    self._behind.add(resource)
+                news = self._view.replaced(resource, namespace, listing) or news
+            if news and resource in self._behind:
+                self._silent.add(resource)
+            if news:
+                self._behind.add(resource)
             if resource not in self._behind:
                 self._heard(resource)
 
     def _hear(self, resource: Resource) -> None:
         self._behind.discard(resource)
+        self._silent.discard(resource)
         self._heard(resource)
 
     def _from_kopf(self, resource: Resource, kind: str | None, item: JsonObject) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from memkv.metadata.kubernetes.json_values import Manifest
+from memkv.metadata.kubernetes.json_values import JsonValue, Manifest
 from memkv.testing.simulated_time import LoopClock, run_simulated
 from memkv_operator.plan.actions import Event, WriteNodeStatus, WritePoolStatus
 from memkv_operator.plan.pace import (
@@ -19,9 +19,9 @@ from memkv_operator.testing.cluster import Cluster, ready_pool
 from memkv_operator.testing.faulty_api import FaultyApi
 
 
-def status(ready: bool, **more: object) -> Manifest:
-    conditions: Manifest = {"type": "Ready", "status": str(ready), "reason": "Any"}
-    return {"conditions": [conditions], **more}  # type: ignore[dict-item]
+def status(ready: bool, **more: JsonValue) -> Manifest:
+    condition: Manifest = {"type": "Ready", "status": str(ready), "reason": "Any"}
+    return {"conditions": [condition], **more}
 
 
 def test_a_node_that_flaps_is_written_some_times_at_once_and_then_now_and_then() -> None:
@@ -54,7 +54,7 @@ def test_what_was_held_back_is_written_when_it_was_said_to_be() -> None:
 
 def test_what_the_operator_goes_by_is_written_at_once() -> None:
     pace, there = StatusPace(), {"n": status(True)}
-    decisions = [
+    decisions: list[Manifest] = [
         status(True, restart={"phase": "Draining"}),
         status(True, drives=[{"id": "a"}]),
         status(True, podUID="u"),

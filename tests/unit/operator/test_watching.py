@@ -5,14 +5,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memkv.errors import PeerGone
+from memkv.metadata.kubernetes.api_server import MERGE
 from memkv.metadata.kubernetes.errors import Away
 from memkv.metadata.kubernetes.json_values import JsonObject
 from memkv.testing.api_server import FakeApiServer
 from memkv.testing.simulated_time import LoopClock, run_simulated
-from memkv_operator.api.names import POOLS
+from memkv_operator.api.names import NODES, POOLS
 from memkv_operator.run.kopf_watch import OnEvent
 from memkv_operator.run.view import ClusterView
 from memkv_operator.run.watching import Watches
+from memkv_operator.testing.cluster import pause
 
 LIST_AGAIN_S = 300.0
 SOON_S = 60.0
@@ -123,6 +125,49 @@ def test_a_first_listing_that_fails_is_tried_again() -> None:
             assert not watches.synced
             api.is_ill = False
             await until(lambda: watches.synced)
+
+        await watching(api, [DeafWatch()], test)
+
+    run_simulated(main())
+
+
+async def touch_node(api: FakeApiServer, mark: int) -> None:
+    patch = {"metadata": {"labels": {"mark": str(mark)}}}
+    await api.request("PATCH", "/api/v1/nodes/n1", None, patch, MERGE)
+
+
+def test_a_watch_that_tells_nothing_of_what_changes_is_unhealthy() -> None:
+    async def main() -> None:
+        api = FakeApiServer()
+        await api.request("POST", "/api/v1/nodes", None, {"metadata": {"name": "n1"}})
+
+        async def test(watches: Watches, view: ClusterView) -> None:
+            await until(lambda: watches.synced)
+            await pause(LIST_AGAIN_S + 1)
+            assert watches.trouble == "", "a watch may be quiet where nothing changes"
+            await touch_node(api, 1)
+            await pause(LIST_AGAIN_S)
+            assert "the watch of nodes tells nothing" in watches.trouble
+
+        await watching(api, [DeafWatch()], test)
+
+    run_simulated(main())
+
+
+def test_a_watch_that_tells_of_changes_late_is_well() -> None:
+    async def main() -> None:
+        api = FakeApiServer()
+        await api.request("POST", "/api/v1/nodes", None, {"metadata": {"name": "n1"}})
+
+        async def test(watches: Watches, view: ClusterView) -> None:
+            await until(lambda: watches.synced)
+            await pause(1)
+            for mark in range(4):
+                await touch_node(api, mark)
+                await pause(LIST_AGAIN_S)
+                watches._from_kopf(NODES, "MODIFIED", api.objects["/api/v1/nodes/n1"])
+                await pause(0)
+                assert watches.trouble == ""
 
         await watching(api, [DeafWatch()], test)
 
