@@ -73,7 +73,7 @@ class Trial:
             return was == before
 
         await real.until(settled, CONVERGES_S, 2.5)  # its resync is in between
-        await real.drop_pools()
+        await self.pools.drop(real)
         return real.namespace
 
     async def run(self, name: str, arm: Callable[[str], None]) -> None:
@@ -97,7 +97,7 @@ class Trial:
         except (TimeoutError, AssertionError) as error:
             self.failures.append(f"{name}: {error!r} {differences(found, self.expected)}")
         self.slowest_s = max(self.slowest_s, (clock.monotonic_ns() - begun_ns) / 1e9)
-        await real.drop_pools()
+        await self.pools.drop(real)
 
     async def run_all(
         self, cases: Sequence[tuple[str, Callable[[str], None]]], share_min: float

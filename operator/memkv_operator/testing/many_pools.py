@@ -15,6 +15,7 @@ from memkv_operator.api.names import (
     PODS,
     POOLS,
     SECRETS,
+    SHARD_MAPS,
 )
 from memkv_operator.kube.lease import LeaseConfig
 from memkv_operator.run.process import Operator
@@ -58,6 +59,14 @@ class ManyPools:
         metadata = {"replicas": 1}
         network = {"mode": "PodNetwork", "rdma": {"mode": "Disabled"}}
         await real.make_pool(nodeGroups=[group], metadata=metadata, network=network)
+
+    async def drop(self, real: RealApi) -> None:
+        """Delete the pool of a namespace and all that it has: no controller does, and the operator
+        would list it again and again."""
+        await real.drop_pools()
+        for resource in (*KINDS, SHARD_MAPS, PODS):
+            options: Object = {"gracePeriodSeconds": 0}
+            await real.api.request("DELETE", resource.path(real.namespace), None, options)
 
     def dial(self, endpoint: str, tls: object = None) -> SimulatedAdmin:
         """As Dial: whichever of their nodes has the address."""
