@@ -197,7 +197,7 @@ class Operator:
         for key in self.view.pools:
             queue.add(key)
         tasks = [asyncio.create_task(self._serve(queue, reconciler)) for _ in range(WORKERS)]
-        tasks.append(asyncio.create_task(self._resync(queue)))
+        tasks.append(asyncio.create_task(self._resync(queue, reconciler)))
         tasks.append(asyncio.create_task(agents.run()))
         try:
             await asyncio.wait({*tasks, reconciler.broken}, return_when=asyncio.FIRST_COMPLETED)
@@ -248,9 +248,16 @@ class Operator:
                 exc_info=error,
             )
 
-    async def _resync(self, queue: WorkQueue) -> None:
+    async def _resync(self, queue: WorkQueue, reconciler: Reconciler) -> None:
+        pruned = False
         while True:
             await asyncio.sleep(self._settings.resync_s)
+            try:
+                if not pruned:
+                    await reconciler.prune()
+                pruned = True
+            except MemKVError as error:
+                log.warning("what is left of pools that are gone stays for now: %s", error)
             for key in list(self.view.pools):
                 queue.add(key)
 

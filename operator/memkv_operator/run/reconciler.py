@@ -138,8 +138,7 @@ class Reconciler:
         if pool.meta.deleting:
             await self._stop_publisher(key)
             self._identities.forget(pool)
-            if pool.has_tls:
-                await self._reviewers.leave(pool)
+            await self._reviewers.leave(pool)
             await self._carry_out(pool, await self._plan_deletion(pool))
             return
         publisher = await self._publisher_of(pool)
@@ -170,6 +169,11 @@ class Reconciler:
         publishers = (publisher for _, publisher, _ in self._publishers.values())
         return frozenset().union(*(publisher.suspects for publisher in publishers))
 
+    async def prune(self) -> None:
+        """Undo what was done for pools that went while no operator ran. MemKVError when that
+        cannot be done now."""
+        await self._reviewers.prune(self._view.pools.keys(), self._settings.namespaces)
+
     async def stop(self) -> None:
         """Stop publishing."""
         for key in list(self._publishers):
@@ -183,6 +187,7 @@ class Reconciler:
         """Return the pool's identity, None without TLS or while there is none; and what of it is
         said to people. `said`: of keys of tickets, by the nodes."""
         if not pool.has_tls:
+            self._identities.forget(pool)  # its Secrets stay, for the day when it has TLS again
             return None, IdentityView()
         found = self._identities.known(pool)
         try:
@@ -206,7 +211,10 @@ class Reconciler:
 
     async def _review_findings(self, pool: Pool) -> list[Finding]:
         """Have the pool's metadata pods check tokens; say why they cannot."""
-        if not pool.has_tls or pool.spec.paused or pool.spec.auth_mode != "ServiceAccount":
+        if pool.spec.paused:
+            return []
+        if not pool.has_tls or pool.spec.auth_mode != "ServiceAccount":
+            await self._reviewers.leave(pool)
             return []
         problem = await self._reviewers.enter(pool)
         if not problem:

@@ -10,6 +10,7 @@ from memkv.metadata.kubernetes.api_server import MERGE
 from memkv.metadata.kubernetes.errors import Forbidden
 from memkv.testing.api_server import FakeApiServer
 from memkv.testing.clock import ManualClock
+from memkv.testing.simulated_time import LoopClock, run_simulated
 from memkv_operator.api.pool import read_pool
 from memkv_operator.kube.objects import Objects
 from memkv_operator.run import reviewers
@@ -147,5 +148,51 @@ def test_who_was_taken_out_of_the_binding_is_entered_again() -> None:
         clock.advance_ms(int(reviewers.LOOK_S * 1000))
         assert await entering.enter(pool) == ""
         assert api.objects[BINDING]["subjects"] == entered
+
+    asyncio.run(test())
+
+
+def test_a_pool_whose_tls_is_turned_off_leaves_the_binding_and_has_no_certificates() -> None:
+    async def main() -> None:
+        cluster = Cluster(LoopClock(), 0.25)
+        await ready_pool(cluster, 1, **TLS)
+        binding = {"metadata": {"name": "memkv-metadata"}}
+        await cluster.api.request("POST", BINDING.rpartition("/")[0], None, binding)
+        async with cluster.operator() as operator:
+
+            def certificates() -> int:
+                name = "memkv_tls_cert_expiry_timestamp_seconds"
+                found = [f for f in operator.metrics.registry.collect() if f.name == name]
+                return sum(len(family.samples) for family in found)
+
+            await cluster.until(cluster.is_ready)
+            assert certificates()
+            assert cluster.api.objects[BINDING]["subjects"]
+            plain: dict[str, Any] = {"tls": {"mode": "Disabled"}, "auth": {"mode": "None"}}
+            spec = {"metadata": plain, "network": {"payloadEncryption": "None"}}
+            await cluster.change_pool({"spec": spec})
+            await cluster.until(
+                lambda: not certificates() and not cluster.api.objects[BINDING]["subjects"]
+            )
+
+    run_simulated(main())
+
+
+def test_a_new_leader_takes_pools_that_are_gone_out_of_the_binding() -> None:
+    def subject(namespace: str, name: str, kind: str = "ServiceAccount") -> dict[str, Any]:
+        return {"kind": kind, "namespace": namespace, "name": name}
+
+    async def test() -> None:
+        api, clock = FakeApiServer(), ManualClock()
+        there, gone = subject("a", "there-metadata"), subject("a", "gone-metadata")
+        others = [subject("b", "x-metadata"), subject("a", "somebody"), subject("", "u", "User")]
+        subjects = [there, gone, *others]
+        binding: dict[str, Any] = {"metadata": {"name": "memkv-metadata"}, "subjects": subjects}
+        await api.request("POST", BINDING.rpartition("/")[0], None, binding)
+        entered = reviewers.Reviewers(Objects(api), clock, "memkv-metadata")
+        await entered.prune({"a/there"}, ("a",))
+        assert api.objects[BINDING]["subjects"] == [there, *others]
+        await entered.prune({"a/there"}, ())
+        assert api.objects[BINDING]["subjects"] == [there, *others[1:]]
 
     asyncio.run(test())
