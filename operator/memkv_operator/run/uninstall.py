@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from memkv.clock import Clock, SystemClock
 from memkv.errors import ConfigError, RetryLater
 from memkv.metadata.kubernetes.api_server import ApiServer, connect_api_server
-from memkv.metadata.kubernetes.errors import Conflict, NotFound
+from memkv.metadata.kubernetes.errors import Conflict, Forbidden, NotFound
 from memkv.metadata.kubernetes.json_values import JsonValue, Manifest, Reader
 from memkv_operator.api.meta import ObjectMeta, read_meta
 from memkv_operator.api.names import DEPLOYMENTS, FINALIZER, POOLS
@@ -68,14 +68,26 @@ async def prepare_uninstall(objects: Objects, settings: UninstallSettings, clock
 
 
 async def _pools(objects: Objects, namespaces: tuple[str, ...]) -> list[ObjectMeta]:
-    try:
-        return [
-            read_meta(Reader(found))
-            for namespace in namespaces or ("",)
-            for found in (await objects.list(POOLS, namespace)).items
-        ]
-    except NotFound:
-        return []  # the CRDs are gone, and every pool with them
+    found: list[ObjectMeta] = []
+    for namespace in namespaces or ("",):
+        try:
+            listing = await objects.list(POOLS, namespace)
+        except NotFound:
+            return []  # the CRDs are gone, and every pool with them
+        except Forbidden as error:
+            if not namespace:
+                raise
+            # With a namespace its Role goes: no pool is there that this operator could let go.
+            log.warning(
+                "pools of namespace %s are not looked at: %s. If the namespace is there, look "
+                "for yourself: kubectl get memkvpools -n %s",
+                namespace,
+                error,
+                namespace,
+            )
+            continue
+        found += [read_meta(Reader(item)) for item in listing.items]
+    return found
 
 
 async def _release(objects: Objects, pool: ObjectMeta) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from memkv.clock import SystemClock
 from memkv.errors import ConfigError, RetryLater
-from memkv.metadata.kubernetes.errors import Conflict
+from memkv.metadata.kubernetes.errors import Conflict, Forbidden
 from memkv.testing.api_server import FakeApiServer, Request
 from memkv_operator.api.names import DEPLOYMENTS, FINALIZER, LEASES, POOLS
 from memkv_operator.kube.lease import LeaseConfig
@@ -89,6 +89,24 @@ def test_pools_of_other_namespaces_are_not_ours() -> None:
             await prepared(server, namespaces=("inference", "elsewhere"))
 
     asyncio.run(run())
+
+
+def test_a_namespace_that_is_gone_with_its_role_holds_nothing_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        server = await cluster(pool("ours"))
+
+        def fault(request: Request, was_done: bool) -> Exception | None:
+            return Forbidden("403") if "/namespaces/gone/" in request.path else None
+
+        server.fault = fault
+        await prepared(server, namespaces=("gone", "empty"))
+        with pytest.raises(ConfigError, match="inference/ours"):
+            await prepared(server, namespaces=("gone", "inference"))
+
+    asyncio.run(test())
+    assert "kubectl get memkvpools -n gone" in caplog.text
 
 
 def test_forced_it_stops_the_operator_leads_and_lets_go() -> None:
