@@ -152,6 +152,16 @@ class PodTemplate:
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataPods:
+    """Where the pods of the metadata service run, and what they ask for."""
+
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[JsonValue, ...] = ()
+    resources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What the user adds to requests and limits."""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSpec:
     """What is wanted of a pool."""
 
@@ -164,6 +174,7 @@ class PoolSpec:
     moving_slots_percent_max: int = 10
     move_timeout_s: int = 3600
     metadata_replicas: int = 2
+    metadata_pods: MetadataPods = MetadataPods()
     tls_mode: str = "SelfSigned"
     tls_secret: str = ""
     """With mode Secret: where the certificates are."""
@@ -229,6 +240,11 @@ def _spec(spec: Reader) -> PoolSpec:
         moving_slots_percent_max=sharding.integer("maxMovingSlotsPercent", 10),
         move_timeout_s=sharding.integer("moveTimeoutSeconds", 3600),
         metadata_replicas=metadata.integer("replicas", 2),
+        metadata_pods=MetadataPods(
+            metadata.text_map("nodeSelector"),
+            tuple(metadata.raw_list("tolerations")),
+            _resources(metadata.object("resources")),
+        ),
         tls_mode=metadata.object("tls").text("mode", "SelfSigned"),
         tls_secret=metadata.object("tls").text("secretName"),
         issuer=_issuer(metadata.object("tls").object("issuerRef")),
@@ -291,7 +307,6 @@ def _group(group: Reader, shared: Network | None) -> NodeGroup:
         raise FieldInvalid(f"{group.place('network')} is missing, and there is no spec.network")
     memory, storage = group.object("memory"), group.object("storage")
     file = storage.object("file")
-    resources = group.object("resources")
     return NodeGroup(
         name=group.text("name"),
         node_selector=group.text_map("nodeSelector"),
@@ -306,12 +321,16 @@ def _group(group: Reader, shared: Network | None) -> NodeGroup:
         drives=read_drive_rules(storage),
         tolerations=tuple(group.raw_list("tolerations")),
         seccomp=group.text("seccompProfile", "RuntimeDefault"),
-        resources={
-            kind: {name: _quantity(value, name) for name in value.value}
-            for kind in ("requests", "limits")
-            if (value := resources.object(kind)).value
-        },
+        resources=_resources(group.object("resources")),
     )
+
+
+def _resources(resources: Reader) -> dict[str, dict[str, str]]:
+    return {
+        kind: {name: _quantity(value, name) for name in value.value}
+        for kind in ("requests", "limits")
+        if (value := resources.object(kind)).value
+    }
 
 
 def _quantity(amounts: Reader, name: str) -> str:

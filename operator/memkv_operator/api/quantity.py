@@ -1,4 +1,4 @@
-"""Kubernetes quantities, as whole bytes."""
+"""Kubernetes quantities, as numbers and as whole bytes."""
 
 import re
 from decimal import Decimal
@@ -21,10 +21,10 @@ _SUFFIXES: dict[str, Decimal] = {
 _PATTERN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:[eE]([+-]?\d{1,2})|([numkKMGTPE]?i?))")
 
 
-def bytes_of(quantity: int | str, place: str = "quantity") -> int:
-    """Return a quantity as bytes, rounded up. FieldInvalid for anything else."""
+def number_of(quantity: int | str, place: str = "quantity") -> Decimal:
+    """Return a quantity as the number that it is. FieldInvalid for anything else."""
     if isinstance(quantity, int):
-        return quantity
+        return Decimal(quantity)
     found = _PATTERN.fullmatch(quantity)
     suffix = found.group(3) or "" if found else "?"
     if found is None or suffix not in _SUFFIXES:
@@ -32,7 +32,12 @@ def bytes_of(quantity: int | str, place: str = "quantity") -> int:
     number = Decimal(found.group(1)) * _SUFFIXES[suffix]
     if found.group(2):
         number *= Decimal(10) ** int(found.group(2))
-    return int(number.to_integral_value(rounding="ROUND_CEILING"))
+    return number
+
+
+def bytes_of(quantity: int | str, place: str = "quantity") -> int:
+    """Return a quantity as bytes, rounded up. FieldInvalid for anything else."""
+    return int(number_of(quantity, place).to_integral_value(rounding="ROUND_CEILING"))
 
 
 def format_bytes(count: int) -> str:

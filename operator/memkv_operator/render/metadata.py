@@ -19,6 +19,7 @@ from memkv_operator.api.names import (
     pool_labels,
 )
 from memkv_operator.api.pool import Pool
+from memkv_operator.api.quantity import number_of
 from memkv_operator.render.identity import (
     BY_GROUP,
     metadata_flags,
@@ -33,6 +34,8 @@ from memkv_operator.render.image import image_reference
 CONTAINER = "memkv-metadata"
 USER = 65532  # of nobody in particular; the image has no such name
 GRACE_S = 30
+_REQUESTS = {"cpu": "50m", "memory": "128Mi"}
+_LIMITS = {"memory": "512Mi"}
 
 
 def metadata_manifests(pool: Pool, own_image: str) -> list[Manifest]:
@@ -116,6 +119,7 @@ def _deployment_spec(pool: Pool, own_image: str) -> Manifest:
 
 def _pod_spec(pool: Pool, own_image: str) -> Manifest:
     image, extra = pool.spec.image, pool.spec.pod_template
+    placement = pool.spec.metadata_pods
     spec: Manifest = {
         "serviceAccountName": metadata_name(pool.meta.name),
         "automountServiceAccountToken": True,
@@ -138,6 +142,10 @@ def _pod_spec(pool: Pool, own_image: str) -> Manifest:
         ],
         "containers": [_container(pool, own_image)],
     }
+    if placement.node_selector:
+        spec["nodeSelector"] = dict(placement.node_selector)
+    if placement.tolerations:
+        spec["tolerations"] = list(placement.tolerations)
     if pool.has_tls:
         secret = metadata_secret_name(pool.meta.name)
         spec["volumes"] = [secret_volume(secret, BY_GROUP), tenants_volume(pool)]
@@ -186,8 +194,20 @@ def _container(pool: Pool, own_image: str) -> Manifest:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "resources": {
-            "requests": {"cpu": "50m", "memory": "128Mi"},
-            "limits": {"memory": "512Mi"},
-        },
+        "resources": _resources(pool),
     }
+
+
+def _resources(pool: Pool) -> Manifest:
+    """Return what users say over what is asked for else. Where they say a request or a limit alone,
+    the other one follows it."""
+    said = pool.spec.metadata_pods.resources
+    asked, limited = said.get("requests", {}), said.get("limits", {})
+    requests, limits = {**_REQUESTS, **asked}, {**_LIMITS, **limited}
+    for name in requests.keys() & limits.keys():
+        if number_of(requests[name]) > number_of(limits[name]):
+            if name not in limited:
+                limits[name] = requests[name]
+            elif name not in asked:
+                requests[name] = limits[name]
+    return {"requests": requests, "limits": limits}

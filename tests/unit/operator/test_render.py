@@ -4,18 +4,20 @@ Whoever changes a manifest changes what runs in people's clusters: the differenc
 """
 
 import os
+import re
 from pathlib import Path
 from typing import cast
 
 import pytest
 import yaml
 
+from memkv.agent.plugin import VARIABLE
 from memkv.metadata.kubernetes.json_values import JsonObject
 from memkv_operator.api.names import DAEMON_SETS, DEPLOYMENTS, SPEC_HASH, TEMPLATE_HASH
 from memkv_operator.api.pool import Image, read_pool
 from memkv_operator.render.children import Child, children_of
 from memkv_operator.render.image import image_reference
-from memkv_operator.testing.crds import Object, child, objects
+from memkv_operator.testing.crds import Object, child, objects, read_yaml, rules_of
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/operator"
 OWN_IMAGE = "registry.example/memkv/memkv:1.2.3"
@@ -95,6 +97,11 @@ POOLS: dict[str, JsonObject] = {
             "labels": {"team": "inference"}, "annotations": {"note": "x"},
             "priorityClassName": "system-node-critical",
             "env": [{"name": "MEMKV_LOG_LEVEL", "value": "debug"}], "extraArgs": ["--insecure"],
+        },
+        "metadata": {
+            "nodeSelector": {"pool": "system"},
+            "tolerations": [{"key": "system", "operator": "Exists"}],
+            "resources": {"requests": {"memory": "1Gi"}, "limits": {"cpu": 1}},
         },
         "ports": {"data": 7170, "metadata": 7543, "admin": 9570, "metrics": 9571},
     },
@@ -228,3 +235,62 @@ def test_image_takes_from_the_operators_own_what_is_left_out(
     image: Image, own: str, expected: str
 ) -> None:
     assert image_reference(image, own) == expected
+
+
+POOL_CRD = Path(__file__).resolve().parents[3] / "charts/memkv/files/crds/memkvpools.yaml"
+
+
+@pytest.mark.parametrize("name", [*POOLS, "client-certificates"])
+def test_users_may_not_repeat_what_storage_pods_are_told(name: str) -> None:
+    """The CRD refuses these flags and variables in spec.podTemplate: the last one would win."""
+    rules = {rule.path: rule.rule for rule in rules_of(read_yaml(POOL_CRD))}
+    flags = set(re.findall(r"'(--[a-z-]+)'", rules[".spec.podTemplate.extraArgs"]))
+    variables = set(re.findall(r"'(\w+)'", rules[".spec.podTemplate.env[].name"]))
+    spec = POOLS.get(name) or {**POOLS["tls"], "metadata": {"auth": {"mode": "MTLS"}}}
+    added = child(cast(Object, spec), "podTemplate")
+    for made in children(spec):
+        if made.resource is not DAEMON_SETS:
+            continue
+        (container,) = objects(
+            child(cast(Object, made.manifest), "spec", "template", "spec"), "containers"
+        )
+        arguments = [
+            str(argument).partition("=")[0] for argument in cast(list[str], container["args"])
+        ]
+        assert set(arguments[1:]) - {"--insecure"} <= flags
+        names = {str(entry["name"]) for entry in objects(container, "env")}
+        assert names - {str(entry["name"]) for entry in objects(added, "env")} <= variables
+    assert VARIABLE in variables
+
+
+@pytest.mark.parametrize(
+    ("said", "requests", "limits"),
+    [
+        ({}, {"cpu": "50m", "memory": "128Mi"}, {"memory": "512Mi"}),
+        (
+            {"requests": {"memory": "1Gi"}},
+            {"cpu": "50m", "memory": "1Gi"},
+            {"memory": "1Gi"},
+        ),
+        (
+            {"limits": {"memory": "64Mi", "cpu": "10m"}},
+            {"cpu": "10m", "memory": "64Mi"},
+            {"memory": "64Mi", "cpu": "10m"},
+        ),
+        (
+            {"requests": {"cpu": 2}, "limits": {"memory": "1Gi"}},
+            {"cpu": "2", "memory": "128Mi"},
+            {"memory": "1Gi"},
+        ),
+    ],
+)
+def test_metadata_pods_never_ask_for_more_than_their_limit(
+    said: JsonObject, requests: dict[str, str], limits: dict[str, str]
+) -> None:
+    made = children({**POOLS["tls"], "metadata": {"resources": said}})
+    (deployment,) = [one for one in made if one.resource is DEPLOYMENTS]
+    spec = child(cast(Object, deployment.manifest), "spec", "template", "spec")
+    (container,) = objects(spec, "containers")
+    assert container["resources"] == {"requests": requests, "limits": limits}
+    assert "nodeSelector" not in spec
+    assert "tolerations" not in spec
