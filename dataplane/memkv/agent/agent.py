@@ -30,6 +30,7 @@ from memkv.agent.metrics import AgentCollector, AgentView
 from memkv.agent.opened import DiskBusy, DiskChanged, HostDisks
 from memkv.agent.rules import misleading_links
 from memkv.agent.state import AgentState, assignments_of
+from memkv.agent.turn import Turn
 from memkv.clock import Clock, SystemClock
 from memkv.daemons import run_until_signalled, software_version
 from memkv.errors import ConfigError, RetryLater
@@ -54,7 +55,7 @@ class Agent:
         self._config = config
         self._clock = clock or SystemClock()
         self._disks: Disks = disks or HostDisks(config.root)
-        self._turn = threading.Lock()
+        self._turn = Turn()
         self._state = AgentState(config.state_dir)
         self._journal = Journal(config.state_dir / "erasing")
         self._inventory = Inventory(config.root, self._disks, config.disks, self._clock, read)
@@ -213,7 +214,7 @@ class Agent:
         return decide_wipes(pending, assignments, disks, _fingerprints(begun))
 
     def _wipe(self, wipes: Sequence[Wipe], problems: list[str]) -> bool:
-        """Go on with the first wipe that can be done, for WIPE_STEP_S."""
+        """Go on with the first wipe that can be done, for WIPE_STEP_S, or until somebody waits."""
         for one in wipes:
             device = one.device
             if device is None:
@@ -221,11 +222,10 @@ class Agent:
             self._inventory.forget(device)
             until_ns = self._clock.monotonic_ns() + int(WIPE_STEP_S * 1e9)
             try:
-                with closing(
-                    wipe(device, one.fingerprint, self._disks, self._journal)
-                ) as progress:
+                with closing(wipe(device, one.fingerprint, self._disks, self._journal)) as progress:
                     for _ in progress:
-                        if self._stopping.is_set() or self._clock.monotonic_ns() > until_ns:
+                        over = self._clock.monotonic_ns() > until_ns
+                        if over or self._turn.wanted or self._stopping.is_set():
                             return True
             except (DiskChanged, DiskBusy) as error:
                 problems.append(str(error))

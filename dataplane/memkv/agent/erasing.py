@@ -8,7 +8,7 @@ somebody wrote meanwhile is never lost, and nobody has to approve a second time.
 import hashlib
 import json
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from memkv.agent.content import PROBE_BYTES, Kind, judge
@@ -17,7 +17,11 @@ from memkv.agent.opened import Disk, DiskChanged, OpenDisk
 from memkv.limits import MIB, SECTOR_BYTES
 from memkv.metadata.files import write_durably
 
-WIPE_CHUNK_BYTES = 256 * MIB  # a slow drive writes this in seconds
+WIPE_CHUNK_BYTES = 32 * MIB  # a slow drive writes this in a second; who waits goes first then
+WIPE_JOURNAL_BYTES = (
+    256 * MIB
+)  # a crash repeats at most this; a flush of the journal for each chunk
+# would cost the node's own disk more than the wipe
 _SUM_BYTES = 8
 _ZERO = bytes(SECTOR_BYTES)
 
@@ -87,13 +91,18 @@ def wipe(
         begun = _check_or_resume(device, fingerprint, Kind.MEMKV, disk, journal)
         _zero_ends(device, disk)  # first: nobody opens half a store
         done = begun.wiped_bytes
-        while done < device.size_bytes:
-            length = min(WIPE_CHUNK_BYTES, device.size_bytes - done)
-            disk.zero(done, length)
-            done += length
-            begun = Begun(begun.identity, begun.fingerprint, begun.sums, done)
-            journal.write(device, begun)
-            yield done
+        try:
+            while done < device.size_bytes:
+                length = min(WIPE_CHUNK_BYTES, device.size_bytes - done)
+                disk.zero(done, length)
+                done += length
+                if done - begun.wiped_bytes >= WIPE_JOURNAL_BYTES:
+                    begun = replace(begun, wiped_bytes=done)
+                    journal.write(device, begun)
+                yield done
+        finally:
+            if done > begun.wiped_bytes:
+                journal.write(device, replace(begun, wiped_bytes=done))
 
 
 def _check_or_resume(

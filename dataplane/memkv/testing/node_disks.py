@@ -1,7 +1,7 @@
 """Disks of a node that does not exist: a sysfs tree, and drives that lie, break and are swapped."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +116,8 @@ class FakeDisks:
         self.crash_after_sectors: int | None = None
         """Sectors that are still zeroed before the process ends."""
         self.leads_elsewhere: set[str] = set()
+        self.during_zero: Callable[[], None] = lambda: None
+        """Happens while a drive is being zeroed."""
         self._sequence = 0
 
     def plug(self, name: str, drive: FakeDrive) -> BlockDevice:
@@ -174,6 +176,7 @@ class _FakeDisk:
 
     def zero(self, offset: int, length: int) -> None:
         self._check()
+        self._disks.during_zero()
         for at in range(offset, offset + length, SECTOR_BYTES):
             near_end = at < PROBE_BYTES or at >= self._drive.size_bytes - PROBE_BYTES
             if not near_end:

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -256,6 +257,38 @@ def test_a_wipe_says_how_far_it_is_and_not_only_that_its_disk_looks_blank(node: 
     (told,) = node.agent.facts().wipes
     assert (told.done, told.wiped_bytes) == (False, zeroed)
     assert node.agent.facts().disks[0].content == pb.DRIVE_CONTENT_BLANK
+
+
+def test_a_call_that_comes_during_a_wipe_waits_for_one_piece_of_it(node: Node) -> None:
+    """Kubelet gives a container's devices up after seconds; a drive is wiped for minutes."""
+    for name, serial in (("sda", "S1"), ("sdb", "S2")):
+        node.disks.plug(name, FakeDrive(SIZE, serial))
+    format_store(node.disks.drives["sda"][1])
+    asked = node.disk("sata-Fake_S1").fingerprint
+    node.apply(assign(POOL_B, node.disk("sata-Fake_S2")))
+    answers: list[list[str]] = []
+    caller = threading.Thread(target=lambda: answers.append(node.hand_out(POOL_B)))
+    pieces = 0
+
+    def call_in_the_third_piece() -> None:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 2 + 3:  # after both ends
+            caller.start()
+            while not node.agent._turn.wanted:
+                assert caller.is_alive()
+
+    node.disks.during_zero = call_in_the_third_piece
+    spec = pb.AgentSpec(assignments=[assign(POOL_B, node.disk("sata-Fake_S2"))], wipes=[asked])
+    spec.generation = node.generation + 1
+    node.agent.apply(spec)
+    assert node.agent.step()
+    caller.join(60)
+    assert answers == [["/dev/sdb"]]
+    assert pieces == 2 + 3
+    node.disks.during_zero = lambda: None
+    (told,) = node.look().wipes  # and it goes on to its end
+    assert told.done
 
 
 def test_wipe_waits_for_the_pod_and_is_told_once_done(node: Node) -> None:

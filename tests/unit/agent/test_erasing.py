@@ -8,7 +8,7 @@ import pytest
 
 from memkv.agent.content import PROBE_BYTES, Kind, judge
 from memkv.agent.disks import BlockDevice
-from memkv.agent.erasing import Journal, erase, wipe
+from memkv.agent.erasing import WIPE_JOURNAL_BYTES, Journal, erase, wipe
 from memkv.agent.opened import DiskBusy, DiskChanged
 from memkv.limits import GIB, MIB, SECTOR_BYTES
 from memkv.store.layout import Superblock, encode_superblock
@@ -203,6 +203,24 @@ def test_wipe_goes_on_where_it_ended(disks: FakeDisks, journal: Journal) -> None
     rest = list(wipe(device, asked, disks, journal))
     assert rest[0] > first[-1]
     assert rest[-1] == SIZE
+
+
+def test_a_crash_repeats_only_what_the_journal_had_not_heard(
+    disks: FakeDisks, journal: Journal
+) -> None:
+    """Small pieces, so that calls wait for little; few flushes of the journal beside them."""
+    drive = store()
+    device = disks.plug("sda", drive)
+    asked = fingerprint(device, drive)
+    steps = wipe(device, asked, disks, journal)
+    for done in steps:
+        begun = journal.of(device)
+        assert begun is not None
+        assert done - begun.wiped_bytes < WIPE_JOURNAL_BYTES
+        assert begun.wiped_bytes % WIPE_JOURNAL_BYTES == 0
+    begun = journal.of(device)
+    assert begun is not None
+    assert begun.wiped_bytes == SIZE
 
 
 def test_wipe_takes_only_the_store_that_was_named(disks: FakeDisks, journal: Journal) -> None:
