@@ -4,6 +4,10 @@ What is cached for how long (NEGATIVE_S, POSITIVE_S) bounds how long a token tha
 still passes. While the reviewer is away, a token that passed before passes until its own end:
 clients of a pool must not stop because the API server did. A token that could not pass anyway (no
 token of a ServiceAccount, of another audience, ended) is refused without asking.
+
+Whoever floods with invented tokens takes nothing from others: refusals are remembered beside the
+tokens that passed, one address has few reviews at once, and tokens that passed before are reviewed
+again whatever strangers do.
 """
 
 import asyncio
@@ -11,6 +15,7 @@ import base64
 import binascii
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,7 +31,9 @@ AUDIENCE = "memkv-metadata"
 POSITIVE_S = 60  # kubernetes' own default for a webhook that authorizes is 300
 NEGATIVE_S = 10  # a right that was just granted is seen soon, a client that hammers costs little
 CACHED_MAX = 20_000  # callers of the largest pools; 100 bytes each
+REFUSED_MAX = 4_096  # refusals last NEGATIVE_S: more of them are a flood, and worth no memory
 REVIEWS_MAX = 32  # at once: a flood of tokens is not passed on to the API server
+REVIEWS_PER_ADDRESS_MAX = 4  # of them: engines of one node start together, and each asks once
 
 _PREFIX = "system:serviceaccount:"
 
@@ -113,8 +120,11 @@ class TokenCallers:
         self._tenants = tenants
         self._clock = clock
         self._node_accounts = node_accounts
-        self._known: dict[bytes, _Verdict] = {}
+        self._passed: dict[bytes, _Verdict] = {}
+        self._refused: dict[bytes, _Verdict] = {}
         self._reviews: dict[bytes, asyncio.Task[_Verdict]] = {}
+        self._strangers: Counter[str] = Counter()
+        """Reviews under way of tokens that did not pass before, by address."""
 
     async def caller(self, presented: Presented) -> Caller:
         if not presented.bearer:
@@ -135,38 +145,61 @@ class TokenCallers:
                 "clock is wrong"
             )
         digest = hashlib.sha256(presented.bearer.encode()).digest()
-        known = self._known.get(digest)
+        known = self._passed.get(digest) or self._refused.get(digest)
         if known is None or self._clock.monotonic_ns() >= known.fresh_until_ns:
-            known = await self._review(digest, presented.bearer, claims)
+            known = await self._review(digest, presented, claims)
         if known.error is not None:
             raise type(known.error)(str(known.error))  # a raised one collects every traceback
         assert known.caller is not None
         return known.caller
 
-    async def _review(self, digest: bytes, token: str, claims: Claims) -> _Verdict:
+    async def _review(self, digest: bytes, presented: Presented, claims: Claims) -> _Verdict:
         """Ask once for all calls that wait with the same token."""
         task = self._reviews.get(digest)
         if task is None:
-            if len(self._reviews) >= REVIEWS_MAX:
-                raise RetryLater(
-                    f"{REVIEWS_MAX} tokens are being reviewed already: Try again in a moment"
-                )
-            task = asyncio.create_task(self._ask(digest, token, claims))
+            stranger = digest not in self._passed
+            if stranger:
+                self._admit_stranger(presented.address)
+            task = asyncio.create_task(self._ask(digest, presented.bearer, claims))
             self._reviews[digest] = task
-            task.add_done_callback(lambda _: self._reviews.pop(digest, None))
+            task.add_done_callback(
+                lambda _: self._end_review(digest, presented.address if stranger else None)
+            )
         # A call that is given up must not end the review of the others.
         return await asyncio.shield(task)
 
+    def _admit_stranger(self, address: str) -> None:
+        """Count a review of a token that did not pass before. RetryLater for one too many."""
+        if self._strangers.total() >= REVIEWS_MAX:
+            raise RetryLater(
+                f"{REVIEWS_MAX} tokens are being reviewed already: Try again in a moment"
+            )
+        if address and self._strangers[address] >= REVIEWS_PER_ADDRESS_MAX:
+            raise RetryLater(
+                f"{REVIEWS_PER_ADDRESS_MAX} tokens from {address} are being reviewed already: Try "
+                "again in a moment"
+            )
+        self._strangers[address] += 1
+
+    def _end_review(self, digest: bytes, stranger: str | None) -> None:
+        self._reviews.pop(digest, None)
+        if stranger is not None:
+            self._strangers[stranger] -= 1
+            if not self._strangers[stranger]:
+                del self._strangers[stranger]
+
     async def _ask(self, digest: bytes, token: str, claims: Claims) -> _Verdict:
-        before = self._known.get(digest)
+        before = self._passed.get(digest)
         try:
             account = await self._reviewer.account(token)
             if account not in self._node_accounts:
                 await self._reviewer.check_may_connect(account)
         except (Unauthenticated, Forbidden) as error:
-            return self._keep(digest, _Verdict(None, error, self._until(NEGATIVE_S)))
+            self._passed.pop(digest, None)
+            refused = _Verdict(None, error, self._until(NEGATIVE_S))
+            return _keep(self._refused, REFUSED_MAX, digest, refused)
         except (RetryLater, ConfigError) as error:
-            if before is not None and before.caller is not None:
+            if before is not None:
                 # Soon again, but not with every call.
                 before.fresh_until_ns = self._until(NEGATIVE_S)
                 return before
@@ -175,19 +208,24 @@ class TokenCallers:
         left_s = max(0, claims.expires_s - self._clock.wall_s())
         fresh_until_ns = self._until(min(POSITIVE_S, left_s))
         verdict = _Verdict(self._caller_of(account), None, fresh_until_ns)
-        return self._keep(digest, verdict)
+        self._refused.pop(digest, None)
+        return _keep(self._passed, CACHED_MAX, digest, verdict)
 
     def _caller_of(self, account: ServiceAccount) -> Caller:
         if account in self._node_accounts:
             return Caller(account.user, rights=Rights.PEER)
         return Caller(account.user, self._tenants().tenant_of(account.namespace, account.name))
 
-    def _keep(self, digest: bytes, verdict: _Verdict) -> _Verdict:
-        self._known.pop(digest, None)
-        while len(self._known) >= CACHED_MAX:
-            del self._known[next(iter(self._known))]  # the one that was reviewed longest ago
-        self._known[digest] = verdict
-        return verdict
-
     def _until(self, seconds: int) -> int:
         return self._clock.monotonic_ns() + seconds * 1_000_000_000
+
+
+def _keep(
+    known: dict[bytes, _Verdict], count_max: int, digest: bytes, verdict: _Verdict
+) -> _Verdict:
+    """Remember a verdict; where there is no room, the one that was reviewed longest ago goes."""
+    known.pop(digest, None)
+    while len(known) >= count_max:
+        del known[next(iter(known))]
+    known[digest] = verdict
+    return verdict

@@ -30,6 +30,8 @@ class Presented:
     """Of the header `authorization: Bearer ...`; "" when there is none. Never logged."""
     certificate_names: Sequence[str] = ()
     """Names in the certificate that TLS verified: URIs and DNS names."""
+    address: str = ""
+    """Whence the call came, without its port; "" where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -337,7 +337,8 @@ def presented_by(context: "Context") -> Presented:
             bearer = token.strip()
     # The stubs say bytes; what comes are lists of them.
     verified = cast("Mapping[str, Iterable[bytes]]", context.auth_context())
-    return Presented(bearer, names_of(verified))
+    # As gRPC writes it ("ipv4:HOST", "ipv6:[HOST]"): it only tells callers apart.
+    return Presented(bearer, names_of(verified), str(context.peer()).rpartition(":")[0])
 
 
 def is_on_this_machine(peer: str, listening: str) -> bool:

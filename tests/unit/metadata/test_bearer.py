@@ -25,17 +25,15 @@ class Bench:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.reviewer = FakeReviewer()
-        self.callers = TokenCallers(
-            self.reviewer, lambda: TENANTS, self.clock, frozenset({NODE})
-        )
+        self.callers = TokenCallers(self.reviewer, lambda: TENANTS, self.clock, frozenset({NODE}))
 
     def token(self, name: str = "engine", life_s: int = 3600) -> str:
         token = make_token(f"team-a/{name}", expires_s=self.clock.wall_s() + life_s)
         self.reviewer.trust(token, name=name)
         return token
 
-    async def call(self, token: str) -> Caller:
-        return await self.callers.caller(Presented(token))
+    async def call(self, token: str, address: str = "") -> Caller:
+        return await self.callers.caller(Presented(token, address=address))
 
     def run(self, token: str) -> Caller:
         return asyncio.run(self.call(token))
@@ -255,6 +253,86 @@ def test_flood_of_tokens_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> No
     results = asyncio.run(scene())
     assert bench.reviewer.asked == 3
     assert sum(isinstance(result, RetryLater) for result in results) == 7
+
+
+async def flood(bench: Bench, address: str, count: int) -> list[asyncio.Task[Caller]]:
+    """Return calls with invented tokens, all of which a slow API server is asked for or refused."""
+    bench.reviewer.gate = asyncio.Event()
+    tasks = [
+        asyncio.create_task(bench.call(make_token(f"x/{n}", expires_s=LATER), address))
+        for n in range(count)
+    ]
+    while sum(task.done() for task in tasks) + bench.reviewer.asked < count:
+        await asyncio.sleep(0)
+    return tasks
+
+
+def test_flood_from_one_address_does_not_lock_out_new_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    monkeypatch.setattr(bearer, "REVIEWS_MAX", 8)
+    token = bench.token()
+
+    async def scene() -> None:
+        tasks = await flood(bench, "10.0.0.66", 20)
+        asked = bench.reviewer.asked
+        assert asked == bearer.REVIEWS_PER_ADDRESS_MAX
+        client = asyncio.create_task(bench.call(token, "10.0.0.7"))
+        while bench.reviewer.asked == asked:
+            await asyncio.sleep(0)
+        assert bench.reviewer.gate is not None
+        bench.reviewer.gate.set()
+        assert (await client).tenant == "team-a"
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(result, RetryLater) for result in results) == 20 - asked
+
+    asyncio.run(scene())
+    with pytest.raises(Unauthenticated):  # what was counted is given back
+        asyncio.run(bench.call(make_token("x/again", expires_s=LATER), "10.0.0.66"))
+
+
+def test_flood_does_not_keep_a_known_token_from_its_next_review(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    monkeypatch.setattr(bearer, "REVIEWS_MAX", 2)
+    token = bench.token()
+    bench.run(token)
+    bench.pass_s(POSITIVE_S)
+
+    async def scene() -> None:
+        tasks = await flood(bench, "", 5)
+        asked = bench.reviewer.asked
+        client = asyncio.create_task(bench.call(token))
+        while bench.reviewer.asked == asked:
+            await asyncio.sleep(0)
+        assert bench.reviewer.gate is not None
+        bench.reviewer.gate.set()
+        assert (await client).tenant == "team-a"
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(scene())
+
+
+def test_flood_of_refusals_drops_no_token_that_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    monkeypatch.setattr(bearer, "CACHED_MAX", 2)
+    monkeypatch.setattr(bearer, "REFUSED_MAX", 2)
+    token = bench.token()
+    bench.run(token)
+    forged = [make_token(f"x/{n}", expires_s=LATER) for n in range(10)]
+    for one in forged:
+        with pytest.raises(Unauthenticated):
+            bench.run(one)
+    asked = bench.reviewer.asked
+    bench.run(token)
+    with pytest.raises(Unauthenticated):
+        bench.run(forged[-1])
+    assert bench.reviewer.asked == asked
+    with pytest.raises(Unauthenticated):
+        bench.run(forged[0])
+    assert bench.reviewer.asked == asked + 1, "refusals are remembered without bound"
 
 
 def test_memory_of_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
