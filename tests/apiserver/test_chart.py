@@ -145,6 +145,71 @@ def test_one_image_is_all_that_is_pulled(helm: str, scenario: str) -> None:
             [*values("static"), "--set", "dataPlane.static.ports.data=9469"],
             "is the data port of a worker",
         ),
+        (["--set", "podDisruptionBudget.minAvailable=2"], "nodes could never be drained"),
+        ([*values("everything"), "--set", "uninstall.force=true"], "hang in deletion for ever"),
+        ([*values("everything"), "--set", "uninstall.check=false"], "hang in deletion for ever"),
+        (["--set", "podLabels.app\\.kubernetes\\.io/name=x"], "podLabels says app.kubernetes.io"),
+        (
+            ["--set", "podAnnotations.kubectl\\.kubernetes\\.io/default-container=x"],
+            "podAnnotations says",
+        ),
+        (["--set", "nameOverride=A_b"], "nameOverride"),
+        (["--set", "fullnameOverride=1st"], "fullnameOverride"),
+        (["--set", "namespaceOverride=Team"], "namespaceOverride"),
+        (["--set", "watchNamespaces={Team_A}"], "watchNamespaces"),
+        (["--set", "image.tag=a b"], "tag"),
+        (["--set", "image.repository=memkv:1"], "repository"),
+        (["--set", "global.imageRegistry=https://x"], "imageRegistry"),
+        (["--set", "extraArgs={--lease-name=x}"], "extraArgs repeats --lease-name"),
+        (["--set", "extraArgs={--namespace,team-a}"], "extraArgs repeats --namespace"),
+        (
+            ["--set-json", "extraArgs=[\"{{ print `--http-port=1` }}\"]"],
+            "extraArgs repeats --http-port",
+        ),
+        (["--set", "extraEnv[0].name=POD_NAMESPACE"], "extraEnv says POD_NAMESPACE"),
+        (
+            ["--set", "extraEnv[0].name=A", "--set", "extraEnv[1].name=A"],
+            "extraEnv says A, which the chart sets itself or which is there twice",
+        ),
+        (["--set", "extraEnv[0].value=x"], "name"),
+        (["--set", "global.imageRegistri=x"], "global.imageRegistri is read by nothing"),
+        (
+            [*values("static"), "--set", "dataPlane.static.ports.data=65535"],
+            "leaves no port for each of 2 workers",
+        ),
+        (
+            [*values("static"), "--set", "dataPlane.static.ports.metrics=9470"],
+            "ports.admin and dataPlane.static.ports.metrics are the same port",
+        ),
+        (
+            [*values("static"), "--set", "dataPlane.static.ports.metadata=9471"],
+            "ports.metadata and dataPlane.static.ports.metrics are the same port",
+        ),
+        (
+            [*values("static"), "--set", "dataPlane.static.extraEnv[0].name=POD_IP"],
+            "extraEnv says POD_IP",
+        ),
+        (
+            [*values("static"), "--set", "serviceDaemonSet.labels.memkv\\.io/pool=x"],
+            "serviceDaemonSet.labels says memkv.io/pool",
+        ),
+        (
+            [*values("static"), "--set", "serviceDaemonSet.updateStrategy.type=OnDelete"],
+            "rollingUpdate needs type=RollingUpdate",
+        ),
+        (
+            [*values("static"), "--set", "dataPlane.static.metadata.service.nodePort=30743"],
+            "needs service.type=NodePort",
+        ),
+        (
+            [*values("static"), "--set", "dataPlane.static.metadata.externalEndpoint=memkv"],
+            "externalEndpoint",
+        ),
+        ([*values("static"), "--set", "dataPlane.static.tls.saltKey=salt"], "saltKey needs TLS"),
+        (
+            [*values("static"), "--set", "serviceDaemonSet.updateStrategy.type=Recreate"],
+            "updateStrategy",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[-1:]),
 )  # fmt: skip
@@ -166,10 +231,38 @@ def differences(schema: Object, defaults: Object, path: str = "") -> Iterator[st
     yield from (f"{path}.{name}" for name in properties.keys() ^ defaults.keys())
     for name, value in defaults.items():
         inner = child(properties, name)
-        if isinstance(value, dict) and value and "properties" in inner and name != "resources":
+        whole = name in ("resources", "updateStrategy")  # as Kubernetes has it
+        if isinstance(value, dict) and value and "properties" in inner and not whole:
             if path or name != "global":
                 assert inner.get("additionalProperties") is False, f"{path}.{name} takes anything"
             yield from differences(inner, cast(Object, value), f"{path}.{name}")
+
+
+def test_flags_that_the_chart_sets_are_known(helm: str) -> None:
+    """What is refused of extraArgs and extraEnv is what the operator's pod has already."""
+    everything = [*values("everything"), "--set", "watchNamespaces={a}", "--set", "extraArgs=null"]
+    manifests = documents(template(helm, *everything, "--set", "extraEnv=null"))
+    for word in arguments_of(manifests, "operator")[2:]:
+        name = word.partition("=")[0]
+        assert f"repeats {name}" in refusal(helm, "--set", f"extraArgs={{{name}}}")
+    (container,) = [
+        container
+        for spec in pod_specs(manifests)
+        for container in objects(spec, "containers")
+        if container["name"] == "operator"
+    ]
+    for entry in objects(container, "env"):
+        given = f"extraEnv[0].name={entry['name']}"
+        assert f"extraEnv says {entry['name']}" in refusal(helm, "--set", given)
+
+
+def test_global_values_of_a_parent_chart_are_not_looked_at(helm: str, tmp_path: Path) -> None:
+    """They are for the other charts beside this one."""
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts/memkv").symlink_to(CHART)
+    (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: parent\nversion: 1.0.0\n")
+    done = run([helm, "template", "all", str(tmp_path), "--set", "global.postgresql.password=x"])
+    assert done.returncode == 0, done.stderr
 
 
 def test_notes_tell_the_next_steps(helm: str) -> None:
@@ -283,6 +376,62 @@ def test_commands_of_the_static_mode_parse(helm: str, name: str, scenario: str) 
     command = cli.load(parsing.name_of(words[1:], cli.HELP))
     arguments = parsing.build_parser(cli.HELP, words[1], command).parse_args(words[1:])
     settings.resolve(command.fields, [settings.flag_source(vars(arguments))])
+
+
+def test_clients_of_another_cluster_are_told_what_they_can_reach(helm: str) -> None:
+    """Storage pods go by the Service all the same."""
+    manifests = documents(template(helm, *values("static-tls")))
+    (config,) = [m for m in manifests if m["kind"] == "ConfigMap"]
+    connection = json.loads(str(child(config, "data")["connection.json"]))
+    assert connection["endpoint"] == "memkv.example:30743"
+    inside = f"memkv-metadata.{NAMESPACE}.svc:7443"
+    assert f"--metadata={inside}" in arguments_of(manifests, "node")
+    (service,) = [m for m in manifests if m["kind"] == "Service"]
+    assert child(service, "metadata")["annotations"] == {"example.org/a": "b"}
+    assert objects(child(service, "spec"), "ports")[0]["nodePort"] == 30743
+    alone = documents(template(helm, *values("static")))
+    (config,) = [m for m in alone if m["kind"] == "ConfigMap"]
+    assert inside in str(child(config, "data")["connection.json"])
+
+
+def test_the_operators_policy_lets_it_reach_storage_pods_and_helm_test_reach_it(helm: str) -> None:
+    def policy(*arguments: str) -> Object:
+        (found,) = [
+            m
+            for m in documents(template(helm, *arguments))
+            if m["kind"] == "NetworkPolicy"
+            and str(child(m, "metadata")["name"]).endswith("operator")
+        ]
+        return child(found, "spec")
+
+    given = policy(*values("everything"))
+    on_nodes = [rule for rule in objects(given, "egress") if "ipBlock" in str(rule.get("to"))]
+    assert on_nodes == [
+        {
+            "to": [{"ipBlock": {"cidr": "10.0.0.0/16"}}, {"ipBlock": {"cidr": "fd00::/48"}}],
+            "ports": [{"port": 9470, "protocol": "TCP"}, {"port": 9570, "protocol": "TCP"}],
+        }
+    ]
+    assert "ipBlock" not in str(policy(*values("namespaced")))
+    manifests = documents(template(helm, *values("namespaced")))
+    (tested,) = [m for m in manifests if m["kind"] == "Pod"]
+    labels = child(tested, "metadata", "labels")
+    (rule,) = objects(policy(*values("namespaced")), "ingress")
+    selectors = [child(peer, "podSelector", "matchLabels") for peer in objects(rule, "from")]
+    assert any(wanted and wanted.items() <= labels.items() for wanted in selectors)
+
+
+def test_the_metadata_pod_of_the_static_mode_goes_where_it_is_told(helm: str) -> None:
+    manifests = documents(template(helm, *values("static-tls")))
+    (deployment,) = [m for m in manifests if m["kind"] == "Deployment"]
+    spec = child(deployment, "spec", "template", "spec")
+    assert spec["nodeSelector"] == {"pool": "system"}
+    assert spec["tolerations"] == [{"key": "system", "operator": "Exists"}]
+    assert spec["priorityClassName"] == "system-cluster-critical"
+    (ticket,) = [volume for volume in objects(spec, "volumes") if volume["name"] == "ticket"]
+    files = {item["path"]: item["key"] for item in objects(child(ticket, "secret"), "items")}
+    assert files == {"private.pem": "private.pem", "salt": "salt"}
+    assert "--salt-secret=/etc/memkv-ticket/salt" in arguments_of(manifests, "metadata")
 
 
 def test_command_of_the_operator_parses(helm: str) -> None:

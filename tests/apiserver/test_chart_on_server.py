@@ -225,3 +225,39 @@ def test_release_is_upgraded_and_leaves_pools_behind(release: str, kubectl: list
     done = run([*command, "install", "memkv", str(CHART)])
     assert done.returncode == 0, done.stderr
     run([*kubectl, "delete", "memkvpool", "pool-a", "-n", "team-a"])
+
+
+def uninstall_all(command: list[str]) -> None:
+    for found in json.loads(run([*command, "list", "-A", "-o", "json"]).stdout):
+        run([*command, "uninstall", found["name"], "-n", found["namespace"], "--no-hooks"])
+
+
+@pytest.fixture
+def alone(helm: str, kubeconfig: Path, namespaces: None) -> Iterator[list[str]]:
+    """Helm's command; there is no release, and afterwards none is left."""
+    command = [helm, "--kubeconfig", str(kubeconfig)]
+    uninstall_all(command)
+    yield command
+    uninstall_all(command)
+
+
+def test_two_operators_never_look_after_the_same_pools(alone: list[str]) -> None:
+    """Each release says in its ClusterRole where its operator looks."""
+
+    def refusal(verb: str, name: str, namespace: str, *flags: str) -> str:
+        where = [name, str(CHART), "-n", namespace, "--set", "crds.install=false"]
+        done = run([*alone, verb, *where, *(word for flag in flags for word in ("--set", flag))])
+        return done.stderr if done.returncode else ""
+
+    assert not refusal("install", "memkv", "elsewhere", "watchNamespaces={team-a}")
+    assert "looks after team-a" in refusal("install", "two", NAMESPACE)
+    both = "watchNamespaces={team-b,team-a}"
+    assert "names team-a, which" in refusal("install", "two", NAMESPACE, both)
+    other = refusal("install", "two", "elsewhere", "watchNamespaces={team-b}")
+    assert "has an operator already" in other
+    assert not refusal("install", "two", NAMESPACE, "watchNamespaces={team-b}")
+    # Itself is no other release, whatever its names become; and what grows is compared again.
+    renamed = ["watchNamespaces={team-a}", "fullnameOverride=other"]
+    assert not refusal("upgrade", "memkv", "elsewhere", *renamed)
+    assert "names team-b" in refusal("upgrade", "memkv", "elsewhere", both)
+    assert "looks after team-b" in refusal("upgrade", "memkv", "elsewhere")

@@ -3,6 +3,7 @@ that knows nothing but what is in the ConfigMap.
 """
 
 import json
+import secrets
 import subprocess
 import sys
 import time
@@ -52,6 +53,7 @@ class StaticPool:
             "nodes": f"{{127.0.0.1:{admin}}}", "capacity": SIZE, "memory": SIZE, "slots": "1024",
             "workers": "1", **{f"ports.{name}": port for name, port in ports.items()},
         }  # fmt: skip
+        settings["metadata.externalEndpoint"] = f"memkv.example:{metadata}"
         given = [f"--set=dataPlane.static.{name}={value}" for name, value in settings.items()]
         self.manifests = documents(template(helm, *values(scenario), *given))
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -74,12 +76,14 @@ class StaticPool:
         keys = TicketKeys(self.folder)
         keys.private.rename(self.folder / "private.pem")
         keys.public.rename(self.folder / "public.pem")
+        (self.folder / "salt").write_bytes(secrets.token_bytes(32))
 
     def here(self, text: str, role: str) -> str:
         """Return a text of a pod as it is meant on this machine."""
         folder = self.folder / role
         for there, here in {
-            f"memkv-metadata.{NAMESPACE}.svc": "127.0.0.1", "0.0.0.0": "127.0.0.1",
+            f"memkv-metadata.{NAMESPACE}.svc": "127.0.0.1", "memkv.example": "127.0.0.1",
+            "0.0.0.0": "127.0.0.1",
             "$(POD_IP)": "127.0.0.1", "$(NODE_NAME)": "n1", "/etc/memkv-tls": str(folder),
             "/etc/memkv-ticket": str(self.folder), "/var/lib/memkv": str(folder),
         }.items():  # fmt: skip

@@ -84,7 +84,8 @@ imagePullSecrets:
 
 {{/* What clients of the mode Static find in connection.json. Under TLS they mount a certificate of their own. */}}
 {{- define "memkv.staticConnection" -}}
-{{- $connection := dict "endpoint" (include "memkv.metadataEndpoint" .) "pool" (include "memkv.staticPool" .) -}}
+{{- $endpoint := default (include "memkv.metadataEndpoint" .) .Values.dataPlane.static.metadata.externalEndpoint -}}
+{{- $connection := dict "endpoint" $endpoint "pool" (include "memkv.staticPool" .) -}}
 {{- if not .Values.dataPlane.static.insecure -}}
 {{- range $name, $file := dict "ca" "ca.crt" "tls_cert" "tls.crt" "tls_key" "tls.key" -}}
 {{- $_ := set $connection $name (printf "/etc/memkv-tls/%s" $file) -}}
