@@ -55,6 +55,12 @@ def existing() -> Path | None:
 
 
 @pytest.fixture(scope="session")
+def plane_binaries() -> Path:
+    """The folder of a control plane's binaries; skips where there are none."""
+    return binaries()
+
+
+@pytest.fixture(scope="session")
 def helm() -> str:
     """The path of Helm; skips where there is none."""
     path = find_helm()

@@ -1,10 +1,5 @@
-"""A pool's PodMonitor on a real API server, by the chart's rights alone.
+"""A pool's PodMonitor on a real API server, by the chart's rights alone."""
 
-The kind PodMonitor is a test's own: as strict as that of the Prometheus operator in what is used.
-"""
-
-import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,72 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
-from memkv.errors import RetryLater
-from memkv.metadata.kubernetes.api_server import APPLY, MERGE
-from memkv.metadata.kubernetes.errors import NotFound
+from memkv.metadata.kubernetes.api_server import MERGE
 from memkv.testing.control_plane import ControlPlane
 from memkv_operator.api.names import POD_MONITORS
-from memkv_operator.testing import real_api
-from memkv_operator.testing.cluster import POOL, pause
+from memkv_operator.testing.cluster import POOL
+from memkv_operator.testing.pod_monitor_kind import install_pod_monitors
 from memkv_operator.testing.real_api import RealApi, run_on_a_real_api
 from memkv_operator.testing.rights import as_operator, give_rights, refused
 
 CRDS = sorted((Path(__file__).resolve().parents[2] / "charts/memkv/files/crds").glob("*.yaml"))
 ALLOWED = ("--set", "metrics.poolPodMonitors.enabled=true")
-TEXT = {"type": "string"}
-RELABELING = {
-    "type": "object",
-    "properties": {"sourceLabels": {"type": "array", "items": TEXT}, "targetLabel": TEXT},
-}
-ENDPOINT = {
-    "type": "object",
-    "properties": {"port": TEXT, "relabelings": {"type": "array", "items": RELABELING}},
-}
-SPEC_SCHEMA = {
-    "type": "object",
-    "required": ["selector", "podMetricsEndpoints"],
-    "properties": {
-        "podMetricsEndpoints": {"type": "array", "items": ENDPOINT},
-        "selector": {
-            "type": "object",
-            "properties": {"matchLabels": {"type": "object", "additionalProperties": TEXT}},
-        },
-    },
-}
-CRD: dict[str, Any] = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": f"{POD_MONITORS.plural}.{POD_MONITORS.group}"},
-    "spec": {
-        "group": POD_MONITORS.group,
-        "names": {"kind": "PodMonitor", "plural": "podmonitors", "singular": "podmonitor"},
-        "scope": "Namespaced",
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {
-                    "openAPIV3Schema": {"type": "object", "properties": {"spec": SPEC_SCHEMA}}
-                },
-            }
-        ],
-    },
-}
-
-
-async def install_kind(real: RealApi) -> None:
-    query = {"fieldManager": "test", "force": "true"}
-    path = f"{real_api.CRDS}/{CRD['metadata']['name']}"
-    await real.api.request("PATCH", path, query, CRD, APPLY)
-    async with asyncio.timeout(real_api.IN_TIME_S):
-        while True:
-            with contextlib.suppress(NotFound, RetryLater):
-                await real.api.request("GET", POD_MONITORS.path(real.namespace))
-                return
-            await pause(0.1)
-
-
 async def ask_for_one(real: RealApi, wanted: bool) -> None:
     patch: Any = {"spec": {"monitoring": {"podMonitor": wanted}}}
     await real.api.request("PATCH", f"{real.root}/memkvpools/{POOL}", None, patch, MERGE)
@@ -123,7 +62,7 @@ def test_a_pool_is_monitored_when_it_asks_and_the_cluster_can(
                 await real.until(
                     says(real, "MonitoringUnavailable", "install the Prometheus operator")
                 )
-                await install_kind(real)
+                await install_pod_monitors(real)
                 await real.until(says(real, "PodMonitorMade"))
                 made: Any = await real.get(path)
                 pool = await real.pool()

@@ -84,13 +84,15 @@ class ControlPlane:
     """etcd and kube-apiserver from a folder of binaries, with their data in `directory`.
 
     A context manager. `kubeconfig` names a file that makes its reader cluster administrator.
+    `arguments` are for kube-apiserver.
     """
 
-    def __init__(self, binaries: Path, directory: Path) -> None:
+    def __init__(self, binaries: Path, directory: Path, arguments: Sequence[str] = ()) -> None:
         self.binaries = binaries
         self.directory = directory
         self.kubeconfig = directory / "kubeconfig"
         self.endpoint = ""
+        self._arguments = tuple(arguments)
         self._token = secrets.token_hex(16)
         self._daemons: list[Daemon] = []
 
@@ -145,7 +147,7 @@ class ControlPlane:
             "--service-account-issuer=https://kubernetes.default.svc",
             "--authorization-mode=Node,RBAC", f"--service-cluster-ip-range={SERVICE_RANGE}",
             # No pod reaches a loopback address, so the service `kubernetes` gets no endpoint.
-            "--allow-privileged=true", "--endpoint-reconciler-type=none",
+            "--allow-privileged=true", "--endpoint-reconciler-type=none", *self._arguments,
         )  # fmt: skip
         self.endpoint = f"https://127.0.0.1:{secure}"
         self._wait("the API server's certificate", (self.directory / "certs/apiserver.crt").exists)

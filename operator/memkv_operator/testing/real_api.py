@@ -55,10 +55,12 @@ class RealApi:
         connect: Connect = connect_api_server,
         authority_grace_s: float = 900.0,
         ticket_overlap_s: float = 86_400.0,
+        metadata_binding: str = "",
     ) -> Operator:
         """Return one operator process of this namespace, which nobody runs yet.
         `authority_grace_s`: between the phases in which an authority or the key of tickets is
-        replaced; `ticket_overlap_s`: how long the old key is taken."""
+        replaced; `ticket_overlap_s`: how long the old key is taken; `metadata_binding`: in which it
+        enters metadata pods."""
         lease = LeaseConfig(
             self.namespace, "memkv-operator", name, lease_ms, lease_ms * 2 // 3, lease_ms // 10
         )
@@ -66,6 +68,7 @@ class RealApi:
             lease, "memkv:1", (self.namespace,), "127.0.0.1", 0, resync_s=2.0, step_s=0.1,
             authority_grace=timedelta(seconds=authority_grace_s),
             ticket_overlap=timedelta(seconds=ticket_overlap_s),
+            metadata_binding=metadata_binding,
         )  # fmt: skip
         return Operator(
             settings, dial=self.kubelets.nodes.dial, connect=connect,

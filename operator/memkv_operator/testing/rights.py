@@ -14,11 +14,17 @@ RIGHTS = ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAc
 ACCOUNT = "memkv-operator"
 
 
+def scope_flags(namespace: str) -> list[str]:
+    """Return Helm's arguments of a release that looks after its own namespace."""
+    values = (f"watchNamespaces={{{namespace}}}", f"namespaceOverride={namespace}")
+    return [word for value in values for word in ("--set", value)]
+
+
 def give_rights(helm: str, kubectl: list[str], namespace: str, *flags: str) -> None:
     """Make the account and roles of a release that looks after its own namespace. `flags`: of
     Helm, beside those."""
-    scope = ["--set", f"watchNamespaces={{{namespace}}}", "--set", f"namespaceOverride={namespace}"]
-    rights = [m for m in documents(template(helm, *scope, *flags)) if m["kind"] in RIGHTS]
+    manifests = documents(template(helm, *scope_flags(namespace), *flags))
+    rights = [m for m in manifests if m["kind"] in RIGHTS]
     everything = json.dumps({"apiVersion": "v1", "kind": "List", "items": rights})
     done = run([*kubectl, "apply", "-f", "-"], everything)
     assert done.returncode == 0, done.stderr
