@@ -19,14 +19,13 @@ RUN apt-get update -q \
 WORKDIR /src
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # Dependencies first and by themselves: a change of the source keeps this layer.
-COPY pyproject.toml deploy/dev/image_requirements.py deploy/dev/requirements.txt ./
+COPY pyproject.toml deploy/dev/requirements-image-build.txt deploy/dev/requirements-image-run.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
     python3 -m venv /build && python3 -m venv --without-pip /opt/memkv \
-    && /build/bin/python image_requirements.py build | xargs /build/bin/pip install -q \
-        -c requirements.txt \
-    && /build/bin/python image_requirements.py run | xargs /build/bin/pip install -q \
-        -c requirements.txt --prefix /opt/memkv --ignore-installed
+    && /build/bin/pip install -q --require-hashes -r requirements-image-build.txt \
+    && /build/bin/pip install -q --require-hashes -r requirements-image-run.txt \
+        --prefix /opt/memkv --ignore-installed
 COPY README.md LICENSE ./
 COPY dataplane dataplane
 COPY operator operator
@@ -42,11 +41,14 @@ RUN PATH="/build/bin:$PATH" /build/bin/pip wheel -q --no-build-isolation --no-de
 FROM ${BASE_IMAGE}
 # rdma-core brings udev (10 MB) into the image. It is worth that: pyverbs from elsewhere does not match
 # the providers' libraries, and a node without it cannot use its RDMA devices.
+# Licences stay (/usr/share/doc/*/copyright), as do the lists of packages of dpkg and pip, from which
+# an inventory (SBOM) is made.
 RUN apt-get update -q \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
         python3 python3-pyverbs ibverbs-providers liburing2 libssl3 libb2-1 ca-certificates \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/* /usr/share/doc /usr/share/man \
-        /usr/share/locale \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/* /usr/share/man /usr/share/locale \
+    && find /usr/share/doc -type f ! -name copyright -delete \
+    && find /usr/share/doc -type d -empty -delete \
     && echo 'memkv:x:65532:65532:MemKV:/nonexistent:/usr/sbin/nologin' >>/etc/passwd \
     && echo 'memkv:x:65532:' >>/etc/group
 COPY --from=builder /opt/memkv /opt/memkv
@@ -55,10 +57,15 @@ ENV PATH=/opt/memkv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python3 -c 'import memkv._hotpath, memkv_operator, kopf, kubernetes.aio, pyverbs.device'
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+# Where this tree is published: whoever builds the image knows.
+ARG SOURCE=unknown
+ARG BASE_IMAGE
 LABEL org.opencontainers.image.title="MemKV" \
     org.opencontainers.image.description="Distributed flash memory for the KV cache of LLM inference" \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.version="${VERSION}" \
-    org.opencontainers.image.revision="${REVISION}"
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.source="${SOURCE}" \
+    org.opencontainers.image.base.name="${BASE_IMAGE}"
 USER 65532:65532
 CMD ["memkv", "--help"]

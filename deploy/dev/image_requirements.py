@@ -1,9 +1,10 @@
-"""Prints what the image installs, from pyproject.toml: one requirement a line, for xargs.
+"""Prints what the image installs, from pyproject.toml: one requirement a line.
 
     image_requirements.py build    what the native module is built with
     image_requirements.py run      what every role of MemKV imports
 
-requirements.txt beside it constrains the versions. Python 3.11's standard library is enough.
+lock.sh pins them in requirements-image-build.txt and requirements-image-run.txt beside it, with the
+sums of the files. Python 3.11's standard library is enough.
 """
 
 import sys

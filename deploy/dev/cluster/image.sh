@@ -6,6 +6,7 @@
 #   image.sh import-small N    imports those into node N's containerd
 #   image.sh all [NAME]        builds (or takes NAME), and imports into every node; prints its name
 #   image.sh rename OLD NEW    gives an image of every node that runs a second name
+#   image.sh check NAME        starts it without a network and compares what is in it with this tree
 #
 # BASE_IMAGE=... takes another base than a Debian 12 made by debootstrap. Archives are kept in
 # MEMKV_CACHE/images by the sum of what they were made from. Root, as the cluster itself.
@@ -16,7 +17,7 @@ set -euo pipefail
 IMAGES=$CACHE/images
 SUITE=bookworm
 INPUTS=(Dockerfile .dockerignore pyproject.toml README.md LICENSE dataplane operator proto
-    deploy/dev/requirements.txt deploy/dev/image_requirements.py)
+    deploy/dev/requirements-image-build.txt deploy/dev/requirements-image-run.txt)
 
 # Its own storage: nothing of this machine's images is touched, and it is removed as one folder.
 run_buildah() {
@@ -185,11 +186,40 @@ rename() {
     printf '%s\n' "$2"
 }
 
+# As a container runtime starts it: its own user, environment and commands, and no network at all.
+run_in() {
+    local container=$1
+    shift
+    unshare --net buildah --root "$IMAGES/storage" --runroot "$IMAGES/run" \
+        --storage-driver "$(cat "$IMAGES/driver")" run --isolation chroot "$container" -- "$@"
+}
+
+check() {
+    local name=$1 container label
+    choose_driver
+    container=$(run_buildah from --pull-never "$name")
+    # shellcheck disable=SC2064  # the container's name now, not at the end
+    trap "run_buildah rm '$container' >/dev/null; unmount_layers" EXIT
+    run_in "$container" memkv --version >&2
+    run_in "$container" memkv-operator run --help >/dev/null
+    {
+        cat "$HERE/check_image.py"
+        printf 'main(r"""%s""")\n' "$(cat "$TREE/deploy/dev/requirements-image-run.txt")"
+    } | run_in "$container" python3 -
+    for label in title description licenses version revision source base.name; do
+        [ -n "$(run_buildah inspect --type image \
+            --format "{{index .OCIv1.Config.Labels \"org.opencontainers.image.$label\"}}" \
+            "$name")" ] || die "the image has no label org.opencontainers.image.$label"
+    done
+    say "$name is as it should be"
+}
+
 case ${1:-} in
     build) build ;;
+    check) check "$2" ;;
     small) small ;;
     import-small) import_into "$2" "$IMAGES/pause.tar" "$IMAGES/coredns.tar" ;;
     all) shift; all "$@" ;;
     rename) rename "$2" "$3" ;;
-    *) die "say build, small, import-small, all or rename" ;;
+    *) die "say build, small, import-small, all, rename or check" ;;
 esac

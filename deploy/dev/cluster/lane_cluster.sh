@@ -15,6 +15,7 @@ else
     [ ! -e /run/memkv-cluster ] || "$folder/cluster.sh" down
     # Once: a tree that is edited meanwhile would be another image.
     MEMKV_TEST_IMAGE=$("$folder/image.sh" build)
+    "$folder/image.sh" check "$MEMKV_TEST_IMAGE"
     trap '"$folder/cluster.sh" down' EXIT
     "$folder/cluster.sh" up 2
     "$folder/image.sh" all "$MEMKV_TEST_IMAGE"

@@ -1,6 +1,7 @@
 """The scripts behind the Makefile: results of lanes, and what a machine is told it lacks."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,3 +127,56 @@ def test_a_wrong_argument_is_named() -> None:
     result = run("setup.sh", "fly")
     assert result.returncode == 1
     assert "unknown argument 'fly'" in result.stderr
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_no_kubernetes_is_built_where_a_cluster_is_named(tmp_path: Path, given: bool) -> None:
+    """As CI runs, with nothing behind its lanes but notes of what was called."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(DEV.parents[1] / ".ci/run", tmp_path / ".ci/run")
+    cluster = tmp_path / "deploy/dev/cluster"
+    cluster.mkdir(parents=True)
+    shutil.copy(DEV / "lane.sh", tmp_path / "deploy/dev/lane.sh")
+    command(tmp_path / "deploy/dev", "demo_check.sh", "exit 0")
+    note = f'echo "$(basename "$0") $*" >>{tmp_path}/called'
+    command(cluster, "build.sh", f'{note}; [ "$1" != missing ] || echo kubelet')
+    for lane in (DEV / "cluster").glob("lane_*.sh"):
+        command(cluster, lane.name, note)
+    command(tmp_path, "make", "exit 0")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for name in ("KUBECONFIG", "MEMKV_TEST_IMAGE"):
+        environment.pop(name, None)
+        if given:
+            environment[name] = f"some {name}"
+    result = subprocess.run(
+        [tmp_path / ".ci/run"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    called = [line.split() for line in (tmp_path / "called").read_text().splitlines()]
+    assert (["build.sh"] in called) != given
+    assert ["lane_cluster.sh"] in called
+    assert ("name a cluster" in result.stdout) == given
+
+
+def test_packages_of_the_image_are_pinned_by_version_and_sum() -> None:
+    """Each one, in the version that tests run with; `make lock` writes them."""
+    tested = pins(DEV / "requirements.txt")
+    for part, some in (("build", "cython"), ("run", "grpcio")):
+        path = DEV / f"requirements-image-{part}.txt"
+        found = pins(path)
+        assert some in found
+        assert found.items() <= tested.items(), path
+        text = path.read_text().replace("\\\n", "")
+        assert all("--hash=sha256:" in line for line in text.splitlines())
+        wanted = subprocess.run(
+            [sys.executable, "deploy/dev/image_requirements.py", part], cwd=DEV.parents[1],
+            capture_output=True, text=True, check=True,
+        ).stdout.splitlines()  # fmt: skip
+        names = {re.split(r"[<>=\[]", line)[0] for line in wanted}
+        assert names <= found.keys(), f"run make lock: {names - found.keys()}"
+    image = (DEV.parents[1] / "Dockerfile").read_text()
+    assert image.count("--require-hashes") == 2
+
+
+def pins(path: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([\w-]+)==(\S+)", path.read_text(), re.MULTILINE))
