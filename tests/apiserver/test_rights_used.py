@@ -121,7 +121,10 @@ class Scene:
         labels = {"old": "true"}
         template = {
             "metadata": {"labels": labels},
-            "spec": {"containers": [{"name": "old", "image": "old:1"}]},
+            "spec": {
+                "nodeSelector": labels,  # no node has it: no pod is made
+                "containers": [{"name": "old", "image": "old:1"}],
+            },
         }
         apps = {"spec": {"selector": {"matchLabels": labels}, "template": template}}
         contents: dict[str, dict[str, Any]] = {
