@@ -1,6 +1,8 @@
 """MemKV on a real cluster: installed by Helm, used by pods.
 
-`make test-cluster` starts a cluster on this machine, or takes the one of KUBECONFIG:
+`make test-cluster` starts a cluster on this machine, or takes the one of KUBECONFIG, which must
+have no MemKV. It makes namespaces and CRDs, labels nodes and writes below /var/lib/memkv on them,
+and takes all of it back:
 
     KUBECONFIG               the cluster
     MEMKV_TEST_IMAGE         an image of this tree that its nodes have or can pull
@@ -16,10 +18,15 @@ from pathlib import Path
 
 import pytest
 
+from memkv_operator.testing.crds import Object
 from memkv_operator.testing.live_cluster import ROOT, LiveCluster
 
 SYSTEM = "memkv-system"
 CHART = str(ROOT / "charts/memkv")
+CRD_NAMES = ("memkvpools.memkv.io", "memkvnodes.memkv.io", "memkvshardmaps.memkv.io")
+NODE_LABEL = "memkv.io/node"
+NODE_FILES = "/var/lib/memkv"
+POOL_FILES = ("pool-a", "pool-secure", "pool-groups", "pool-nic")  # folders that tests' pools name
 INSTALL_S = 300
 WAIT = ("--wait", f"--timeout={INSTALL_S}s")
 
@@ -50,6 +57,30 @@ def install_values(image: str) -> list[str]:
     return [word for value in values for word in ("--set", value)]
 
 
+def remove_files(cluster: LiveCluster) -> None:
+    """Remove what pools of the tests left on the nodes."""
+    sweepers = "memkv-sweepers"
+    cluster.apply("default", namespace(sweepers, "privileged"))
+    for node in cluster.nodes():
+        container: Object = {
+            "name": "sweeper", "image": cluster.image, "securityContext": {"runAsUser": 0},
+            "command": ["rm", "-rf", *(f"/swept/{name}" for name in POOL_FILES)],
+            "volumeMounts": [{"name": "swept", "mountPath": "/swept"}],
+        }  # fmt: skip
+        path: Object = {"path": NODE_FILES, "type": "DirectoryOrCreate"}
+        spec: Object = {
+            "nodeName": node, "restartPolicy": "Never", "containers": [container],
+            "volumes": [{"name": "swept", "hostPath": path}],
+        }  # fmt: skip
+        meta: Object = {"name": f"sweeper-{node}"}
+        pod: Object = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
+        cluster.apply(sweepers, pod)
+    for node in cluster.nodes():
+        done = "jsonpath={.status.phase}=Succeeded"
+        cluster.wait(sweepers, f"pod/sweeper-{node}", done, INSTALL_S)
+    cluster.kubectl("delete", "namespace", sweepers, f"--timeout={INSTALL_S}s")
+
+
 @pytest.fixture(scope="session")
 def system() -> str:
     """The namespace of the release."""
@@ -59,6 +90,12 @@ def system() -> str:
 @pytest.fixture(scope="session")
 def release(cluster: LiveCluster) -> Iterator[LiveCluster]:
     """The operator, installed by Helm into a namespace that admits only restricted pods."""
+    crds = ("delete", "customresourcedefinitions", "--ignore-not-found", *CRD_NAMES)
+    found = [
+        name for name in CRD_NAMES
+        if cluster.try_to("kubectl", "get", "customresourcedefinition", name).returncode == 0
+    ]  # fmt: skip
+    assert not found, f"the cluster has a MemKV, or what one left: kubectl {' '.join(crds)}"
     cluster.apply("default", namespace(SYSTEM, "restricted"))
     words = install_values(cluster.image)
     done = cluster.try_to("helm", "install", "memkv", CHART, "-n", SYSTEM, *words, *WAIT)
@@ -66,6 +103,8 @@ def release(cluster: LiveCluster) -> Iterator[LiveCluster]:
     yield cluster
     cluster.try_to("helm", "uninstall", "memkv", "-n", SYSTEM, "--no-hooks", *WAIT)
     cluster.kubectl("delete", "namespace", SYSTEM, "--ignore-not-found", f"--timeout={INSTALL_S}s")
+    cluster.kubectl(*crds, f"--timeout={INSTALL_S}s")
+    cluster.kubectl("label", "nodes", "--all", f"{NODE_LABEL}-")
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +144,9 @@ def pool_namespace(release: LiveCluster) -> Iterator[Callable[[str], str]]:
     for name in made:
         wait = f"--timeout={INSTALL_S}s"
         release.kubectl("delete", "memkvpools", "-n", name, "--all", "--ignore-not-found", wait)
+    if made and os.environ.get("MEMKV_TEST_LOCAL_NODES") != "1":  # those are thrown away
+        remove_files(release)
+    for name in made:
         release.kubectl("delete", "namespace", name, "--ignore-not-found", wait)
 
 
