@@ -6,6 +6,7 @@ import logging
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from memkv.clock import Clock, SystemClock
 from memkv.errors import MemKVError
@@ -24,6 +25,7 @@ from memkv_operator.run.heartbeats import HeartbeatReader
 from memkv_operator.run.kopf_watch import KopfWatch, MakeEventWatch
 from memkv_operator.run.metrics import OperatorMetrics, PoolCollector
 from memkv_operator.run.reconciler import Reconciler
+from memkv_operator.run.scope import Scope
 from memkv_operator.run.settings import Settings
 from memkv_operator.run.view import ClusterView
 from memkv_operator.run.watching import Watches
@@ -68,6 +70,7 @@ class Operator:
         self.metrics.registry.register(PoolCollector(self.view))
         self._queue: WorkQueue | None = None
         self._watches: Watches | None = None
+        self._scope: Scope | None = None
         self._beat_ns = self._clock.monotonic_ns()
         self._bugs: dict[str, str] = {}
         """Key of a pool -> the error its looks end with that nobody foresaw."""
@@ -78,7 +81,7 @@ class Operator:
         self.http_port = 0
 
     async def run(self) -> None:
-        """Run until cancelled. MemKVError when it cannot go on: leadership lost."""
+        """Run until cancelled. MemKVError when it cannot go on: leadership lost, other rights."""
         http = PlainHttpServer(self._settings.http_host, self._settings.http_port, self._routes())
         self.http_port = http.port
         api = await self._connect(self.metrics.requested)
@@ -95,6 +98,7 @@ class Operator:
             self._queue.add(key)
 
     async def _run_with(self, api: ApiServer) -> None:
+        assert self._scope is not None
         self._queue = WorkQueue(self._clock)
         self._watches = watches = Watches(
             api,
@@ -109,6 +113,7 @@ class Operator:
         tasks = [
             asyncio.create_task(watches.run()),
             asyncio.create_task(self._beat()),
+            asyncio.create_task(self._scope.keep(self._settings.namespaces)),
             asyncio.create_task(reader.run()),
             asyncio.create_task(self._lead(api, watches, reader.heartbeats)),
         ]
@@ -125,10 +130,13 @@ class Operator:
     async def _wait_for_kinds(self, api: ApiServer) -> None:
         """kopf watches only kinds that exist when it starts."""
         objects, said = Objects(api), False
+        self._scope = scope = Scope(objects, self._settings.namespaces)
         while True:
             try:
+                readable = await scope.readable()
                 for resource in (POOLS, MEMKV_NODES, SHARD_MAPS):
-                    await objects.check_served(resource, next(iter(self._settings.namespaces), ""))
+                    await objects.check_served(resource, next(iter(readable), ""))
+                self._settings = replace(self._settings, namespaces=readable)
                 return
             except MemKVError as error:
                 level = logging.WARNING if not said else logging.DEBUG

@@ -117,9 +117,14 @@ class Cluster:
 
     @asynccontextmanager
     async def operator(
-        self, name: str = "a", lease_ms: int = 30_000, api: ApiServer | None = None
+        self,
+        name: str = "a",
+        lease_ms: int = 30_000,
+        api: ApiServer | None = None,
+        namespaces: tuple[str, ...] = (),
     ) -> AsyncIterator[Operator]:
-        """Run one operator process beside the kubelets. `api`: its own way to the API server."""
+        """Run one operator process beside the kubelets. `api`: its own way to the API server.
+        `namespaces`: that it looks at; none: all."""
         way = api or self.api
         lease = LeaseConfig(
             NAMESPACE, "memkv-operator", name, lease_ms, lease_ms * 2 // 3, lease_ms // 10
@@ -127,6 +132,7 @@ class Cluster:
         settings = Settings(
             lease,
             "memkv:1",
+            namespaces=namespaces,
             http_host="127.0.0.1",
             http_port=0,
             metadata_binding="memkv-metadata",
