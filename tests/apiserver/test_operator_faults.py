@@ -59,8 +59,9 @@ class Trial:
     """Faults that came before their pool had converged."""
     failures: list[str] = field(default_factory=list)
 
-    async def undisturbed(self) -> str:
-        """Make a pool without a fault, note what comes of it, and return its namespace."""
+    async def undisturbed(self) -> tuple[int, dict[str, int]]:
+        """Make a pool without a fault, and note what comes of it. Return how many requests were
+        made, and how many events came of each kind."""
         real = await self.pools.add_namespace()
         await self.pools.make_pool(real)
         await real.until(real.is_ready, CONVERGES_S, STEP_S)
@@ -73,8 +74,12 @@ class Trial:
             return was == before
 
         await real.until(settled, CONVERGES_S, 2.5)  # its resync is in between
+        made = self.script.made[real.namespace]
+        heard = {
+            kind: n for (where, kind), n in self.script.heard.items() if where == real.namespace
+        }
         await self.pools.drop(real)
-        return real.namespace
+        return made, heard
 
     async def run(self, name: str, arm: Callable[[str], None]) -> None:
         """Make a pool with a fault (`arm` is given its namespace) and compare."""
@@ -169,8 +174,7 @@ OnTrial = Callable[[Callable[[Trial], Awaitable[None]]], None]
 @pytest.mark.timeout(3000)  # for all cases
 def test_any_one_request_of_a_reconcile_may_fail(on_trial: OnTrial) -> None:
     async def test(trial: Trial) -> None:
-        first = await trial.undisturbed()
-        count = trial.script.made[first]
+        count, _ = await trial.undisturbed()
         cases = [(number, fault) for number in range(1, count + 1) for fault in RequestFault]
         print(f"{count} requests of a reconcile, {len(RequestFault)} faults")
 
@@ -188,10 +192,7 @@ def test_any_one_request_of_a_reconcile_may_fail(on_trial: OnTrial) -> None:
 @pytest.mark.timeout(3000)
 def test_any_one_event_of_a_watch_may_be_wrong(on_trial: OnTrial) -> None:
     async def test(trial: Trial) -> None:
-        first = await trial.undisturbed()
-        counts = {
-            kind: count for (where, kind), count in trial.script.heard.items() if where == first
-        }
+        _, counts = await trial.undisturbed()
         cases = [
             (kind, number, fault)
             for kind in sorted(counts)
