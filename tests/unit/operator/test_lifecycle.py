@@ -114,6 +114,11 @@ def test_a_small_change_of_capacity_moves_nothing() -> None:
 
             whole = node.capacity_bytes
             await cluster.until(lambda: counted() == (whole, whole))
+            # The publisher goes by what the latest look saw: have it look once more.
+            await cluster.change_pool({"spec": {"disruption": {"nodeLostGraceSeconds": 31}}})
+            generation = cluster.pool["metadata"]["generation"]
+            await cluster.until(lambda: cluster.pool["status"]["observedGeneration"] == generation)
+            await cluster.until(lambda: cluster.condition("Rebalanced")["status"] == "True")
             epoch = cluster.map.version.epoch
             node.capacity_bytes = whole * 91 // 100
             await cluster.until(lambda: counted() == (whole * 91 // 100, whole))
