@@ -116,6 +116,7 @@ def test_a_quota_is_in_force_without_a_restart_and_after_one(
     assert (after.pid, after.restarts) == (before.pid, 0)
     put(after, "noise", 0, 320)  # more than the drive holds, under the same keys
     assert present(after, "guest") == GUEST_BLOCKS
+    until(supervisor, lambda view: "noise" in guaranteed(view))  # workers report now and then
     answer = facts(supervisor)
     assert (answer.spec_generation, answer.spec_revision) == (1, "one")
     assert answer.workers[0].flash_guaranteed_bytes_max > 32 * MIB

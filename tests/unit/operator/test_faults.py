@@ -15,6 +15,7 @@ import pytest
 
 from memkv.shardmap import unpack_owners
 from memkv.testing.simulated_time import LoopClock, run_simulated
+from memkv_operator.plan.pace import NODE_PAUSE_MS
 from memkv_operator.testing.cluster import PATH, POOL, Cluster
 from memkv_operator.testing.faulty_api import FAULTS, Disorder, FaultyApi, some_disorder
 
@@ -117,7 +118,8 @@ async def run_through(
         if expected is not None:
             await cluster.until(lambda: snapshot(cluster) == expected)
         elif not is_gone(cluster):
-            settled = cluster.reconciles(operator) + 3  # a second each, by resync
+            # A second each, by resync; what is told of a node may be held back for ten.
+            settled = cluster.reconciles(operator) + NODE_PAUSE_MS // 1000 + 3
             await cluster.until(lambda: cluster.reconciles(operator) >= settled)
         count = len(way.requests) - before
         way.fault = lambda number: None
