@@ -3,8 +3,6 @@
 The kind Certificate is a test's own, and so is the issuer, which signs what is asked.
 """
 
-import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,17 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from memkv.errors import RetryLater
-from memkv.metadata.kubernetes.api_server import APPLY, MERGE
-from memkv.metadata.kubernetes.errors import NotFound
+from memkv.metadata.kubernetes.api_server import MERGE
 from memkv.testing.control_plane import ControlPlane
 from memkv_operator.api.names import CERTIFICATES
 from memkv_operator.identity.authority import make_authority
 from memkv_operator.identity.secrets import content_of
 from memkv_operator.testing import real_api
-from memkv_operator.testing.cluster import POOL, pause
+from memkv_operator.testing.cluster import POOL
 from memkv_operator.testing.issuer import CRD, Issuer
-from memkv_operator.testing.real_api import RealApi, run_on_a_real_api
+from memkv_operator.testing.real_api import RealApi, install_kind, run_on_a_real_api
 from memkv_operator.testing.rights import as_operator, give_rights, refused
 
 CRDS = sorted((Path(__file__).resolve().parents[2] / "charts/memkv/files/crds").glob("*.yaml"))
@@ -37,18 +33,6 @@ TLS = {
         "auth": {"mode": "None"},
     },
 }
-
-
-async def install_kind(real: RealApi) -> None:
-    query = {"fieldManager": "test", "force": "true"}
-    path = f"{real_api.CRDS}/{CRD['metadata']['name']}"
-    await real.api.request("PATCH", path, query, CRD, APPLY)
-    async with asyncio.timeout(real_api.IN_TIME_S):
-        while True:
-            with contextlib.suppress(NotFound, RetryLater):
-                await real.api.request("GET", CERTIFICATES.path(real.namespace))
-                return
-            await pause(0.1)
 
 
 @contextmanager
@@ -86,7 +70,7 @@ def test_a_pool_gets_its_certificates_from_an_issuer_and_follows_its_new_authori
     helm: str, own_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(real: RealApi, issuer: Issuer) -> None:
-        await install_kind(real)
+        await install_kind(real, CRD, CERTIFICATES)
         await real.make_pool(**TLS)
         flag = ("--set", "certManager.enabled=true")
         with rights(helm, own_plane, real, tmp_path, monkeypatch, *flag):

@@ -1,16 +1,9 @@
 """The kind PodMonitor as a test's own: as strict as the Prometheus operator's in what is used."""
 
-import asyncio
-import contextlib
 from typing import Any
 
-from memkv.errors import RetryLater
-from memkv.metadata.kubernetes.api_server import APPLY
-from memkv.metadata.kubernetes.errors import NotFound
 from memkv_operator.api.names import POD_MONITORS
-from memkv_operator.testing import real_api
-from memkv_operator.testing.cluster import pause
-from memkv_operator.testing.real_api import RealApi
+from memkv_operator.testing.real_api import RealApi, install_kind
 
 TEXT = {"type": "string"}
 RELABELING = {
@@ -56,12 +49,4 @@ CRD: dict[str, Any] = {
 
 async def install_pod_monitors(real: RealApi) -> None:
     """Make the kind, and wait until it is served."""
-    query = {"fieldManager": "test", "force": "true"}
-    path = f"{real_api.CRDS}/{CRD['metadata']['name']}"
-    await real.api.request("PATCH", path, query, CRD, APPLY)
-    async with asyncio.timeout(real_api.IN_TIME_S):
-        while True:
-            with contextlib.suppress(NotFound, RetryLater):
-                await real.api.request("GET", POD_MONITORS.path(real.namespace))
-                return
-            await pause(0.1)
+    await install_kind(real, CRD, POD_MONITORS)

@@ -207,3 +207,15 @@ def run_on_a_real_api(
             await api.close()
 
     asyncio.run(main())
+
+
+async def install_kind(real: RealApi, crd: dict[str, Any], resource: Resource) -> None:
+    """Make a kind of somebody else's, and wait until it is served."""
+    query = {"fieldManager": "test", "force": "true"}
+    await real.api.request("PATCH", f"{CRDS}/{crd['metadata']['name']}", query, crd, APPLY)
+    async with asyncio.timeout(IN_TIME_S):
+        while True:
+            with contextlib.suppress(NotFound, RetryLater):
+                await real.api.request("GET", resource.path(real.namespace))
+                return
+            await pause(0.1)

@@ -27,7 +27,7 @@ from memkv_operator.testing.cluster import SPEC
 from memkv_operator.testing.crds import objects, read_yaml
 from memkv_operator.testing.exporters import Scrape
 from memkv_operator.testing.pool_model import BAD_TAG, PoolModel
-from memkv_operator.testing.promtool import RULES, Case, find_promtool, verdict
+from memkv_operator.testing.promtool import RULES, Case, verdict
 
 ALERTS = {
     str(rule["alert"]): str(rule["expr"])
@@ -216,15 +216,6 @@ def all_well() -> Scrape:
             operator(lambda o: o.heard_of(POOLS), wall_s=DAY_S),
         ]
     )
-
-
-@pytest.fixture(scope="module")
-def promtool() -> str:
-    """The path of promtool; skips where none can be had."""
-    path, why_not = find_promtool()
-    if not path:
-        pytest.skip(why_not)
-    return path
 
 
 @pytest.mark.parametrize("alert", ALERTS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from memkv_operator.testing.crds import objects, read_yaml
-from memkv_operator.testing.promtool import RULES, Case, find_promtool, run_promtool, verdict
+from memkv_operator.testing.promtool import RULES, Case, run_promtool, verdict
 
 GROUPS = objects(read_yaml(RULES), "groups")
 ALERTS = [str(rule["alert"]) for group in GROUPS for rule in objects(group, "rules")]
@@ -180,15 +180,6 @@ CASES = [
     Case("MemKVCertificateExpires", "not soon", 70, {ENDS: f"{15 * DAY_S}x90"}),
     Case("MemKVCertificateExpires", "renewed", 70, {ENDS: f"{13 * DAY_S}x30 {90 * DAY_S}x60"}),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def promtool() -> str:
-    """The path of promtool; skips where none can be had."""
-    path, why_not = find_promtool()
-    if not path:
-        pytest.skip(why_not)
-    return path
 
 
 @pytest.mark.parametrize("alert", ALERTS)
