@@ -184,7 +184,7 @@ def test_any_one_request_of_a_reconcile_may_fail(on_trial: OnTrial) -> None:
 
             return f"request {number}: {fault.value}", arm
 
-        await trial.run_all([case(*one) for one in chosen(cases)], share_min=0.9)
+        await trial.run_all([case(*one) for one in chosen(cases)], share_min=0.7)
 
     on_trial(test)
 
