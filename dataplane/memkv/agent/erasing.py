@@ -18,10 +18,9 @@ from memkv.limits import MIB, SECTOR_BYTES
 from memkv.metadata.files import write_durably
 
 WIPE_CHUNK_BYTES = 32 * MIB  # a slow drive writes this in a second; who waits goes first then
-WIPE_JOURNAL_BYTES = (
-    256 * MIB
-)  # a crash repeats at most this; a flush of the journal for each chunk
-# would cost the node's own disk more than the wipe
+WIPE_JOURNAL_BYTES = 256 * MIB
+"""A crash repeats at most this. A flush of the journal for each chunk would cost the node's own
+disk more than the wipe."""
 _SUM_BYTES = 8
 _ZERO = bytes(SECTOR_BYTES)
 

@@ -84,7 +84,10 @@ class Keeper:
             core.ticket = self._source.fetch_ticket(TICKET_TIMEOUT_MS)
             self._ticket_backoff.reset()
             # The next one may be refused as well, by a node that learns its key later.
-            self._refusals.reset() if is_old else self._refusals.failed()
+            if is_old:
+                self._refusals.reset()
+            else:
+                self._refusals.failed()
             self.last_error = ""
         except MemKVError as error:
             self.last_error = str(error)

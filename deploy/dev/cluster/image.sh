@@ -20,10 +20,12 @@ INPUTS=(Dockerfile .dockerignore pyproject.toml README.md LICENSE dataplane oper
     deploy/dev/requirements-image-build.txt deploy/dev/requirements-image-run.txt)
 
 # Its own storage: nothing of this machine's images is touched, and it is removed as one folder.
+# BUILDAH_UNDER is a command that runs it.
 run_buildah() {
     local driver
     driver=$(cat "$IMAGES/driver" 2>/dev/null || echo overlay)
-    buildah --root "$IMAGES/storage" --runroot "$IMAGES/run" --storage-driver "$driver" "$@"
+    ${BUILDAH_UNDER:-} buildah --root "$IMAGES/storage" --runroot "$IMAGES/run" \
+        --storage-driver "$driver" "$@"
 }
 
 # Overlay shares layers; vfs copies each, and works where overlay does not.
@@ -190,8 +192,7 @@ rename() {
 run_in() {
     local container=$1
     shift
-    unshare --net buildah --root "$IMAGES/storage" --runroot "$IMAGES/run" \
-        --storage-driver "$(cat "$IMAGES/driver")" run --isolation chroot "$container" -- "$@"
+    BUILDAH_UNDER='unshare --net' run_buildah run --isolation chroot "$container" -- "$@"
 }
 
 check() {

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from memkv_operator.bugs import BugLog
 from memkv_operator.nodes.admin import AdminTls
 
 log = logging.getLogger("memkv.operator.nodes")
@@ -72,8 +73,7 @@ class Poller(ABC, Generic[AnyAdmin, Seen]):
         self._tasks: dict[str, tuple[Target, asyncio.Task[None]]] = {}
         self.seen: dict[str, Seen] = {}
         """What polling came to, of nodes that have a target."""
-        self._bugs: dict[str, str] = {}
-        """Node -> the error that nobody foresaw of its last poll."""
+        self._bugs = BugLog(log)
 
     @abstractmethod
     async def ask(self, node: str, target: Target, admin: AnyAdmin) -> None:
@@ -87,7 +87,7 @@ class Poller(ABC, Generic[AnyAdmin, Seen]):
     def forget(self, node: str) -> None:
         """Drop what is known of a node whose pod is another one now, or none."""
         self.seen.pop(node, None)
-        self._bugs.pop(node, None)
+        self._bugs.over(node)
 
     def poll(self, targets: Mapping[str, Target]) -> None:
         """Poll these from now on. A pod that was replaced is another target."""
@@ -129,25 +129,20 @@ class Poller(ABC, Generic[AnyAdmin, Seen]):
                 try:
                     admin = admin or self._dial(target.endpoint, target.tls)
                     await self.ask(node, target, admin)
-                    self._bugs.pop(node, None)
+                    self._bugs.over(node)
                 except Exception as error:
                     # A poll that ended for good would let a dead node look well for ever.
-                    self._say_bug(node, error)
+                    self._bugs.say(
+                        node,
+                        error,
+                        f"node {node}: a poll met a bug in the operator, please report it; polls "
+                        "go on",
+                    )
                     self.unanswered(node, target, f"a bug in the operator: {error!r}")
                 await asyncio.sleep(self._interval_s())
         finally:
             if admin is not None:
                 await asyncio.shield(admin.close())
-
-    def _say_bug(self, node: str, error: Exception) -> None:
-        """Log an error with its traceback, once as long as it stays the same."""
-        if self._bugs.get(node) != repr(error):
-            self._bugs[node] = repr(error)
-            log.error(
-                "node %s: a poll met a bug in the operator, please report it; polls go on",
-                node,
-                exc_info=error,
-            )
 
     def _interval_s(self) -> float:
         interval_s = max(self._interval_s_min, self._budget.interval_s_min)

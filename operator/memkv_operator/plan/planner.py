@@ -279,15 +279,12 @@ def _templates(pool: Pool, children: Sequence[Child]) -> dict[str, str]:
 def _unmade(observed: Observed, templates: Mapping[str, str]) -> set[str]:
     """Return the groups whose DaemonSet, as it was seen last, does not have its template."""
     name = observed.pool.meta.name
-    live = {
-        group: observed.children.get((DAEMON_SETS.kind, daemon_set_name(name, group)))
-        for group in templates
-    }
-    return {
-        group
-        for group, template in templates.items()
-        if (found := live[group]) is None or made_template(found) != template
-    }
+    unmade = set()
+    for group, template in templates.items():
+        live = observed.children.get((DAEMON_SETS.kind, daemon_set_name(name, group)))
+        if live is None or made_template(live) != template:
+            unmade.add(group)
+    return unmade
 
 
 def _pod_actions(rolling: Rolling) -> list[Action]:

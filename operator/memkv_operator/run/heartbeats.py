@@ -9,6 +9,7 @@ from memkv.errors import MemKVError
 from memkv.metadata.kubernetes.json_values import JsonObject, Reader
 from memkv_operator.api.meta import read_meta
 from memkv_operator.api.names import LEASES, NODE_LEASES_NAMESPACE
+from memkv_operator.bugs import BugLog
 from memkv_operator.kube.objects import Objects
 from memkv_operator.plan.heartbeats import Heartbeats, read_beat
 
@@ -31,7 +32,7 @@ class HeartbeatReader:
         self._clock = clock
         self._suspects = suspects
         self._failed = False
-        self._bug = ""
+        self._bugs = BugLog(log)
 
     async def run(self) -> None:
         """Go on until cancelled. No error ends it."""
@@ -43,19 +44,15 @@ class HeartbeatReader:
                 if suspects:
                     pause_s = LOOK_S
                     await self._look(suspects)
+                self._bugs.over("")
             except Exception as error:
-                self._say_bug(error)
+                self.heartbeats.interrupted(self._now_ms())
+                self._bugs.say(
+                    "",
+                    error,
+                    "this is a bug in the operator, please report it; lost nodes stay longer",
+                )
             await asyncio.sleep(pause_s)
-
-    def _say_bug(self, error: Exception) -> None:
-        """Log an error that nobody foresaw, once as long as it stays the same."""
-        self.heartbeats.interrupted(self._now_ms())
-        if self._bug != repr(error):
-            self._bug = repr(error)
-            log.error(
-                "this is a bug in the operator, please report it; lost nodes stay longer",
-                exc_info=error,
-            )
 
     async def _look(self, nodes: frozenset[str]) -> None:
         try:

@@ -14,6 +14,7 @@ from memkv.metadata.http import PlainHttpServer, Route, metrics_page, probe_page
 from memkv.metadata.kubernetes.api_server import ApiServer, Observer, connect_api_server
 from memkv.metadata.kubernetes.errors import NotFound
 from memkv_operator.api.names import MEMKV_NODES, POOLS, SHARD_MAPS
+from memkv_operator.bugs import BugLog
 from memkv_operator.kube.leadership import Leadership
 from memkv_operator.kube.objects import Objects
 from memkv_operator.kube.side_api import SideApi
@@ -72,8 +73,7 @@ class Operator:
         self._watches: Watches | None = None
         self._scope: Scope | None = None
         self._beat_ns = self._clock.monotonic_ns()
-        self._bugs: dict[str, str] = {}
-        """Key of a pool -> the error its looks end with that nobody foresaw."""
+        self._bugs = BugLog(log)
         self._leadership: Leadership | None = None
         self._reconciler: Reconciler | None = None
         self._took_over_ns = 0
@@ -235,26 +235,20 @@ class Operator:
                 queue.failed(key)
             except Exception as error:
                 # What nobody foresaw about one pool must not end the work on all others.
-                self._say_bug(key, error)
+                self._bugs.say(
+                    key,
+                    error,
+                    f"pool {key}: this is a bug in the operator, please report it; other pools go "
+                    "on",
+                )
                 self.metrics.reconciles.labels("bug").inc()
                 queue.failed(key)
             else:
-                self._bugs.pop(key, None)
+                self._bugs.over(key)
                 self.metrics.reconciles.labels("ok").inc()
                 took_s = (self._clock.monotonic_ns() - begun_ns) / 1e9
                 # A large pool that changes all the time is looked at half of the time.
                 queue.succeeded(key, min(REST_S_MAX, took_s))
-
-    def _say_bug(self, key: str, error: Exception) -> None:
-        """Log an error with its traceback, once as long as it stays the same."""
-        said = repr(error)
-        if self._bugs.get(key) != said:
-            self._bugs[key] = said
-            log.error(
-                "pool %s: this is a bug in the operator, please report it; other pools go on",
-                key,
-                exc_info=error,
-            )
 
     async def _resync(self, queue: WorkQueue, reconciler: Reconciler) -> None:
         pruned = False

@@ -1,7 +1,6 @@
 """Why no agent runs is said by its true cause: not installed is only one of them."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from memkv_operator.testing.cluster import (
     run_on_a_cluster,
 )
 from memkv_operator.testing.faulty_api import FaultyApi
+from memkv_operator.testing.passing_api import Call
 
 SELECTOR = {"kubernetes.io/os": "linux", "memkv.io/node": "true"}
 CHOSEN = KubeNode("n1", {**SELECTOR}, True, False, {})
@@ -131,18 +131,12 @@ def test_a_pool_says_that_pod_security_forbids_its_agents() -> None:
 class WithoutTheRight(FaultyApi):
     """A connection that may not list the agents' DaemonSet."""
 
-    async def request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: JsonObject | None = None,
-        content_type: str = "application/json",
-    ) -> JsonObject:
-        """As ApiServer."""
-        if path == DAEMON_SETS and AGENT_SELECTOR in (query or {}).get("labelSelector", ""):
+    async def send(self, call: Call) -> JsonObject:
+        """As PassingApi."""
+        selector = (call.query or {}).get("labelSelector", "")
+        if call.path == DAEMON_SETS and AGENT_SELECTOR in selector:
             raise Forbidden("daemonsets is forbidden")
-        return await super().request(method, path, query, body, content_type)
+        return await super().send(call)
 
 
 def test_what_cannot_be_asked_names_both_commands_until_an_agent_is_there() -> None:

@@ -1,11 +1,11 @@
 """Watching goes on whatever a watch meets."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from memkv.errors import PeerGone
-from memkv.metadata.kubernetes.api_server import MERGE
+from memkv.metadata.kubernetes.api_server import MERGE, ApiServer
 from memkv.metadata.kubernetes.errors import Away
 from memkv.metadata.kubernetes.json_values import JsonObject
 from memkv.testing.api_server import FakeApiServer
@@ -15,6 +15,7 @@ from memkv_operator.run.kopf_watch import OnEvent
 from memkv_operator.run.view import ClusterView
 from memkv_operator.run.watching import Watches
 from memkv_operator.testing.cluster import pause
+from memkv_operator.testing.passing_api import Call, PassingApi
 
 LIST_AGAIN_S = 300.0
 SOON_S = 60.0
@@ -43,22 +44,15 @@ class DeafWatch:
         self.over.set()
 
 
-class Failing(FakeApiServer):
+class Failing(PassingApi):
     """Answers every request for pools with 500 until it is mended."""
 
     is_ill = True
 
-    async def request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: JsonObject | None = None,
-        content_type: str = "application/json",
-    ) -> JsonObject:
-        if self.is_ill and path.endswith("memkvpools"):
+    async def send(self, call: Call) -> JsonObject:
+        if self.is_ill and call.path.endswith("memkvpools"):
             raise Away("500")
-        return await super().request(method, path, query, body, content_type)
+        return await super().send(call)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -68,7 +62,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def watching(
-    api: FakeApiServer,
+    api: ApiServer,
     made: Sequence[DeafWatch],
     test: Callable[[Watches, ClusterView], Awaitable[None]],
 ) -> None:
@@ -118,7 +112,7 @@ def test_kopf_that_does_not_begin_is_started_anew() -> None:
 
 def test_a_first_listing_that_fails_is_tried_again() -> None:
     async def main() -> None:
-        api = Failing()
+        api = Failing(FakeApiServer())
 
         async def test(watches: Watches, view: ClusterView) -> None:
             await asyncio.wait({asyncio.create_task(asyncio.Event().wait())}, timeout=5)
