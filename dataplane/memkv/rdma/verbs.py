@@ -35,7 +35,8 @@ class GidType(Enum):
     ROCE_V2 = "RoCE v2"
 
 
-class Gid(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Gid:
     """One entry of a port's GID table."""
 
     index: int
