@@ -264,7 +264,9 @@ class WriteListQueue:
         count = max(min_complete, randomness.randint(1, len(self._waiting)))
         results = []
         for _ in range(min(count, len(self._waiting))):
-            token, kind, offset, views = self._waiting.pop(randomness.randrange(len(self._waiting)))
+            token, kind, offset, views = self._waiting.pop(
+                randomness.randrange(len(self._waiting))
+            )
             results.append((token, self._run(kind, offset, views)))
         return results
 

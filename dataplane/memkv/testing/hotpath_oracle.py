@@ -175,11 +175,7 @@ class BlockIndex:
     """A dict from (tenant, tag) to a handle, and a list of entries by handle."""
 
     def __init__(
-        self,
-        capacity: int,
-        *,
-        tag_bits: int = 128,
-        check_tenant: bool = True,
+        self, capacity: int, *, tag_bits: int = 128, check_tenant: bool = True,
         hash_key: bytes = bytes(16),
     ) -> None:
         if not 1 <= capacity < 2**31 or not 1 <= tag_bits <= 128 or len(hash_key) != 16:
@@ -218,15 +214,8 @@ class BlockIndex:
         return self._handles.get(self._name(tenant, block_id), -1)
 
     def insert(
-        self,
-        tenant: int,
-        block_id: bytes,
-        slot: int,
-        sector: int,
-        sectors: int,
-        expiry_s: int,
-        depth: int,
-        stamp: int,
+        self, tenant: int, block_id: bytes, slot: int, sector: int, sectors: int, expiry_s: int,
+        depth: int, stamp: int,
     ) -> int:
         if sector >= 2**40:
             raise ValueError(f"sector {sector} does not fit 40 bits")
@@ -325,16 +314,14 @@ class BlockIndex:
 
     def handles_of_slot(self, slot: int, first: int = 0, end: int = 0xFFFFFFFF) -> bytes:
         found = [
-            handle
-            for handle, entry in enumerate(self._entries)
+            handle for handle, entry in enumerate(self._entries)
             if entry is not None and entry.slot == slot and first <= handle < end
         ]
         return struct.pack(f"<{len(found)}I", *found)
 
     def remove_sectors(self, first: int, end: int) -> int:
         found = [
-            handle
-            for handle, entry in enumerate(self._entries)
+            handle for handle, entry in enumerate(self._entries)
             if entry is not None and first <= entry.sector < end
         ]
         for handle in found:

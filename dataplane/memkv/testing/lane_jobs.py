@@ -34,7 +34,9 @@ def get_job(targets: Sequence[bytearray | memoryview], deadline_ns: int | None =
     return Job.get(frame, scatters, TENANT_TAG, deadline_ns or soon(), owner=targets)
 
 
-def local_get_job(targets: Sequence[bytearray | memoryview], deadline_ns: int | None = None) -> Job:
+def local_get_job(
+    targets: Sequence[bytearray | memoryview], deadline_ns: int | None = None
+) -> Job:
     """Return a LOCAL_GET of block i into target i, which is region i + 1."""
     items = [
         LocalGetItem(identity(number), (Part(number + 1, 0, len(target)),))

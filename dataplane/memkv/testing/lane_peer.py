@@ -123,32 +123,20 @@ class LanePeer:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
+        self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self.close()
 
 
 def respond(
-    request: Request,
-    body: bytes = b"",
-    *,
-    status: int = 0,
-    count: int = 0,
-    flags: int = DONE,
-    payload_bytes: int = 0,
+    request: Request, body: bytes = b"", *, status: int = 0, count: int = 0,
+    flags: int = DONE, payload_bytes: int = 0,
 ) -> bytes:
     """Return a response frame without its payload."""
     return encode_frame(
-        request.header.opcode,
-        flags,
-        request.header.request_id,
-        body,
-        status=status,
-        count=count,
-        payload_bytes=payload_bytes,
+        request.header.opcode, flags, request.header.request_id, body,
+        status=status, count=count, payload_bytes=payload_bytes,
     )
 
 
@@ -157,13 +145,7 @@ def respond_statuses(request: Request, statuses: list[int]) -> bytes:
 
 
 def respond_hit(
-    request: Request,
-    index: int,
-    block_id: bytes,
-    tenant_tag: bytes,
-    data: bytes,
-    *,
-    last: bool,
+    request: Request, index: int, block_id: bytes, tenant_tag: bytes, data: bytes, *, last: bool,
     claimed: bytes | None = None,
 ) -> bytes:
     """Return a whole GET answer with payload; `claimed`: the bytes its sums are made of."""
@@ -176,12 +158,7 @@ def respond_hit(
 
 
 def respond_placed(
-    request: Request,
-    index: int,
-    block_id: bytes,
-    tenant_tag: bytes,
-    claimed: bytes,
-    *,
+    request: Request, index: int, block_id: bytes, tenant_tag: bytes, claimed: bytes, *,
     last: bool,
 ) -> bytes:
     """Return an answer to a LOCAL_GET that says that `claimed` lies in place."""

@@ -65,8 +65,12 @@ class StaticSource:
     def fetch_ticket(self, timeout_ms: int) -> TicketGrant:
         now_s = SystemClock().wall_s()
         salt = self._tenant.encode()
-        ticket = Ticket(POOL, self._tenant, "tests", self._rights, now_s, now_s + 3600, salt=salt)
-        return TicketGrant(ticket.encode(), salt, tenant_tag(self._tenant), FOREVER_NS, FOREVER_NS)
+        ticket = Ticket(
+            POOL, self._tenant, "tests", self._rights, now_s, now_s + 3600, salt=salt
+        )
+        return TicketGrant(
+            ticket.encode(), salt, tenant_tag(self._tenant), FOREVER_NS, FOREVER_NS
+        )
 
     def stop(self) -> None: ...
 
@@ -107,11 +111,7 @@ class LocalWorkers:
         return shard_map
 
     def client(
-        self,
-        shard_map: ShardMap,
-        *,
-        tenant: str = "default",
-        deadline_ms: int = 5_000,
+        self, shard_map: ShardMap, *, tenant: str = "default", deadline_ms: int = 5_000,
         rights: Rights = CLIENT_RIGHTS,
     ) -> tuple[Client, StaticSource]:
         """Return an attached client and the source of its maps."""
@@ -127,13 +127,8 @@ class LocalWorkers:
 
 @contextmanager
 def local_workers(
-    directory: Path,
-    count: int,
-    *,
-    capacity_bytes: int = 256 * MIB,
-    memory_bytes: int = 64 * MIB,
-    block_bytes_max: int = 2 * MIB,
-    lane_threads: int = 8,
+    directory: Path, count: int, *, capacity_bytes: int = 256 * MIB, memory_bytes: int = 64 * MIB,
+    block_bytes_max: int = 2 * MIB, lane_threads: int = 8,
 ) -> Iterator[LocalWorkers]:
     """Run `count` workers on files in `directory` until the block ends."""
     pool = LocalWorkers()
@@ -147,22 +142,14 @@ def local_workers(
                 StoreConfig(
                     memory_bytes, block_bytes_max=block_bytes_max, worker_uuid=uuid, slots=SLOTS
                 ),
-                SystemClock(),
-                random.SystemRandom(),
+                SystemClock(), random.SystemRandom(),
             )
             pool.stack.callback(store.close)
             server = WorkerServer(
                 NodeStore(store),
-                WorkerConfig(
-                    POOL,
-                    uuid,
-                    1,
-                    block_bytes_max=block_bytes_max,
-                    lane_threads=lane_threads,
-                    local_dir=str(directory / "run"),
-                ),
-                SystemClock(),
-                AnonymousVerifier(loopback=True),
+                WorkerConfig(POOL, uuid, 1, block_bytes_max=block_bytes_max,
+                             lane_threads=lane_threads, local_dir=str(directory / "run")),
+                SystemClock(), AnonymousVerifier(loopback=True),
             )
             server.start()
             pool.stack.callback(server.stop)

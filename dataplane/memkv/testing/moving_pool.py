@@ -186,9 +186,8 @@ class MovingPool:
         if self.map is None or self.map.moving:
             return False
         up = [node for node in self.nodes.values() if node.is_up]
-        owners = {
-            self.map.workers[i].uuid for i in range(len(self.map.workers)) if self.map.slots_of(i)
-        }
+        owners = {self.map.workers[i].uuid for i in range(len(self.map.workers))
+                  if self.map.slots_of(i)}
         ports = {worker.uuid: worker.port for worker in self.map.workers}
         return owners == {node.uuid for node in up} and all(
             ports[node.uuid] == node.server.port

@@ -269,7 +269,9 @@ class Simulation:
         known = self.oracle.begin_put(name, length, expiry_s)
         data = pattern.block(content_seed(name, known.number), length)
         seal = checksum.seal(data, block_id, tenant.tag)
-        request = PutRequest(block_id, length, seal.root, seal.sums, ttl_s=ttl_s, durable=durable)
+        request = PutRequest(
+            block_id, length, seal.root, seal.sums, ttl_s=ttl_s, durable=durable
+        )
         pending = self.store.begin_put(tenant, request, self.deadline_ns())
         if not isinstance(pending, PendingPut):
             self.oracle.withdraw(name, known)

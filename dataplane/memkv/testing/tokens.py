@@ -10,10 +10,7 @@ from memkv.metadata.callers import Forbidden, Unauthenticated
 
 
 def make_token(
-    subject: str = "team-a/engine",
-    *,
-    expires_s: int,
-    audience: object = AUDIENCE,
+    subject: str = "team-a/engine", *, expires_s: int, audience: object = AUDIENCE,
     signature: str = "c2lnbmVk",
 ) -> str:
     """Return a token of the form that kubelet mounts; nobody signed it."""

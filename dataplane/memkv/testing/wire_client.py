@@ -69,6 +69,7 @@ class RequestFailed(Exception):
 class Wire:
     """One connection: frames out, frames in."""
 
+
     def __init__(self, address: tuple[str, int] | Path) -> None:
         if isinstance(address, Path):
             self.socket = connect(address, SOCKET_TIMEOUT_S)
@@ -76,7 +77,9 @@ class Wire:
             self.socket = socket.create_connection(address, timeout=SOCKET_TIMEOUT_S)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if isinstance(address, EncryptedAddress):
-            self.socket = address.tls.wrap_socket(self.socket, server_hostname=address.server_name)
+            self.socket = address.tls.wrap_socket(
+                self.socket, server_hostname=address.server_name
+            )
         self._next_id = 1
 
     def __enter__(self) -> Self:
@@ -203,7 +206,9 @@ class Lane(Wire):
     def unregister(self, number: int) -> None:
         """Raises RequestFailed."""
         body = encode_unregister(number)
-        self.send(encode_frame(Opcode.UNREGISTER, 0, self.new_id(), body, deadline_ms=DEADLINE_MS))
+        self.send(
+            encode_frame(Opcode.UNREGISTER, 0, self.new_id(), body, deadline_ms=DEADLINE_MS)
+        )
         self.answer()
 
     def local_get(
@@ -464,10 +469,14 @@ class WireClient:
         return decode_statuses(*frame)
 
     def exists(self, ids: bytes, map_epoch: int = 0) -> list[int]:
-        return list(unpack_statuses(self.statuses(Opcode.EXISTS, ids, map_epoch=map_epoch).values))
+        return list(
+            unpack_statuses(self.statuses(Opcode.EXISTS, ids, map_epoch=map_epoch).values)
+        )
 
     def delete(self, ids: bytes, map_epoch: int = 0) -> list[int]:
-        return list(unpack_statuses(self.statuses(Opcode.DELETE, ids, map_epoch=map_epoch).values))
+        return list(
+            unpack_statuses(self.statuses(Opcode.DELETE, ids, map_epoch=map_epoch).values)
+        )
 
     def pin(self, ids: bytes, ttl_s: int) -> list[int]:
         return list(unpack_statuses(self.statuses(Opcode.PIN, ids, ttl_s).values))
