@@ -26,20 +26,31 @@ PRODUCT = [
 ]
 
 
-# Rooms that run in pods only, where the image has the extra `operator`.
-IN_PODS = ("operator/memkv_operator", "dataplane/memkv/metadata/kubernetes")
+EXTRAS = {  # what is imported only where it is wanted -> the rooms that may
+    "operator": ("operator/memkv_operator", "dataplane/memkv/metadata/kubernetes"),
+    "rdma": ("dataplane/memkv/rdma",),
+}
 
 
 def declared(path: Path) -> set[str]:
     """Return the modules that a file may import besides the standard library and MemKV's own."""
-    return declared_for(any(path.is_relative_to(ROOT / room) for room in IN_PODS))
+    return declared_for(
+        *(
+            extra
+            for extra, rooms in EXTRAS.items()
+            if any(path.is_relative_to(ROOT / room) for room in rooms)
+        )
+    )
 
 
 @functools.cache
-def declared_for(in_pod: bool) -> set[str]:
+def declared_for(*extras: str) -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extra = project["optional-dependencies"]["operator"] if in_pod else []
-    requirements = [*project["dependencies"], *extra]
+    optional = project["optional-dependencies"]
+    requirements = [
+        *project["dependencies"],
+        *(name for extra in extras for name in optional[extra]),
+    ]
     names = [text.split(">")[0].split("=")[0].split("[")[0] for text in requirements]
     return {MODULES_OF.get(name, name.replace("-", "_")) for name in names}
 

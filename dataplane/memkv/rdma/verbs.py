@@ -2,7 +2,8 @@
 
 Every object belongs to the process that opened it. Addresses are virtual addresses of this process;
 whoever registers memory keeps it mapped until the region is closed. `close` may be called again;
-only the first call does something. Whatever the device refuses is a `VerbsError`.
+only the first call does something. Whatever the device refuses is a `VerbsError`, and so is the use
+of what is closed (EBADF).
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ class EventKind(Enum):
 
 
 class Event(NamedTuple):
-    """`port` 0: of the device as a whole."""
+    """What to look at again. `port` 0: of the device as a whole, or of a port that the event does
+    not name (`ports` tells). Which queue pair broke its completions tell."""
 
     kind: EventKind
     port: int
@@ -129,6 +131,10 @@ class MemoryRegion(Protocol):
         """0 for a region without remote rights."""
 
     @property
+    def address(self) -> int:
+        """What work requests, the peer's too, call its first byte."""
+
+    @property
     def access(self) -> Access: ...
     def close(self) -> None:
         """Deregister: no peer reaches it afterwards. Raises VerbsError while windows are bound."""
@@ -139,7 +145,7 @@ class Window(Protocol):
 
     @property
     def remote_key(self) -> int:
-        """Of the last binding."""
+        """Of the last binding; 0 before any."""
 
     def close(self) -> None:
         """Revoke it, in whatever state the queue pair is, and free it."""
@@ -175,7 +181,8 @@ class QueuePair(Protocol):
         self, work: int, window: Window, region: MemoryRegion, address: int, length: int,
         access: Access,
     ) -> None:
-        """Post the binding of a window that is not bound; `window.remote_key` is its key then."""
+        """Post the binding of a window that is not bound; `window.remote_key` is its key then,
+        another one each time. `access`: REMOTE_WRITE, REMOTE_READ or both."""
 
     def invalidate(self, work: int, window: Window) -> None:
         """Post that a bound window of this queue pair ends. Revoked only when this completes
@@ -191,7 +198,8 @@ class QueuePair(Protocol):
         """Refuse what comes from the peer and flush what is posted; completions tell of it."""
 
     def close(self) -> None:
-        """Destroy it. Afterwards no hardware touches memory for it, on either behalf."""
+        """Destroy it. Afterwards no hardware touches memory for it, on either behalf. Windows that
+        it has bound are revoked first: a device may wait a minute for one that still is bound."""
 
 
 class Device(Protocol):
@@ -207,13 +215,14 @@ class Device(Protocol):
         """Look at its ports now. VerbsError when the device is gone."""
 
     def register(self, address: int, size_bytes: int, access: Access) -> MemoryRegion:
-        """Register memory; pins it. VerbsError, of ENOMEM where too little may be locked."""
+        """Register memory; pins it. REMOTE_WRITE needs LOCAL_WRITE beside it. VerbsError, of ENOMEM
+        where too little may be locked."""
 
     def register_dmabuf(
-        self, fd: int, offset: int, size_bytes: int, address: int, access: Access
+        self, fd: int, offset: int, size_bytes: int, access: Access
     ) -> MemoryRegion:
-        """Register memory of another device, exported as a dma-buf; peers name it by `address`.
-        VerbsError of EOPNOTSUPP where kernel or device cannot."""
+        """Register memory of another device, exported as a dma-buf. Its `address` is `offset`:
+        pyverbs offers no other. VerbsError of EOPNOTSUPP where kernel or device cannot."""
 
     def allocate_window(self) -> Window: ...
     def open_queue_pair(
@@ -230,15 +239,15 @@ class Device(Protocol):
         """Take the events that have come."""
 
     def close(self) -> None:
-        """Close what was opened of it, queue pairs first, then the device."""
+        """Close what was opened of it: windows, queue pairs, regions, then the device."""
 
 
 class Verbs(Protocol):
     """The devices of this machine, as this process may use them."""
 
     def device_names(self) -> list[str]:
-        """Sorted. Empty where there are none. VerbsError: the libraries are missing, and how to
-        install them."""
+        """Sorted. Empty where there are none. VerbsError: there are some, but the libraries are
+        missing; it says how to install them."""
 
     def open(self, name: str) -> Device:
         """Raises VerbsError: no such device, or this process may not use it."""
