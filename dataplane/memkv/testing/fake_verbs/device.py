@@ -65,18 +65,18 @@ class FakeDevice:
             return self._add(FakeRegion(self, address, size_bytes, access))
 
     def register_dmabuf(
-        self, fd: int, offset: int, size_bytes: int, address: int, access: Access
+        self, fd: int, offset: int, size_bytes: int, access: Access
     ) -> FakeRegion:
         with self.adapter.fabric.lock:
             self._must_be_there("region")
             if not self.adapter.fabric.knobs.accepts_dmabuf:
                 raise VerbsError(f"{self.name} cannot register a dma-buf", EOPNOTSUPP)
-            self._check(address, size_bytes, access)
-            if offset < 0 or offset + size_bytes > os.fstat(fd).st_size:
+            self._check(offset, size_bytes, access)
+            if offset + size_bytes > os.fstat(fd).st_size:
                 raise VerbsError("beyond the end of the dma-buf", EINVAL)
             mapping = mmap.mmap(fd, offset + size_bytes)
             memory = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) + offset
-            return self._add(FakeRegion(self, address, size_bytes, access, mapping, memory))
+            return self._add(FakeRegion(self, offset, size_bytes, access, mapping, memory))
 
     def _check(self, address: int, size_bytes: int, access: Access) -> None:
         if size_bytes <= 0 or address < 0 or address + size_bytes > 1 << 64:
