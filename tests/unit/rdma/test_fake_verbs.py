@@ -2,7 +2,6 @@
 
 import itertools
 import select
-from collections.abc import Iterator
 from errno import EINVAL, ENOMEM
 
 import pytest
@@ -15,26 +14,7 @@ from memkv.rdma.verbs import (
 from memkv.testing.fake_verbs import FakeFabric, FakeVerbs
 from memkv.testing.verbs_ends import OPEN, End, Ends
 
-KIB = 1024
-MIB = KIB * KIB
-
-
-@pytest.fixture
-def fabric() -> Iterator[FakeFabric]:
-    """Checked at the end: nothing is open, nothing was misused."""
-    with FakeFabric(seed=7) as fabric:
-        yield fabric
-        assert fabric.open_objects() == {}
-        assert fabric.complaints == []
-
-
-@pytest.fixture
-def ends(fabric: FakeFabric) -> Iterator[Ends]:
-    """A server writes and reads; the client's memory is open to it."""
-    client, server = FakeVerbs(fabric, ["client0"]), FakeVerbs(fabric, ["server0"])
-    with Ends((client, "client0"), (server, "server0")) as ends:
-        ends.server.memory.fill(b"server-1")
-        yield ends
+MIB = 1 << 20
 
 
 def is_readable(fd: int) -> bool:
@@ -231,11 +211,11 @@ def test_guessed_keys_open_nothing(ends: Ends) -> None:
 
 def test_keys_look_random_and_do_not_come_back(ends: Ends) -> None:
     keys = []
-    for _ in range(500):
+    for _ in range(200):
         region = ends.client.device.register(ends.client.address, 4096, OPEN)
         keys += [region.local_key, region.remote_key]
         region.close()
-    assert len(set(keys)) == 1000
+    assert len(set(keys)) == 400
     steps = {second - first for first, second in itertools.pairwise(keys)}
-    assert len(steps) > 990
+    assert len(steps) > 390
     assert ends.client.register(LOCAL).remote_key == 0
