@@ -33,13 +33,21 @@ class RefusedError(Exception):
 def is_mapped(address: int, size_bytes: int, to_write: bool) -> bool:
     """Whether this process could read (and write) all of it."""
     end = address + size_bytes
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        where, rights = line.split(" ", 2)[:2]
-        first, last = (int(part, 16) for part in where.split("-"))
-        if first <= address < last and rights[0] == "r" and (rights[1] == "w" or not to_write):
-            address = last
-        if address >= end:
-            return True
+    with Path("/proc/self/maps").open("rb") as maps:
+        for line in maps:
+            where, rights = line.split(b" ", 2)[:2]
+            first, last = where.split(b"-")
+            if int(last, 16) <= address:
+                continue
+            if (
+                int(first, 16) > address
+                or rights[0:1] != b"r"
+                or (to_write and rights[1:2] != b"w")
+            ):
+                return False
+            address = int(last, 16)
+            if address >= end:
+                return True
     return False
 
 
