@@ -12,12 +12,12 @@ set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CACHE=${MEMKV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/memkv}/vm
-# Counts up when a change of this script makes another folder of the same kernel.
-FORMAT=1
+# What is in the cache was made by these very scripts.
+FORMAT=$(cat "$HERE/build.sh" "$HERE/init" | sha256sum | cut -c1-16)
 # With what they need loaded first. crc32_generic: soft-RoCE wants it, and no module says so.
-MODULES="virtio_pci 9pnet_virtio 9p virtio_rng nvme
-    crc32_generic crc32c_generic rdma_rxe ib_uverbs rdma_ucm dummy veth bridge sch_netem
-    dm-mod dm-flakey dm-delay overlay loop"
+MODULES_FEW="virtio_pci 9pnet_virtio 9p virtio_rng nvme veth"
+MODULES_ALL="$MODULES_FEW crc32_generic crc32c_generic rdma_rxe ib_uverbs rdma_ucm dummy bridge
+    sch_netem dm-mod dm-flakey dm-delay overlay loop"
 # Command or file, package that has it.
 TOOLS="
 qemu-system-x86_64 qemu-system-x86
@@ -132,24 +132,35 @@ unpack_kernel() {
     cp "$packed" "$unpacked"
 }
 
+# load_order IMAGE VERSION MODULE...: files of these modules and of those they need, in order.
+load_order() {
+    local image=$1 version=$2 module
+    shift 2
+    for module; do
+        modprobe -d "$image" -S "$version" --show-depends "$module" 2>/dev/null |
+            awk '/^insmod/ { print $2 }'
+    done | awk '!seen[$0]++'
+}
+
 make_initramfs() {
-    local image=$1 version=$2 root=$WORK/root module file
+    local image=$1 version=$2 root=$WORK/root module file plain='s|.*/||; s|\.ko\..*|.ko|'
     mkdir -p "$root"/{bin,proc,sys,dev,modules,host}
     cp /bin/busybox "$root/bin/busybox"
     install -m 755 "$HERE/init" "$root/init"
     [ -e "$image/lib/modules/$version/modules.dep" ] || depmod -b "$image" "$version"
-    for module in $MODULES; do
-        modprobe -d "$image" -S "$version" --show-depends "$module" 2>/dev/null |
-            awk '/^insmod/ { print $2 }'
-    done | awk '!seen[$0]++' | while read -r file; do
+    # shellcheck disable=SC2086  # several words
+    load_order "$image" "$version" $MODULES_ALL >"$WORK/all"
+    # shellcheck disable=SC2086
+    load_order "$image" "$version" $MODULES_FEW | sed "$plain" >"$root/modules.few"
+    sed "$plain" "$WORK/all" >"$root/modules.all"
+    while read -r file; do
         case $file in
             *.xz) xz -dc "$file" >"$root/modules/$(basename "${file%.xz}")" ;;
             *.zst) zstd -qdc "$file" >"$root/modules/$(basename "${file%.zst}")" ;;
             *) cp "$file" "$root/modules/" ;;
         esac
-        basename "$file" | sed 's/\.ko\..*/.ko/'
-    done >"$root/modules.order"
-    # What Debian's kernel has built in is not listed; these it builds as modules.
+    done <"$WORK/all"
+    # What the kernel has built in is not listed; these Debian builds as modules.
     for module in rdma_rxe nvme 9p veth dm-flakey; do
         [ -e "$root/modules/$module.ko" ] || cannot "kernel $version has no module $module"
     done

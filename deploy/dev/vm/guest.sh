@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Second stage of the virtual machine's start: devices, two network namespaces, then the job.
-# Runs in the guest as process 1, on the host's root (read-only; /tmp, /run and /mnt are its own).
+# Second stage of the virtual machine's start: the network, then the job. Runs in the guest as
+# process 1, on the host's root (read-only; /tmp, /run and /mnt are its own, and empty).
 #
-# The job finds: OUT, a folder of the host that it may write; PYTHONPATH with pyverbs alone of the
-# distribution's packages; the drives below /dev/disk/by-id; huge pages of 2 MiB; and this network:
+# The job finds: OUT, a folder of the host that it may write; TREE, this repository, where it starts;
+# PYTHONPATH with pyverbs alone of the distribution's packages; the drives in /dev/disk/by-id, as
+# udev names them; huge pages of 2 MiB; and this network:
 #
 #   namespace node     10.99.0.1  == veth ==  10.99.0.2  namespace client
 #   rxe0 over rdma0    10.98.0.1  == veth ==  10.98.0.2  rxe1 over rdma1
@@ -14,8 +15,11 @@
 # same: device files and GID tables are shared (`rdma system` says "netns shared").
 set -u
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
+export PYTHONPATH=/run/pyverbs PYTHONDONTWRITEBYTECODE=1
 export OUT=/mnt/out TREE
-TREE=$(sed -n 's/.*\bmemkv.tree=\([^ ]*\).*/\1/p' /proc/cmdline)
+read -r line </proc/cmdline
+TREE=${line##*memkv.tree=}
+TREE=${TREE%% *}
 
 power_off() {
     sync
@@ -24,66 +28,39 @@ power_off() {
     while :; do :; done
 }
 
-mount_kernel_folders() {
-    mkdir -p /dev/shm /dev/pts /run/netns
-    mount -t tmpfs shm /dev/shm
-    mount -t devpts pts /dev/pts
-    ln -sf /proc/self/fd /dev/fd
-    mkdir -p /dev/hugepages
-    mount -t hugetlbfs huge /dev/hugepages
-}
-
-# As udev names them; there is none here.
-name_drives() {
-    local block controller model serial
-    mkdir -p /dev/disk/by-id
-    for block in /sys/block/nvme*; do
-        [ -e "$block" ] || continue
-        controller=$block/device
-        model=$(xargs <"$controller/model" | tr ' ' _)
-        serial=$(xargs <"$controller/serial")
-        ln -s "../../$(basename "$block")" "/dev/disk/by-id/nvme-${model}_$serial"
-    done
-}
-
-make_namespaces() {
-    ip link set lo up
-    ip netns add node
-    ip netns add client
+# In one run of ip and one of rdma.
+make_network() {
     # 4200: room for soft-RoCE's headers and the largest MTU of InfiniBand, 4096.
-    ip link add node0 mtu 4200 netns node type veth peer name client0 mtu 4200 netns client
-    ip -n node addr add 10.99.0.1/24 dev node0
-    ip -n client addr add 10.99.0.2/24 dev client0
-    local namespace
+    ip -batch - <<'END'
+netns add node
+netns add client
+link add node0 mtu 4200 netns node type veth peer name client0 mtu 4200 netns client
+link add rdma0 mtu 4200 type veth peer name rdma1 mtu 4200
+addr add 10.98.0.1/24 dev rdma0
+addr add 10.98.0.2/24 dev rdma1
+link set rdma0 up
+link set rdma1 up
+END
+    local namespace number=1
     for namespace in node client; do
-        ip -n $namespace link set lo up
-        ip -n $namespace link set ${namespace}0 up
+        ip -n $namespace -batch - <<END
+link set lo up
+addr add 10.99.0.$number/24 dev ${namespace}0
+link set ${namespace}0 up
+END
+        number=2
     done
+    [ -e /sys/module/rdma_rxe ] || return 0
+    # Both addresses are this namespace's own; a packet comes from one of them all the same.
+    echo 1 >/proc/sys/net/ipv4/conf/rdma0/accept_local
+    echo 1 >/proc/sys/net/ipv4/conf/rdma1/accept_local
+    rdma -b - <<'END'
+link add rxe0 type rxe netdev rdma0
+link add rxe1 type rxe netdev rdma1
+END
 }
 
-make_rdma_devices() {
-    ip link add rdma0 mtu 4200 type veth peer name rdma1 mtu 4200
-    local index
-    for index in 0 1; do
-        # Both addresses are this namespace's own. A packet comes from one of them all the same:
-        echo 1 >/proc/sys/net/ipv4/conf/rdma$index/accept_local
-        ip addr add 10.98.0.$((index + 1))/24 dev rdma$index
-        ip link set rdma$index up
-        rdma link add rxe$index type rxe netdev rdma$index
-    done
-}
-
-show_pyverbs() {
-    mkdir -p /run/pyverbs
-    ln -s /usr/lib/python3/dist-packages/pyverbs /run/pyverbs/pyverbs
-    export PYTHONPATH=/run/pyverbs PYTHONDONTWRITEBYTECODE=1
-}
-
-mount_kernel_folders
-name_drives
-make_namespaces
-make_rdma_devices
-show_pyverbs
+make_network
 cd "$TREE" || power_off
 read -r seconds _ </proc/uptime
 echo "$seconds" >"$OUT/boot_s"

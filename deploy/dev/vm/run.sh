@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# run.sh [--drive FILE[:SERIAL]]... [--memory MIB] [--hugepages COUNT] [--seconds MAX] JOB OUT
+# run.sh [--drive FILE[:SERIAL]]... [--memory MIB] [--hugepages COUNT] [--seconds MAX] [--modules few]
+#        [--processors COUNT] JOB OUT
 # Boots the virtual machine, runs the script JOB in it, and powers it off. See guest.sh for what JOB
 # finds there. OUT, a folder, is the guest's /mnt/out and gets:
 #
@@ -9,23 +10,26 @@
 #
 # Exit status: JOB's; 124 when MAX (default 600) was over; 125 when the machine ended without one.
 # Each drive is an NVMe controller of its own; FILE is made (2 GiB, sparse) where there is none.
+# --modules few: without soft-RoCE and device-mapper, to start sooner.
 # MEMKV_VM_ACCEL=kvm or tcg overrides what build.sh found to work.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 TREE=$(cd "$HERE/../../.." && pwd)
 
-memory=3072 hugepages=256 seconds=600 drives=()
+memory=3072 hugepages=256 seconds=600 modules=all processors=2 drives=()
 while [ $# -gt 2 ]; do
     case $1 in
         --drive) drives+=("$2") ;;
         --memory) memory=$2 ;;
         --hugepages) hugepages=$2 ;;
+        --processors) processors=$2 ;;
+        --modules) modules=$2 ;;
         --seconds) seconds=$2 ;;
         *) echo "vm: unknown argument '$1'" >&2; exit 2 ;;
     esac
     shift 2
 done
-[ $# = 2 ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
+[ $# = 2 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
 job=$1 out=$2
 folder=$("$HERE/build.sh" where)
 
@@ -54,10 +58,10 @@ esac
 # timeout waits in the foreground group; QEMU's own pidfile names QEMU, not timeout.
 status=0
 timeout --kill-after=5 "$seconds" qemu-system-x86_64 "${arguments[@]}" \
-    -m "$memory" -smp 2 -nodefaults -display none -no-reboot -nic none \
+    -m "$memory" -smp "$processors" -nodefaults -display none -no-reboot -nic none \
     -serial "file:$out/console.log" -pidfile "$out/qemu.pid" -device virtio-rng-pci \
     -kernel "$folder/vmlinux" -initrd "$folder/initramfs" \
-    -append "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off audit=0 hugepages=$hugepages memkv.tree=$TREE" \
+    -append "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off audit=0 hugepages=$hugepages memkv.modules=$modules memkv.tree=$TREE" \
     -virtfs "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap" \
     -virtfs "local,path=$out,mount_tag=out,security_model=none,multidevs=remap" \
     </dev/null >"$out/qemu.log" 2>&1 || status=$?
