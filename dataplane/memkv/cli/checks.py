@@ -1,6 +1,5 @@
 """What `memkv doctor` looks at. Each check says what it found and, when it is not fine, the fix."""
 
-import ctypes.util
 import errno
 import mmap
 import os
@@ -11,30 +10,19 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from memkv.cli import units
+from memkv.cli import drive_checks, rdma_checks, units
+from memkv.cli.check import BROKEN, OK, WARNING, Check
 from memkv.io.huge_pages import free_pages
 from memkv.limits import GIB, HTTP_PORT_DEFAULT, MEMLOCK_BYTES_WANTED, MIB, SECTOR_BYTES
 
-OK, WARNING, BROKEN = "ok", "warning", "broken"
 PYTHON_MIN = (3, 11)
 FILES_WANTED = 4096
 FREE_BYTES_WANTED = 2 * GIB
 PORTS = (
     (7443, "metadata"), (7070, "node data"), (9470, "node admin"), (HTTP_PORT_DEFAULT, "metrics"),
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """Outcome of one check. `fix` is empty when all is well."""
-
-    name: str
-    state: str
-    found: str
-    fix: str = ""
 
 
 def python() -> Check:
@@ -175,16 +163,12 @@ def ports(host: str = "127.0.0.1", wanted: Sequence[tuple[int, str]] = PORTS) ->
     return found
 
 
-def rdma() -> Check:
-    """RDMA is optional."""
-    devices = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))
-    if not devices:
-        return Check("RDMA", OK, "no device; TCP is used")
-    if ctypes.util.find_library("ibverbs") is None:
-        return Check(
-            "RDMA", WARNING, ", ".join(devices), "install python3-pyverbs (it brings libibverbs)"
-        )
-    return Check("RDMA", OK, ", ".join(devices))
+def several(name: str, look: Callable[[], list[Check]]) -> list[Check]:
+    """Look at what is more than one finding."""
+    try:
+        return look()
+    except OSError as error:
+        return [Check(name, WARNING, f"cannot be looked at: {error}", "please report it")]
 
 
 def all_checks(directory: Path) -> list[Check]:
@@ -193,7 +177,7 @@ def all_checks(directory: Path) -> list[Check]:
     single: list[Callable[[], Check]] = [
         python, kernel, *([lambda: io_uring(directory)] if native.state != BROKEN else []),
         lambda: direct_io(directory), lambda: room(directory), memory_lock, huge_pages, open_files,
-        clock, rdma,
+        clock,
     ]  # fmt: skip
     found = [native]
     for check in single:
@@ -203,4 +187,12 @@ def all_checks(directory: Path) -> list[Check]:
             name = getattr(check, "__name__", "check")
             fix = f"is {directory} writable?"
             found.append(Check(name, BROKEN, str(error), fix))
-    return [*found, *ports()]
+    return [
+        *found,
+        *several("RDMA", lambda: rdma_checks.rdma(rdma_checks.this_machine())),
+        *several(
+            "drives",
+            lambda: drive_checks.drives(drive_checks.examined_drives, rdma_checks.numa_nodes()),
+        ),
+        *ports(),
+    ]

@@ -16,7 +16,7 @@ from memkv.cli.tables import Column, plain, table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from memkv.cli.checks import Check
+    from memkv.cli.check import Check
 
 COLUMNS = (Column("check"), Column(""), Column("found", wraps=True), Column("fix", wraps=True))
 STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "broken": "[bold red]broken[/]"}
@@ -27,10 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dir", metavar="DIR", default=tempfile.gettempdir(),
         help="directory where nodes would keep their files (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--strict", action="store_true",
+        help="end with exit code 1 when nothing is broken and something is to be looked at",
+    )  # fmt: skip
 
 
 def run(call: Call) -> int:
-    from memkv.cli.checks import BROKEN, WARNING, all_checks
+    from memkv.cli.check import BROKEN, WARNING
+    from memkv.cli.checks import all_checks
 
     directory = Path(call.arguments.dir)
     if not directory.is_dir():
@@ -41,6 +46,9 @@ def run(call: Call) -> int:
 
     def draw(console: Console) -> None:
         console.print(table(COLUMNS, [row(check) for check in checks]))
+        for check in (check for check in checks if check.details):
+            text = "\n".join((check.name, *check.details, ""))
+            console.print(plain(text), soft_wrap=True, highlight=False)
         if broken:
             console.print(f"[bold red]{broken} broken[/]: MemKV cannot run here until fixed")
         elif warnings:
@@ -50,7 +58,9 @@ def run(call: Call) -> int:
 
     document = {"fit": not broken, "checks": [asdict(check) for check in checks]}
     call.output.result(document, draw)
-    return Exit.UNFIT if broken else Exit.OK
+    if broken:
+        return Exit.UNFIT
+    return Exit.FAILED if warnings and call.arguments.strict else Exit.OK
 
 
 def row(check: Check) -> tuple[str, str, str, str]:
@@ -59,6 +69,8 @@ def row(check: Check) -> tuple[str, str, str, str]:
 
 COMMAND = Command(
     "Check what this machine can do for MemKV and say what to fix. Changes nothing.\n"
-    "Exit code 4: something is broken.",
-    run, (), add_arguments, ("memkv doctor --dir /var/lib/memkv",),
+    "Exit code 0: fit to run, with or without warnings. 1: with --strict, there are warnings.\n"
+    "4: something is broken.",
+    run, (), add_arguments,
+    ("memkv doctor --dir /var/lib/memkv", "memkv doctor --strict --json"),
 )  # fmt: skip

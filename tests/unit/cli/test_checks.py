@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from memkv.cli import checks, metadata, node, units, up
+from memkv.cli.check import OK, WARNING
 from memkv.limits import HTTP_PORT_DEFAULT, MEMLOCK_BYTES_WANTED, MIB
 
 MANUAL = (Path(__file__).parents[3] / "docs/operations.md").read_text(encoding="utf-8")
@@ -14,8 +15,8 @@ MANUAL = (Path(__file__).parents[3] / "docs/operations.md").read_text(encoding="
 @pytest.mark.parametrize(
     ("bytes_allowed", "state"),
     [
-        (MEMLOCK_BYTES_WANTED - 1, checks.WARNING), (MEMLOCK_BYTES_WANTED, checks.OK),
-        (resource.RLIM_INFINITY, checks.OK),
+        (MEMLOCK_BYTES_WANTED - 1, WARNING), (MEMLOCK_BYTES_WANTED, OK),
+        (resource.RLIM_INFINITY, OK),
     ],
     ids=["too little", "enough", "unlimited"],
 )  # fmt: skip
