@@ -6,7 +6,7 @@ up to 64 KiB or 4096 keys they keep it, since beside a busy Python thread taking
 switch interval (5 ms), a thousand times the work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
 from typing_extensions import Buffer
@@ -335,8 +335,13 @@ class LaneGroup:
         """Open lanes that would take a job at once."""
     @property
     def jobs_queued(self) -> int: ...
-    def add_lane(self, lane: int | Stream) -> None:
-        """Take over a connected fd or Stream, also when this raises ValueError (full, closed)."""
+    def add_lane(self, lane: int | Stream, fence: Callable[[], None] | None = None) -> None:
+        """Take over a connected fd or Stream, also when this raises ValueError (full, closed).
+
+        `fence()` is called when the lane has ended, before the job on it completes: when it returns
+        nothing writes into that job's memory any more. It is called again when it raises; until it
+        returns the job is not done. Any thread, once at a time; not after it returned.
+        """
     def submit(self, job: Job, notify: bool = False, wave: Wave | None = None) -> None:
         """Queue for the lane threads. With `notify` the engine reports the completion, and wakes
         its reader, once for all jobs of a wave."""
@@ -423,6 +428,21 @@ class Job:
         owner: object = None, token: object = None,
     ) -> Job:
         """LOCAL_PUTs: as `put`, and behind the items the parts of all of them in their order."""
+    @staticmethod
+    def rdma_get(
+        frame: bytes, scatters: Sequence[Scatter], tenant_tag: bytes, deadline_ns: int, *,
+        owner: object = None, token: object = None, unread: bool = False,
+    ) -> Job:
+        """An RDMA_GET: as `local_get`, for lanes with a fence. Ends by its deadline.
+
+        `unread`: the memory is another device's, so that only the node has checked the bytes.
+        """
+    @staticmethod
+    def rdma_put(
+        frame: bytes, scatters: Sequence[Scatter], tenant_tag: bytes, deadline_ns: int, *,
+        owner: object = None, token: object = None,
+    ) -> Job:
+        """RDMA_PUTs: as `local_put`."""
     @property
     def overdue(self) -> bool:
         """Set by `Engine.completions` while this is not done, see there."""

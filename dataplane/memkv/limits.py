@@ -52,6 +52,14 @@ LOCAL_REGIONS_PER_SESSION_MAX = 256  # an engine shares one arena, or a tensor f
 LOCAL_REGIONS_MAX = 4096  # of one worker: each keeps a file descriptor open
 LOCAL_MAPPED_BYTES_PER_SESSION_MAX = 64 * GIB  # page tables of so much are 128 MiB
 LOCAL_MAPPED_BYTES_MAX = 256 * GIB  # of one worker
+RDMA_DEVICES_MAX = 16  # of one client; a GPU server has 8 NICs, rarely 10
+RDMA_QUEUE_PAIRS_PER_SESSION_MAX = LANES_PER_SESSION_MAX  # one a lane
+RDMA_QUEUE_PAIRS_MAX = 4096  # of one worker; NICs have 100,000s, but some of their memory each
+RDMA_REGIONS_PER_SESSION_MAX = 2048  # an engine's tensors, each as all of its devices have it
+RDMA_DEPTH = 64  # requests in flight of one queue pair: 32 MiB in pieces of 512 KiB
+RDMA_IN_FLIGHT_FRACTION = 0.25  # of DRAM held by writes under way, so that reads find some
+RDMA_POLL_NS = 20_000  # a completion that is near is awaited awake; then the thread sleeps
+RDMA_MEMORY_PROBE_BYTES = 64 * MIB  # registered by `memkv doctor`: more than the usual 8 MiB allow
 
 # --- ports -----------------------------------------------------------------------------------
 HTTP_PORT_DEFAULT = 9471  # plain HTTP of every role: one number to scrape, a role a machine or pod

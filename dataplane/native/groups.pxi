@@ -1,10 +1,11 @@
 # Engine and LaneGroup over src/engine.h and src/lane.h.
 
 import collections
+import logging
 import weakref
 
 cimport cython
-from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 
 cdef extern from "engine.h" nogil:
     mkv_engine *mkv_engine_new()
@@ -43,6 +44,13 @@ cdef extern from "lane.h" nogil:
     uint32_t mkv_group_jobs_queued(mkv_group *group)
     void mkv_group_get_statistics(mkv_group *group, mkv_group_statistics *statistics)
 
+cdef extern from "stream.h" nogil:
+    struct mkv_fence:
+        int (*close)(void *context)
+        void (*drop)(void *context)
+        void *context
+    void mkv_stream_set_fence(mkv_stream *stream, mkv_fence fence)
+
 cdef enum:
     LANES_MAX = 64
     TAKE_MAX = 256         # completions taken in one step
@@ -52,6 +60,8 @@ LaneStatistics = collections.namedtuple("LaneStatistics", [
     "jobs_run", "jobs_refused", "jobs_expired", "jobs_timed_out", "bytes_received", "bytes_sent",
     "items_corrupt", "protocol_faults", "lanes_added", "lanes_lost",
 ])
+
+_log = logging.getLogger("memkv.client")
 
 cdef Py_ssize_t _sweep_at = SWEEP_JOBS_MIN
 
@@ -78,6 +88,19 @@ cdef void _let_go_of_lingering():
         group = candidate
         if mkv_group_is_quiet(group._group):
             group.close()
+
+
+cdef int _close_fence(void *context) noexcept with gil:
+    try:
+        (<object>context)()
+    except Exception:
+        _log.exception("memory that a node may write could not be taken back; trying again")
+        return -1
+    return 0
+
+
+cdef void _drop_fence(void *context) noexcept with gil:
+    Py_DECREF(<object>context)
 
 
 cdef class Engine:
@@ -177,7 +200,7 @@ cdef class LaneGroup:
     def jobs_queued(self) -> int:
         return mkv_group_jobs_queued(self._group)
 
-    def add_lane(self, lane):
+    def add_lane(self, lane, fence=None):
         cdef mkv_stream *stream
         cdef int error
         if isinstance(lane, Stream):
@@ -186,6 +209,9 @@ cdef class LaneGroup:
             stream = mkv_stream_plain(lane)
             if stream == NULL:
                 raise OSError(c_errno, f"fd {lane} cannot become a lane: {os.strerror(c_errno)}")
+        if fence is not None:
+            Py_INCREF(fence)
+            mkv_stream_set_fence(stream, mkv_fence(_close_fence, _drop_fence, <void *>fence))
         with nogil:
             error = mkv_group_add_lane(self._group, stream)
         if error == -errno.ENOSPC:

@@ -13,6 +13,8 @@ cdef extern from "job.h" nogil:
         MKV_JOB_PUT
         MKV_JOB_LOCAL_GET
         MKV_JOB_LOCAL_PUT
+        MKV_JOB_RDMA_GET
+        MKV_JOB_RDMA_PUT
     struct mkv_item:
         int64_t status
         uint64_t length
@@ -23,6 +25,7 @@ cdef extern from "job.h" nogil:
         uint8_t tenant_tag[16]
         uint64_t deadline_ns
         size_t reply_bytes_max
+        int is_unread
         void *owner
         int32_t status
         uint8_t *reply
@@ -122,6 +125,20 @@ cdef class Job:
                   uint64_t deadline_ns, *, owner=None, token=None):
         return _new_payload_job(
             MKV_JOB_LOCAL_PUT, frame, scatters, tenant_tag, deadline_ns, owner, token)
+
+    @staticmethod
+    def rdma_get(bytes frame not None, scatters, bytes tenant_tag not None,
+                 uint64_t deadline_ns, *, owner=None, token=None, bint unread=False):
+        cdef Job job = _new_payload_job(
+            MKV_JOB_RDMA_GET, frame, scatters, tenant_tag, deadline_ns, owner, token)
+        job._job.is_unread = unread
+        return job
+
+    @staticmethod
+    def rdma_put(bytes frame not None, scatters, bytes tenant_tag not None,
+                 uint64_t deadline_ns, *, owner=None, token=None):
+        return _new_payload_job(
+            MKV_JOB_RDMA_PUT, frame, scatters, tenant_tag, deadline_ns, owner, token)
 
     cdef int _give(self, LaneGroup group) except -1:
         if self._job.is_given:

@@ -27,6 +27,13 @@ def parse_paths(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def parse_rdma_mode(text: str) -> str:
+    """Return auto, on or off."""
+    if text.lower() not in ("auto", "on", "off"):
+        raise ValueError(f"{text!r} is none of auto, on and off")
+    return text.lower()
+
+
 NAME: Field[str] = Field(
     "name", units.parse_name, platform.node() or "node", "name of the node in the map", "node",
     "NAME", default_shown="this machine's name",
@@ -85,13 +92,29 @@ LOCAL_DIR: Field[str] = Field(
     "directory for Unix sockets, through which clients on this machine share memory; default: none",
     "node", "DIR",
 )  # fmt: skip
+RDMA: Field[str] = Field(
+    "rdma", parse_rdma_mode, "auto",
+    "serve RDMA: auto (where there is a device and payload is not encrypted), on or off", "node",
+    "MODE",
+)  # fmt: skip
+RDMA_DEVICES: Field[tuple[str, ...]] = Field(
+    "rdma_devices", parse_paths, (), "RDMA devices to serve on; default: all", "node", "NAME,...",
+)  # fmt: skip
+RDMA_GID_INDEX: Field[int] = Field(
+    "rdma_gid_index", units.parse_index, -1,
+    "GID to use instead of the one that is chosen; it is checked", "node", "INDEX",
+    default_shown="chosen",
+)  # fmt: skip
+RDMA_TRAFFIC_CLASS: Field[int] = Field(
+    "rdma_traffic_class", units.parse_index, 0, "traffic class of RoCE packets", "node", "0-255"
+)
 INSECURE: Field[bool] = Field(
     "insecure", units.parse_flag, False, "allow an address other than loopback without TLS", "node"
 )
 
 
 def run(call: Call) -> int:
-    from memkv.node.node_config import DriveConfig, NodeConfig
+    from memkv.node.node_config import DriveConfig, NodeConfig, RdmaConfig, RdmaMode
     from memkv.node.supervisor import run_node
 
     settings = call.settings
@@ -121,6 +144,10 @@ def run(call: Call) -> int:
         slots=settings[SLOTS],
         failure_domain=settings[FAILURE_DOMAIN],
         local_dir=path_of(settings, LOCAL_DIR),
+        rdma=RdmaConfig(
+            RdmaMode(settings[RDMA]), settings[RDMA_DEVICES], settings[RDMA_GID_INDEX],
+            settings[RDMA_TRAFFIC_CLASS],
+        ),
         insecure=settings[INSECURE],
         tls=NODE_TLS.read(settings),
         token_file=path_of(settings, NODE_TOKEN),
@@ -151,8 +178,8 @@ COMMAND = Command(
     "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
     (NAME, POOL, DIR, DRIVES, CAPACITY, MEMORY, HUGE_PAGES, METADATA, HOST, ADVERTISE, DATA_PORT,
-     ADMIN_PORT, HTTP_PORT, SLOTS, FAILURE_DOMAIN, LOCAL_DIR, *NODE_TLS.all(), NODE_TOKEN, PAYLOAD,
-     TICKET_KEYS, INSECURE, LOG_LEVEL),
+     ADMIN_PORT, HTTP_PORT, SLOTS, FAILURE_DOMAIN, LOCAL_DIR, RDMA, RDMA_DEVICES, RDMA_GID_INDEX,
+     RDMA_TRAFFIC_CLASS, *NODE_TLS.all(), NODE_TOKEN, PAYLOAD, TICKET_KEYS, INSECURE, LOG_LEVEL),
     examples=(
         "memkv node --dir /var/lib/memkv --capacity 20GiB",
         "memkv node --dir /var/lib/memkv --drives /dev/nvme1n1,/dev/nvme2n1 \\\n"

@@ -62,6 +62,13 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_index(text: str) -> int:
+    """Return a whole number >= 0."""
+    if not re.fullmatch(r"\d{1,5}", text, re.ASCII):
+        raise ValueError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
 def parse_port(text: str) -> int:
     """Return a port; 0 lets the system choose."""
     if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or int(text) > PORT_MAX:

@@ -153,6 +153,12 @@ class AsyncClient:
         self._core.register(Region(ptr, size, fd, fd_offset), wait=False)
         return Status.OK
 
+    def register_dmabuf(self, fd: int, offset: int, length: int, *, ptr: int) -> int:
+        """See `Client.register_dmabuf`; does not wait for workers."""
+        region = Region(ptr, length, None, 0, is_foreign=True)
+        self._core.register_dmabuf(region, fd, offset, wait=False)
+        return Status.OK
+
     def unregister_buffer(self, ptr: int) -> int:
         """See `Client.unregister_buffer`."""
         self._core.unregister(ptr)

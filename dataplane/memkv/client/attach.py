@@ -29,6 +29,8 @@ class WorkerView:
     last_error: str
     local_problem: str
     """Why blocks go over TCP though their memory could be shared; empty when they do not."""
+    rdma_problem: str
+    """Why blocks of registered memory go over TCP though the worker serves RDMA; else empty."""
 
 
 class Attachment:
@@ -90,6 +92,12 @@ class Attachment:
             for view in self.workers()
             if view.local_problem and view.session == SessionState.UP.value
         )
+        found.extend(
+            f"{view.node_name or view.uuid[:8]} at {view.host}:{view.port}: RDMA is not used, or"
+            f" not all of it, so blocks go over TCP: {view.rdma_problem}"
+            for view in self.workers()
+            if view.rdma_problem and view.session == SessionState.UP.value
+        )
         return found
 
     def workers(self) -> list[WorkerView]:
@@ -99,6 +107,7 @@ class Attachment:
                 session.worker.uuid.hex(), session.worker.node_name, session.worker.host,
                 session.worker.port, session.worker.state.name, session.state.value,
                 session.breaker_state, session.last_error, session.local.problem,
+                session.rdma.problem,
             )
             for session in self.core.sessions()
         ]

@@ -30,6 +30,7 @@ class Region:
     """Registered memory; `fd` is set when it is a mapping that the local transport may share.
 
     In the table `fd` is the table's own duplicate, and `number` names the region to workers.
+    `is_foreign`: memory of another device, which this process cannot read.
     """
 
     address: int
@@ -38,6 +39,8 @@ class Region:
     fd_offset: int
     number: int = 0
     access: Access = Access.NONE
+    """By its fd."""
+    is_foreign: bool = False
 
     def contains(self, address: int, size_bytes: int) -> bool:
         return self.address <= address and address + size_bytes <= self.address + self.size_bytes
@@ -51,12 +54,14 @@ class RegionTable:
         self._regions: list[Region] = []  # sorted by address, never overlapping
         self._numbers = itertools.count(1)
         self._shared_count = 0
+        self.foreign_count = 0
+        """How many regions are of another device."""
         self.version = 0
-        """Grows with every change of what can be shared."""
+        """Grows with every change."""
 
-    def add(self, region: Region) -> None:
-        """Register; raises CallerError when it overlaps another region or is empty, or when its fd
-        is closed."""
+    def add(self, region: Region) -> Region:
+        """Register, and return it as it is in the table. Raises CallerError when it overlaps
+        another region or is empty, or when its fd is closed."""
         if region.size_bytes <= 0 or region.address <= 0:
             raise CallerError("a registered buffer needs an address and a positive size")
         with self._lock:
@@ -69,23 +74,32 @@ class RegionTable:
                 raise CallerError(
                     "the buffer overlaps a registered one; unregister_buffer() that one first"
                 )
+            region = replace(region, number=next(self._numbers))
             if region.fd is not None:
-                region = _owned(region, next(self._numbers))
-                self.version += 1
+                region = _owned(region)
                 self._shared_count += 1
+            self.foreign_count += region.is_foreign
+            self.version += 1
             self._regions.insert(index, region)
+            return region
 
     def remove(self, address: int) -> Region:
         """Forget the region that starts at `address`; raises CallerError when there is none."""
         with self._lock:
             for index, region in enumerate(self._regions):
                 if region.address == address:
+                    self.version += 1
+                    self.foreign_count -= region.is_foreign
                     if region.fd is not None:
                         os.close(region.fd)
-                        self.version += 1
                         self._shared_count -= 1
                     return self._regions.pop(index)
         raise CallerError(f"no registered buffer starts at address {address:#x}")
+
+    def touch(self) -> None:
+        """Have workers be told again: what devices have of the regions changed."""
+        with self._lock:
+            self.version += 1
 
     def find(self, address: int, size_bytes: int) -> Region | None:
         """Return the region that holds the whole range, or None."""
@@ -100,7 +114,8 @@ class RegionTable:
     ) -> tuple[Part, ...] | bool:
         """Return where a block's pieces lie in regions with `usable` numbers, empty ones left out.
 
-        True when they lie in regions that can be shared, but not in these; else False.
+        True when they lie in regions that can be shared, but not in these; else False. `access`:
+        what their descriptors must allow; NONE where it is not by descriptor that they are shared.
         """
         parts: list[Part] = []
         all_usable = True
@@ -108,13 +123,20 @@ class RegionTable:
             if not size_bytes:
                 continue
             region = self.find(address, size_bytes)
-            if region is None or not region.access & access:
+            if region is None or (access and not region.access & access):
                 return False
             all_usable = all_usable and region.number in usable
             parts.append(Part(region.number, address - region.address, size_bytes))
         if not 0 < len(parts) <= LOCAL_PARTS_PER_ITEM_MAX:
             return False
         return tuple(parts) if all_usable else True
+
+    def is_foreign(self, scatter: Scatter) -> bool:
+        """Whether a piece lies in memory of another device."""
+        if not self.foreign_count:
+            return False
+        found = [self.find(address, size_bytes) for address, size_bytes in scatter]
+        return any(region is not None and region.is_foreign for region in found)
 
     @property
     def shared_count(self) -> int:
@@ -147,7 +169,7 @@ class RegionTable:
         return len(self._regions)
 
 
-def _owned(region: Region, number: int) -> Region:
+def _owned(region: Region) -> Region:
     assert region.fd is not None
     try:
         mode = fcntl.fcntl(region.fd, fcntl.F_GETFL) & os.O_ACCMODE
@@ -157,7 +179,7 @@ def _owned(region: Region, number: int) -> Region:
             f"fd {region.fd} of a registered buffer: {error.strerror}; it must be open until "
             "register_buffer() returns"
         ) from error
-    return replace(region, fd=fd, number=number, access=_ACCESS[mode])
+    return replace(region, fd=fd, access=_ACCESS[mode])
 
 
 _ACCESS = {

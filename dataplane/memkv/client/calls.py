@@ -55,6 +55,9 @@ class Request(Protocol):
     def quarantine(self, token: object) -> None:
         """Have the engine report, with `token`, when a request that was waited for in vain ends."""
 
+    def settled(self) -> None:
+        """Called once when it is done, before its results are read."""
+
 
 class Outcome(Protocol):
     """Told how a request to a worker ended, for its circuit breaker."""
@@ -69,6 +72,8 @@ class Call:
     `buffers` is the memory a lane may write or read, one scatter list a position (none for control
     requests). `quarantined` is set by the face when the request did not end within its deadline
     plus the fence budget: the buffers may still be written until `completions()` says otherwise.
+    `has_other_way`: what a broken connection left unanswered may be asked for with `verify`, over
+    another one.
     """
 
     request: Request
@@ -77,6 +82,7 @@ class Call:
     worker: int
     buffers: Sequence[Scatter] = ()
     verify: bool = False
+    has_other_way: bool = False
     quarantined: bool = False
 
     def statuses(self) -> Sequence[int]:

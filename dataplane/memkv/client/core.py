@@ -23,6 +23,8 @@ from memkv.client.session import WorkerSession
 from memkv.client.source import MapSource, TicketGrant
 from memkv.client.statistics import ClientCounters
 from memkv.clock import deadline_after_ms, remaining_ms
+from memkv.rdma.client_memory import ClientMemory
+from memkv.rdma.verbs import VerbsError
 from memkv.shardmap.cache import OwnerHint, Route
 from memkv.wire.hints import Hint
 
@@ -53,6 +55,10 @@ class ClientCore:
         self.counters = ClientCounters()
         self.engine = Engine()
         self.regions = RegionTable()
+        self.memory: ClientMemory | None = None
+        """Of RDMA devices; None where RDMA is off."""
+        if options.wants_rdma:
+            self.memory = ClientMemory(options.verbs, options.rdma_options)
         self.copies = CopyQueue(self.counters)
         self.changed = threading.Condition()
         """Notified when routes, the ticket or a session's state changed."""
@@ -119,7 +125,7 @@ class ClientCore:
             identity = (worker.uuid, worker.incarnation, worker.host, worker.port)
             session = wanted.get(identity) or self._sessions.pop(identity, None)
             wanted[identity] = session or WorkerSession(
-                self.engine, worker, self.options, self.wake_keeper, self.regions
+                self.engine, worker, self.options, self.wake_keeper, self.regions, self.memory
             )
             sessions.append(wanted[identity])
         gone, self._sessions = list(self._sessions.values()), wanted
@@ -136,14 +142,33 @@ class ClientCore:
 
         `wait`: until every worker that is connected and can share it was told, at most a deadline.
         """
-        self.regions.add(region)
-        if region.fd is None:
-            return
+        self._registered(self.regions.add(region), wait=wait)
+
+    def register_dmabuf(self, region: Region, fd: int, offset: int, *, wait: bool) -> None:
+        """As `register` for memory of another device. VerbsError where no NIC takes it."""
+        region = self.regions.add(region)
+        try:
+            if self.memory is None:
+                raise VerbsError("RDMA is off in this client: MEMKV_RDMA=on")
+            self.memory.add_dmabuf(region.number, fd, offset, region.size_bytes)
+            self.regions.touch()
+        except VerbsError:
+            self.regions.remove(region.address)
+            raise
+        self._told(wait=wait)
+
+    def _registered(self, region: Region, *, wait: bool) -> None:
+        if self.memory is not None:
+            self.memory.add(region.number, region.address, region.size_bytes)
+            self.regions.touch()
+        self._told(wait=wait)
+
+    def _told(self, *, wait: bool) -> None:
         version = self.regions.version
         deadline_ns = deadline_after_ms(self.options.clock, self.options.deadline_ms)
         with self.changed:
             self.changed.notify_all()
-            while wait and not all(s.local.is_settled(version) for s in self.sessions()):
+            while wait and not all(session.knows(version) for session in self.sessions()):
                 left_ms = remaining_ms(self.options.clock, deadline_ns)
                 if left_ms == 0 or self._closed:
                     return
@@ -152,8 +177,10 @@ class ClientCore:
     def unregister(self, address: int) -> None:
         """Forget announced memory; raises CallerError when unknown. Workers are told soon."""
         region = self.regions.remove(address)
-        if region.fd is not None:
-            self.wake_keeper()
+        if self.memory is not None:
+            self.memory.remove(region.number)
+            self.regions.touch()
+        self.wake_keeper()
 
     def sessions(self) -> tuple[WorkerSession, ...]:
         routes = self._routes
@@ -170,6 +197,8 @@ class ClientCore:
             session.close()
         self.engine.close()
         self.regions.close()
+        if self.memory is not None:
+            self.memory.close()
 
     @property
     def closed(self) -> bool:
@@ -185,6 +214,7 @@ class ClientCore:
         # What another thread of the parent held when it forked is never released here.
         self.changed = threading.Condition()
         self.regions = RegionTable()
+        self.memory = None  # the parent's devices are its own
         self.copies = CopyQueue(self.counters)
         self.engine.abandon()
 

@@ -57,7 +57,9 @@ def _run_wave(wave: list[Call], deadline_ns: int) -> None:
 
 def settle(call: Call, deadline_ns: int) -> None:
     """Wait until a call is done, or its buffers are quarantined."""
-    if not call.request.wait(deadline_ns + FENCE_BUDGET_NS):
+    if call.request.wait(deadline_ns + FENCE_BUDGET_NS):
+        call.request.settled()
+    else:
         call.quarantined = True
         call.request.quarantine(Quarantine(call.buffers))
 
@@ -117,5 +119,7 @@ def take_completion(job: Job) -> Quarantine | None:
         if job.overdue:
             call.quarantined = True
             call.request.quarantine(Quarantine(call.buffers, token.running.owner))
+        else:
+            call.request.settled()
         token.running.completed()
     return None

@@ -117,9 +117,11 @@ class Keeper:
         core = self._core
         try:
             if not self._stop.is_set():
-                transports = Transport.TCP | Transport.LOCAL
-                if core.options.local_dir == LOCAL_OFF:
-                    transports = Transport.TCP
+                transports = Transport.TCP
+                if core.options.local_dir != LOCAL_OFF:
+                    transports |= Transport.LOCAL
+                if core.memory is not None:
+                    transports |= Transport.RDMA
                 session.keep(
                     HelloRequest(
                         core.client_uuid, core.options.pool, ticket, transports=transports

@@ -25,6 +25,7 @@ from memkv.client.buffers import Region, RegionTable
 from memkv.client.encrypted import Connected
 from memkv.client.handshake import Handshake, Refused
 from memkv.client.options import LOCAL_OFF, ConnectOptions
+from memkv.client.tokens import Tokens
 from memkv.errors import MemKVError, PeerGone
 from memkv.limits import FENCE_BUDGET_MS, LANES_PER_SESSION_MAX
 from memkv.local.sockets import socket_path
@@ -157,7 +158,7 @@ class LocalSide:
         version, wanted = self._regions.shared()
         try:
             if wanted or self._registrar is not None:
-                more = _Tokens(tokens, renew)
+                more = Tokens(tokens, renew)
                 self._tell(wanted, more)
                 if self._shared:
                     self._open_lanes(more)
@@ -171,7 +172,7 @@ class LocalSide:
         self._settled = version
 
     # --- inside -------------------------------------------------------------------------------
-    def _tell(self, wanted: dict[int, Region], tokens: _Tokens) -> None:
+    def _tell(self, wanted: dict[int, Region], tokens: Tokens) -> None:
         """Make the worker's regions the wanted ones."""
         registrar = self._registrar
         if registrar is None:
@@ -203,7 +204,7 @@ class LocalSide:
             finally:
                 os.close(fd)
 
-    def _open_lanes(self, tokens: _Tokens) -> None:
+    def _open_lanes(self, tokens: Tokens) -> None:
         if self._group is None:
             name = f"local {self._path}"
             group = LaneGroup(
@@ -221,7 +222,7 @@ class LocalSide:
             except ValueError as error:
                 raise PeerGone("the client was closed") from error
 
-    def _lane(self, tokens: _Tokens) -> Connected:
+    def _lane(self, tokens: Tokens) -> Connected:
         return self._handshake(self._path).open_lane(
             self._session_uuid, tokens.take(), express=False
         )
@@ -253,19 +254,6 @@ def _is_this_machine(control: Connected) -> bool:
     except OSError:  # it was cut already
         return False
     return own == peer
-
-
-class _Tokens:
-    """One-time lane tokens: those at hand, then fresh ones."""
-
-    def __init__(self, tokens: list[bytes], renew: Callable[[], list[bytes]]) -> None:
-        self._tokens = tokens
-        self._renew = renew
-
-    def take(self) -> bytes:
-        if not self._tokens:
-            self._tokens = self._renew()
-        return self._tokens.pop()
 
 
 class _Registrar:

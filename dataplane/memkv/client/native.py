@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 from memkv._hotpath import Job, LaneGroup, Wave
+from memkv.rdma.client_lane import ClientLane
+from memkv.rdma.verbs import VerbsError, Window
+
+log = logging.getLogger("memkv.client")
 
 
 class NativeRequest:
@@ -46,3 +53,26 @@ class NativeRequest:
 
     def quarantine(self, token: object) -> None:
         self._job.token = token  # wait() already asked the engine to report it
+
+    def settled(self) -> None:
+        """Nothing is left to do."""
+
+
+class WindowRequest(NativeRequest):
+    """A job whose memory a node reaches through windows, which end with it."""
+
+    __slots__ = ("_lane", "_windows")
+
+    def __init__(
+        self, group: LaneGroup, job: Job, lane: ClientLane, windows: Sequence[Window]
+    ) -> None:
+        super().__init__(group, job)
+        self._lane = lane
+        self._windows = windows
+
+    def settled(self) -> None:
+        try:
+            self._lane.close_windows(self._windows)
+        except VerbsError as error:
+            log.warning("a memory window does not close, so its lane does: %s", error)
+            self._lane.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +13,9 @@ from memkv.client.credentials import CREDENTIAL_NAMES, Credentials, credentials_
 from memkv.clock import Clock, SystemClock
 from memkv.errors import CallerError
 from memkv.limits import DEADLINE_MS_DEFAULT, MAP_BOOTSTRAP_TIMEOUT_MS
+from memkv.rdma.client_memory import MemoryMode, RdmaOptions
+from memkv.rdma.driver import PyVerbs
+from memkv.rdma.verbs import Verbs
 
 if TYPE_CHECKING:
     from memkv._hotpath import TlsContext
@@ -21,6 +24,7 @@ HINT_ID_BYTES = 8
 TTL_S_MAX = 10 * 365 * 24 * 3600  # ten years: the expiry of a record is 32 bits of seconds
 
 LOCAL_OFF = "off"
+RDMA_AUTO, RDMA_ON, RDMA_OFF = "auto", "on", "off"
 DEFAULT_ENDPOINT = "127.0.0.1:7443"
 DEFAULT_POOL = "default/local"
 CONNECTION_FILE = Path("/etc/memkv/connection.json")
@@ -101,7 +105,9 @@ class ConnectOptions:
     `bulk_lanes` and `express_lanes` are TCP connections to each worker beside its control
     connection; up to `local_lanes` are opened when memory is registered with an fd. `local_dir`
     holds the Unix sockets of workers on this machine; "" asks each worker at an address of this
-    machine where its socket is, "off" turns the local transport off. `cache_dir` keeps the last
+    machine where its socket is, "off" turns the local transport off. Up to `rdma_lanes` are opened
+    when memory is registered and the worker serves RDMA: `rdma` is "on", "off", or "auto", which
+    means on unless payload is encrypted, which RDMA is not. `cache_dir` keeps the last
     shard map and ticket for a start without the metadata service.
     """
 
@@ -113,6 +119,10 @@ class ConnectOptions:
     bulk_lanes: int = 2
     express_lanes: int = 1
     local_lanes: int = 4
+    rdma_lanes: int = 4
+    rdma: str = RDMA_AUTO
+    rdma_options: RdmaOptions = field(default_factory=RdmaOptions)
+    verbs: Callable[[], Verbs] = PyVerbs
     local_dir: str = ""
     cache_dir: Path | None = None
     bootstrap_timeout_ms: int = MAP_BOOTSTRAP_TIMEOUT_MS
@@ -132,8 +142,17 @@ class ConnectOptions:
         object.__setattr__(self, "node_context", contexts)
         if self.deadline_ms < 1:
             raise CallerError(f"deadline_ms must be positive, not {self.deadline_ms}")
-        if self.bulk_lanes < 1 or self.express_lanes < 1 or self.local_lanes < 1:
-            raise CallerError("bulk_lanes, express_lanes and local_lanes must be at least 1")
+        if min(self.bulk_lanes, self.express_lanes, self.local_lanes, self.rdma_lanes) < 1:
+            raise CallerError("the numbers of lanes must be at least 1")
+        if self.rdma not in (RDMA_AUTO, RDMA_ON, RDMA_OFF):
+            raise CallerError(f'rdma must be "auto", "on" or "off", not {self.rdma!r}')
+
+    @property
+    def wants_rdma(self) -> bool:
+        """Whether memory is registered with RDMA devices, and workers are asked for RDMA."""
+        if self.rdma == RDMA_AUTO:
+            return self.credentials is None or not self.credentials.payload_encryption
+        return self.rdma == RDMA_ON
 
     @classmethod
     def resolve(
@@ -160,8 +179,29 @@ class ConnectOptions:
         return cls(
             found, pool, tenant, deadline_ms, credentials,
             local_dir=os.environ.get("MEMKV_LOCAL_DIR", ""),
+            rdma=os.environ.get("MEMKV_RDMA", "") or RDMA_AUTO,
+            rdma_options=rdma_options(os.environ),
             cache_dir=Path(cache) if (cache := os.environ.get("MEMKV_CACHE_DIR")) else None,
         )
+
+
+def rdma_options(environment: Mapping[str, str]) -> RdmaOptions:
+    """Return what the MEMKV_RDMA_* variables say. CallerError."""
+    mode = environment.get("MEMKV_RDMA_MODE") or MemoryMode.ARENA.value
+    names = environment.get("MEMKV_RDMA_DEVICES", "")
+    numbers = {}
+    for name, default in (("GID_INDEX", "-1"), ("TRAFFIC_CLASS", "0")):
+        text = environment.get(f"MEMKV_RDMA_{name}") or default
+        try:
+            numbers[name] = int(text)
+        except ValueError as error:
+            raise CallerError(f"MEMKV_RDMA_{name} must be a number, not {text!r}") from error
+    if mode not in {known.value for known in MemoryMode}:
+        raise CallerError(f"MEMKV_RDMA_MODE must be arena or strict, not {mode!r}")
+    return RdmaOptions(
+        MemoryMode(mode), tuple(name.strip() for name in names.split(",") if name.strip()),
+        numbers["GID_INDEX"], numbers["TRAFFIC_CLASS"],
+    )
 
 
 def _read_connection_file(path: Path, pool: str) -> tuple[str, str, Credentials | None]:

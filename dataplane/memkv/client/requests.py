@@ -7,8 +7,7 @@ another. Blocks whose memory the worker was given go on the local lanes, without
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING
 
 from memkv._hotpath import Job, LaneGroup
@@ -17,13 +16,23 @@ from memkv.client.calls import Call
 from memkv.client.native import NativeRequest
 from memkv.client.operations import Started
 from memkv.client.options import CopyOptions, PutOptions
+from memkv.client.placed import (
+    LOCAL,
+    RDMA,
+    RDMA_UNREAD,
+    Batch,
+    PartsOf,
+    Way,
+    deal,
+    dealt,
+    parts_of,
+    windowed,
+)
 from memkv.client.ranges import ByteRange
 from memkv.client.routing import Keys
 from memkv.client.session import Lanes, WorkerSession
 from memkv.client.statistics import ClientCounters
 from memkv.limits import (
-    BULK_PART_BYTES_MIN,
-    FRAME_BODY_BYTES_MAX,
     ITEMS_PER_FRAME_MAX,
     SMALL_PAYLOAD_BYTES_MAX,
 )
@@ -43,16 +52,22 @@ from memkv.wire.items import (
 from memkv.wire.local import (
     Access,
     LocalGetItem,
-    Part,
     encode_local_get,
     encode_parts,
-    parts_bytes,
 )
 from memkv.wire.messages import encode_keys
-from memkv.wire.opcodes import LOCAL_PART_BYTES, PUT_ITEM_BYTES, RESPONSE_LIMITS, Flag, Opcode
+from memkv.wire.opcodes import RESPONSE_LIMITS, Flag, Opcode
 
 if TYPE_CHECKING:
     from memkv.client.core import ClientCore, Routes
+
+
+class _EveryRegion:
+    def __contains__(self, number: object) -> bool:
+        return True
+
+
+EVERY_REGION = _EveryRegion()
 
 
 class Requests:
@@ -88,6 +103,8 @@ class Requests:
     def copy_to_owner(
         self, keys: Keys, position: int, scatter: Scatter, size_bytes: int, previous: int
     ) -> None:
+        if self._core.regions.is_foreign(scatter):
+            return  # it cannot be read here
         slot = keys.slots[2 * position : 2 * position + 2]
         self._core.copies.add(
             keys.id_of(position), slot, scatter, size_bytes, self._routes, previous
@@ -103,9 +120,11 @@ class Requests:
             return lanes
         flags = Flag.VERIFY if verify else Flag.NONE
         calls: list[Call] = []
-        if not verify:  # what came wrong is asked for another way
-            shared, positions = self._shared(session, positions, scatters, Access.WRITE)
-            calls = self._local_gets(session, worker, keys, shared, scatters)
+        batches, positions = self._placed(
+            session, positions, scatters, Access.WRITE, again=verify
+        )
+        for batch in batches:
+            calls += self._placed_get(worker, keys, batch, scatters)
         for epoch, group, part in self._reads(worker, keys, lanes, positions, scatters):
             buffers = [scatters[position] for position in part]
             body = encode_get_request(
@@ -129,6 +148,8 @@ class Requests:
             return lanes
         calls = []
         for epoch, group, part in self._reads(worker, keys, lanes, positions, scatters):
+            if any(self._core.regions.is_foreign(scatters[position]) for position in part):
+                group = session.rdma.nobody
             buffers = [scatters[position] for position in part]
             body = encode_ranges_request(
                 [RangesItem(keys.id_of(position), tuple(ranges[position])) for position in part]
@@ -157,8 +178,8 @@ class Requests:
                 hint.prefix_id, hint.session_id, options.ttl_s or 0, hint.depth, durability,
             ))
 
-        shared, positions = self._shared(session, positions, scatters, Access.READ)
-        calls = self._local_puts(session, worker, item, shared, scatters)
+        batches, positions = self._placed(session, positions, scatters, Access.READ)
+        calls = [self._placed_put(worker, item, batch, scatters) for batch in batches]
         for group, part in self._parts(lanes, positions, scatters):
             buffers = [scatters[position] for position in part]
             body = b"".join([item(position) for position in part])
@@ -169,66 +190,135 @@ class Requests:
             calls.append(Call(NativeRequest(group, job), part, session, worker, buffers))
         return calls
 
-    # --- shared memory ------------------------------------------------------------------------
-    def _shared(
+    # --- payload that workers move themselves -------------------------------------------------
+    def _placed(
+        self, session: WorkerSession, positions: list[int], scatters: Sequence[Scatter],
+        access: Access, *, again: bool = False,
+    ) -> tuple[list[Batch], list[int]]:
+        """Return what goes through memory that the worker knows, and the other positions.
+
+        `again`: what came wrong goes another way, unless there is only one.
+        """
+        regions = self._core.regions
+        batches: list[Batch] = []
+        if regions.foreign_count:
+            foreign = [p for p in positions if regions.is_foreign(scatters[p])]
+            positions = [p for p in positions if p not in foreign]
+            batches = self._foreign(session, foreign, scatters, access)
+        if again:
+            return batches, positions
+        if session.local.is_possible and regions.shared_count:
+            found, positions = self._through_sharing(session, positions, scatters, access)
+            batches += found
+        elif session.rdma.is_possible and len(regions):
+            found, positions = self._through_rdma(session, positions, scatters, access)
+            batches += found
+        return batches, positions
+
+    def _foreign(
         self, session: WorkerSession, positions: list[int], scatters: Sequence[Scatter],
         access: Access,
-    ) -> tuple[Shared | None, list[int]]:
-        """Return what goes through memory that the worker was given, and the other positions."""
-        local, regions = session.local.lanes, self._core.regions
-        if not session.local.is_possible or not regions.shared_count:
-            return None, positions
+    ) -> list[Batch]:
+        """Memory of another device is reached over RDMA or not at all, and only written to."""
+        found: list[Batch] = []
+        if access is Access.WRITE and session.rdma.is_possible:
+            found, positions = self._through_rdma(
+                session, positions, scatters, access, RDMA_UNREAD
+            )
+        parts, _, _ = self._located(positions, scatters, Access.NONE, EVERY_REGION)
+        frames = dealt(parts, list(parts), 1) if parts else []
+        group = session.rdma.nobody
+        return found + [Batch(RDMA_UNREAD, group, session.rdma, some, parts) for some in frames]
+
+    def _through_sharing(
+        self, session: WorkerSession, positions: list[int], scatters: Sequence[Scatter],
+        access: Access,
+    ) -> tuple[list[Batch], list[int]]:
+        local = session.local.lanes
         usable = local.shared if local is not None and local.group.lanes_open else frozenset()
-        parts: dict[int, tuple[Part, ...]] = {}
+        parts, rest, missed = self._located(positions, scatters, access, usable)
+        self.counters.local_fallbacks += missed
+        self.counters.local_keys += len(parts)
+        if local is None or not parts:
+            return [], rest
+        frames = dealt(parts, list(parts), local.group.lanes_open)
+        return [Batch(LOCAL, local.group, session, some, parts) for some in frames], rest
+
+    def _through_rdma(
+        self, session: WorkerSession, positions: list[int], scatters: Sequence[Scatter],
+        access: Access, way: Way = RDMA,
+    ) -> tuple[list[Batch], list[int]]:
+        lanes, memory = session.rdma.lanes, self._core.memory
+        usable = lanes.shared if lanes is not None and lanes.open_count else frozenset()
+        parts, rest, missed = self._located(positions, scatters, Access.NONE, usable)
+        batches: list[Batch] = []
+        if lanes is not None and memory is not None and parts:
+            for some in dealt(parts, list(parts), lanes.open_count):
+                batch: Batch | None = Batch(way, lanes.group, session.rdma, some, parts)
+                if batch is not None and lanes.strict:
+                    batch = windowed(batch, lanes.next_strict(), memory, access)
+                if batch is None:
+                    missed += len(some)
+                    rest = [*rest, *some]
+                else:
+                    self.counters.rdma_keys += len(some)
+                    batches.append(batch)
+        self.counters.rdma_fallbacks += missed
+        return batches, rest
+
+    def _located(
+        self, positions: list[int], scatters: Sequence[Scatter], access: Access,
+        usable: Container[int],
+    ) -> tuple[PartsOf, list[int], int]:
+        """Return the parts of what lies in usable regions, the other positions, and how many of
+        these lie in regions that could be."""
+        parts: PartsOf = {}
         rest: list[int] = []
+        missed = 0
         for position in positions:
-            located = regions.locate(scatters[position], access, usable)
+            located = self._core.regions.locate(scatters[position], access, usable)
             if isinstance(located, tuple):
                 parts[position] = located
             else:
-                self.counters.local_fallbacks += located
+                missed += located
                 rest.append(position)
-        self.counters.local_keys += len(parts)
-        if local is None or not parts:
-            return None, rest
-        return Shared(local.group, parts), rest
+        return parts, rest, missed
 
-    def _local_gets(
-        self, session: WorkerSession, worker: int, keys: Keys, shared: Shared | None,
-        scatters: Sequence[Scatter],
+    def _placed_get(
+        self, worker: int, keys: Keys, batch: Batch, scatters: Sequence[Scatter]
     ) -> list[Call]:
-        if shared is None:
-            return []
+        """One call for each epoch that the answers need: nearly always one."""
         calls: list[Call] = []
-        needs = self._by_need(worker, keys, list(shared.parts))
-        for epoch, part in [(epoch, part) for epoch, some in needs for part in shared.dealt(some)]:
-            items = [LocalGetItem(keys.id_of(p), shared.parts[p]) for p in part]
-            body = encode_local_get(items)
-            job = Job.local_get(
-                self._frame(Opcode.LOCAL_GET, Flag.NONE, body, len(part), epoch),
-                [_filled(scatters[p]) for p in part], self._tenant_tag, self.deadline_ns,
+        for epoch, some in self._by_need(worker, keys, batch.positions):
+            body = encode_local_get([LocalGetItem(keys.id_of(p), batch.parts[p]) for p in some])
+            job = batch.way.get_job(
+                self._frame(batch.way.get, batch.flags, body, len(some), epoch),
+                [_filled(scatters[p]) for p in some], self._tenant_tag, self.deadline_ns,
             )
-            request = NativeRequest(shared.group, job)
-            calls.append(Call(request, part, session, worker, [scatters[p] for p in part]))
+            calls.append(self._placed_call(worker, batch, job, some, scatters))
         return calls
 
-    def _local_puts(
-        self, session: WorkerSession, worker: int, item: Callable[[int], bytes],
-        shared: Shared | None, scatters: Sequence[Scatter],
-    ) -> list[Call]:
-        if shared is None:
-            return []
-        calls: list[Call] = []
-        for part in shared.dealt(list(shared.parts)):
-            items = [item(p) for p in part]
-            body = b"".join(items + [encode_parts(shared.parts[p]) for p in part])
-            job = Job.local_put(
-                self._frame(Opcode.LOCAL_PUT, Flag.NONE, body, len(part)),
-                [_filled(scatters[p]) for p in part], self._tenant_tag, self.deadline_ns,
-            )
-            request = NativeRequest(shared.group, job)
-            calls.append(Call(request, part, session, worker, [scatters[p] for p in part]))
-        return calls
+    def _placed_put(
+        self, worker: int, item: Callable[[int], bytes], batch: Batch, scatters: Sequence[Scatter]
+    ) -> Call:
+        some = batch.positions
+        items = [item(p) for p in some]
+        body = b"".join(items + [encode_parts(batch.parts[p]) for p in some])
+        job = batch.way.put_job(
+            self._frame(batch.way.put, Flag.NONE, body, len(some)),
+            [_filled(scatters[p]) for p in some], self._tenant_tag, self.deadline_ns,
+        )
+        return self._placed_call(worker, batch, job, some, scatters)
+
+    @staticmethod
+    def _placed_call(
+        worker: int, batch: Batch, job: Job, positions: list[int], scatters: Sequence[Scatter]
+    ) -> Call:
+        buffers = [scatters[p] for p in positions]
+        return Call(
+            batch.request(job), positions, batch.outcome, worker, buffers,
+            has_other_way=batch.way is RDMA,
+        )
 
     # --- control ------------------------------------------------------------------------------
     def start_exists(
@@ -320,51 +410,10 @@ class Requests:
             small = lanes.express if lanes.express.lanes_open else lanes.bulk
             return [(small, positions)]
         # Where other requests keep the lanes busy, more parts are only more work in Python.
-        parts = _parts_of(len(positions), lanes.bulk.lanes_idle, total_bytes)
-        return [(lanes.bulk, part) for part in _deal(positions, parts)]
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """Blocks of one request that go through shared memory: positions, and the parts of each."""
-
-    group: LaneGroup
-    parts: dict[int, tuple[Part, ...]]
-
-    def dealt(self, positions: list[int]) -> list[list[int]]:
-        """Return the positions of each frame: as many as there are lanes, none over a limit."""
-        total_bytes = sum([parts_bytes(self.parts[position]) for position in positions])
-        dealt: list[list[int]] = []
-        for part in _deal(positions, _parts_of(len(positions), self.group.lanes_open, total_bytes)):
-            room = 0
-            for position in part:
-                size = PUT_ITEM_BYTES + len(self.parts[position]) * LOCAL_PART_BYTES
-                if not room or size > room:
-                    dealt.append([])
-                    room = FRAME_BODY_BYTES_MAX
-                dealt[-1].append(position)
-                room -= size
-        return dealt
+        parts = parts_of(len(positions), lanes.bulk.lanes_idle, total_bytes)
+        return [(lanes.bulk, part) for part in deal(positions, parts)]
 
 
 def _filled(scatter: Scatter) -> Scatter:
     """Return the pieces that are not empty, as the parts of a frame have them."""
     return tuple([piece for piece in scatter if piece[1]])
-
-
-def _parts_of(count: int, lanes: int, total_bytes: int) -> int:
-    return min(count, max(1, lanes), -(-total_bytes // BULK_PART_BYTES_MIN))
-
-
-def _deal(positions: list[int], parts: int) -> list[list[int]]:
-    """Cut into contiguous parts of nearly equal length, none over a frame's limit."""
-    parts = max(parts, -(-len(positions) // ITEMS_PER_FRAME_MAX))
-    size, extra = divmod(len(positions), parts)
-    cut, start = [], 0
-    for index in range(parts):
-        end = start + size + (1 if index < extra else 0)
-        cut.append(positions[start:end])
-        start = end
-    return cut
-
-

@@ -24,13 +24,15 @@ from memkv.client.calls import Call
 from memkv.client.handshake import Handshake, Refused
 from memkv.client.local_side import LocalSide
 from memkv.client.options import ConnectOptions
+from memkv.client.rdma_side import RdmaSide
 from memkv.errors import MemKVError, PeerGone
 from memkv.limits import BLOCK_BYTES_MAX, HANDSHAKE_TIMEOUT_MS, LANES_PER_SESSION_MAX
+from memkv.rdma.client_memory import ClientMemory
 from memkv.shardmap.map import Worker
 from memkv.status import Status
 from memkv.wire.frame import encode_frame
 from memkv.wire.messages import HelloRequest, HelloResponse
-from memkv.wire.opcodes import RESPONSE_LIMITS, Flag, Opcode
+from memkv.wire.opcodes import RESPONSE_LIMITS, Flag, Opcode, Transport
 
 CONTROL_LANES = 1
 
@@ -64,6 +66,7 @@ class WorkerSession:
     def __init__(
         self, engine: Engine, worker: Worker, options: ConnectOptions,
         wake_keeper: Callable[[], None], regions: RegionTable,
+        memory: ClientMemory | None = None,
     ) -> None:
         self.worker = worker
         self.state = SessionState.DOWN
@@ -73,6 +76,8 @@ class WorkerSession:
         """The last ticket that the worker did not take: its key was revoked, perhaps."""
         self.backoff = Backoff(options.clock)
         self.local = LocalSide(engine, worker, options, regions, self._handshake)
+        name = f"{worker.host}:{worker.port}"
+        self.rdma = RdmaSide(engine, name, options, regions, memory, self._handshake)
         self._engine = engine
         self._options = options
         self._lock = threading.Lock()
@@ -117,6 +122,10 @@ class WorkerSession:
     def breaker_state(self) -> str:
         return self._breaker.state.value
 
+    def knows(self, version: int) -> bool:
+        """Whether the worker was told of the regions of `version`, or cannot be."""
+        return self.local.is_settled(version) and self.rdma.is_settled(version)
+
     # --- connecting ---------------------------------------------------------------------------
     def wants_keeper(self) -> bool:
         """Return whether connect() or top_up() has work to do and its pause is over."""
@@ -126,7 +135,10 @@ class WorkerSession:
                 group.reap()  # a lane whose node died while it was idle
         if self.state is SessionState.CLOSED or not self.backoff.due():
             return False
-        return lanes is None or self._missing(lanes) > 0 or self.local.wants_keeper()
+        return (
+            lanes is None or self._missing(lanes) > 0 or self.local.wants_keeper()
+            or self.rdma.wants_keeper()
+        )
 
     def keep(self, hello: HelloRequest) -> None:
         """Connect, or replace lost lanes. Never raises; failures set `last_error` and back off."""
@@ -149,7 +161,12 @@ class WorkerSession:
         lanes = self._lanes
         if lanes is not None:
             now = lanes
-            self.local.keep(tokens, lambda: list(self._renew(now, hello).lane_tokens))
+
+            def renew() -> list[bytes]:
+                return list(self._renew(now, hello).lane_tokens)
+
+            self.local.keep(tokens, renew)
+            self.rdma.keep(tokens, renew)
 
     def close(self) -> None:
         """Say good-bye and close every lane; calls in flight end with UNAVAILABLE."""
@@ -162,6 +179,7 @@ class WorkerSession:
         if lanes is not None:
             lanes.close()
         self.local.close()
+        self.rdma.close()
 
     def _handshake(self, path: Path | None = None) -> Handshake:
         clock = self._options.clock
@@ -212,6 +230,9 @@ class WorkerSession:
                 lanes.close()
                 return []
             self.local.begin(response.session_uuid, local_path)
+            # Memory that is shared needs no device between.
+            offered = bool(response.transports & Transport.RDMA) and local_path is None
+            self.rdma.begin(response.session_uuid, offered=offered)
             self._lanes = lanes
             self.state = SessionState.UP
             self._breaker.success()
@@ -259,3 +280,4 @@ class WorkerSession:
                 self.state = SessionState.DOWN
         lanes.close()
         self.local.end()
+        self.rdma.end()

@@ -13,6 +13,7 @@ from memkv.client.core import ClientCore
 from memkv.client.drive import settle
 from memkv.client.native import NativeRequest
 from memkv.client.routing import Key, key_error
+from memkv.client.session import WorkerSession
 from memkv.clock import deadline_after_ms
 from memkv.limits import SMALL_PAYLOAD_BYTES_MAX
 from memkv.shardmap.map import UNASSIGNED
@@ -45,7 +46,7 @@ def get_one(
     if isinstance(lanes, Status):
         return None
     is_small = size_bytes <= SMALL_PAYLOAD_BYTES_MAX
-    if not is_small and core.regions.shared_count and session.local.is_possible:
+    if len(core.regions) and _goes_another_way(core, session, address, size_bytes, is_small):
         return None
     group = lanes.express if is_small else lanes.bulk
     deadline_ns = deadline_after_ms(core.options.clock, deadline_ms)
@@ -67,3 +68,14 @@ def get_one(
         core.counters.corrupt += 1
     # The long way would have a whole deadline of its own.
     return int(Status.TIMEOUT) if job.status == Status.TIMEOUT else None
+
+
+def _goes_another_way(
+    core: ClientCore, session: WorkerSession, address: int, size_bytes: int, is_small: bool
+) -> bool:
+    if core.regions.foreign_count:
+        region = core.regions.find(address, size_bytes)
+        if region is not None and region.is_foreign:
+            return True
+    is_shared = session.local.is_possible and core.regions.shared_count
+    return not is_small and bool(is_shared or session.rdma.is_possible)

@@ -30,6 +30,8 @@ class ClientCounters:
     copies_dropped: int = 0
     local_keys: int = 0
     local_fallbacks: int = 0
+    rdma_keys: int = 0
+    rdma_fallbacks: int = 0
 
     def count_gets(self, results: Sequence[int]) -> None:
         """Add one batch of get results."""
@@ -80,6 +82,8 @@ class ClientStatistics:
     copies_to_new_owner, copies_dropped: background copies of blocks found at a previous owner
     local_keys: keys asked for or put through shared memory
     local_fallbacks: keys that would have been, but for a worker that was not ready for it: over TCP
+    rdma_keys: keys asked for or put over RDMA
+    rdma_fallbacks: keys in registered memory that went over TCP, though their worker serves RDMA
     """
 
     gets: int
@@ -99,3 +103,5 @@ class ClientStatistics:
     copies_dropped: int
     local_keys: int
     local_fallbacks: int
+    rdma_keys: int
+    rdma_fallbacks: int

@@ -185,9 +185,23 @@ class Client:
         With `fd` (a memfd sealed against shrinking, or a file, mapped at `ptr` from `fd_offset`)
         workers on this machine read and write it directly, where they can be reached through
         their Unix sockets; waits until those that are connected know, at most for a deadline. The
-        fd is duplicated.
+        fd is duplicated. Where there are RDMA devices it is registered with them, which pins it.
         """
         self._core.register(Region(ptr, size, fd, fd_offset), wait=True)
+        return Status.OK
+
+    def register_dmabuf(self, fd: int, offset: int, length: int, *, ptr: int) -> int:
+        """Announce memory of another device, a GPU's say, that calls will name as [ptr, ptr +
+        length); 0.
+
+        `fd` is its dma-buf (for CUDA: cuMemGetHandleForAddressRange), `offset` where `ptr` lies in
+        it. Gets are written into it by RDMA alone, without a copy in host memory: where a worker
+        cannot be reached so, they are UNAVAILABLE. No CPU can check what arrives there, so the node
+        checks the block instead. Puts from it are UNAVAILABLE: their sums must be made by whoever
+        can read it. Raises VerbsError with the reason where kernel or NIC cannot do it.
+        """
+        region = Region(ptr, length, None, 0, is_foreign=True)
+        self._core.register_dmabuf(region, fd, offset, wait=True)
         return Status.OK
 
     def unregister_buffer(self, ptr: int) -> int:

@@ -5,6 +5,7 @@ A wave asks each worker once for the keys it should have. What answers lead to a
     WRONG_OWNER with a newer hint     learn the slot's owner, ask it
     not there, and the slot moves     ask the previous owners, newest first (gets and exists only)
     CORRUPT                           ask the same worker once more, with VERIFY (gets only)
+    a broken connection over RDMA     the same, over TCP
 
 No key asks a worker twice but for VERIFY, so an operation ends after a bounded number of waves.
 """
@@ -41,6 +42,10 @@ Ask = Callable[[int, list[int], bool], "list[Call] | Status"]
 
 OnAnswer = Callable[[Call, int, int, int], None]
 """(call, index in the call, position of the key, status)."""
+
+
+def _is_worth_asking_again(call: Call, status: int) -> bool:
+    return status == Status.CORRUPT or (status == Status.UNAVAILABLE and call.has_other_way)
 
 
 class Waves:
@@ -126,10 +131,10 @@ class Waves:
                 status = Status.UNAVAILABLE
             self._results[position] = status
             on_answer(call, index, position, status)
-            if status in NOT_THERE:
-                self._follow(call.worker, position, status, hints.get(index))
-            elif status == Status.CORRUPT and self._verify and not call.verify:
+            if self._verify and not call.verify and _is_worth_asking_again(call, status):
                 self.add(call.worker, position, verify=True)
+            elif status in NOT_THERE:
+                self._follow(call.worker, position, status, hints.get(index))
 
     def _follow(self, worker: int, position: int, status: int, hint: Hint | None) -> None:
         asked = self._asked.setdefault(position, set())

@@ -167,7 +167,7 @@ class SessionRegions:
         is not for this access, or ends before the part does."""
         with self._lock:
             found: list[Region] = []
-            for number, offset, length in parts:
+            for number, offset, length, _ in parts:
                 region = self._regions.get(number)
                 if (
                     region is None

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from memkv._hotpath import Stream
 from memkv.local.regions import RegionBudget, SessionRegions
+from memkv.rdma.regions import ClientRegions
+from memkv.rdma.service import Seat
 from memkv.status import Status
 from memkv.tcp.lane import Lane
 from memkv.tenant import Tenant
@@ -33,6 +35,8 @@ class Connection:
         self.reader = FrameReader(responses=False, admit=self.protocol.received)
         self.session: NodeSession | None = None
         self.lane: Lane | None = None
+        self.rdma: Seat | None = None
+        """Of a lane."""
         self.on_lane_poller = False
         self.unsettled_since_ns: int | None = None
         self.partial_bytes = 0
@@ -68,6 +72,7 @@ class NodeSession:
         self.tenant = tenant
         self.control = control
         self.regions = regions
+        self.rdma_regions = ClientRegions()
         self.lanes: set[Connection] = set()
         self._threads_max = threads_max
         self._lock = threading.Lock()
@@ -161,6 +166,7 @@ class Sessions:
             live.lanes.add(lane)
             lane.session = live
             lane.lane = Lane(lane.stream, lane.reader, live, express)
+            lane.rdma = Seat(live.rdma_regions, lane.cut)
             return Status.OK
 
     def ended(self, connection: Connection) -> list[Connection]:

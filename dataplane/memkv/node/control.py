@@ -49,8 +49,10 @@ class ControlService:
         local_path: Callable[[], str],
         verifier: TicketVerifier,
         clock: Clock,
+        serves_rdma: Callable[[], bool] = lambda: False,
     ) -> None:
         """`local_path()`: of the Unix socket, empty when there is none."""
+        self._serves_rdma = serves_rdma
         self._config = config
         self._store = store
         self._sessions = sessions
@@ -110,6 +112,8 @@ class ControlService:
         ownership = self._ownership()
         path = self._local_path() if transports & Transport.LOCAL else ""
         spoken = Transport.TCP | (Transport.LOCAL if path else Transport.NONE)
+        if self._serves_rdma():
+            spoken |= Transport.RDMA
         return HelloResponse(
             protocol,
             self._config.worker_uuid,

@@ -19,9 +19,10 @@ from memkv.node.control import ControlService
 from memkv.node.ownership import Ownership
 from memkv.node.statistics import ConnectionCounters
 from memkv.node.unsettled import Unsettled
+from memkv.rdma.service import RdmaService
 from memkv.status import Status
 from memkv.tcp.get import GetService
-from memkv.tcp.lane import NS_PER_MS, ServingThread, request_deadline_ns
+from memkv.tcp.lane import NS_PER_MS, Lane, ServingThread, request_deadline_ns
 from memkv.tcp.pull import PullService
 from memkv.tcp.put import PutService
 from memkv.wire.errors import WireError
@@ -41,8 +42,13 @@ TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x46"  # fatal, protocol_version
 _SINGLE_GET_BYTES = HEADER_BYTES + GET_ITEM_BYTES
 _KEY_OPCODES = (Opcode.EXISTS, Opcode.DELETE, Opcode.PIN)
 _LOCAL_OPCODES = (Opcode.REGISTER, Opcode.UNREGISTER, Opcode.LOCAL_GET, Opcode.LOCAL_PUT)
+_RDMA_OPCODES = (
+    Opcode.RDMA_CONNECT, Opcode.RDMA_REGISTER, Opcode.RDMA_UNREGISTER, Opcode.RDMA_GET,
+    Opcode.RDMA_PUT,
+)  # fmt: skip
 _LONG_OPCODES = (
-    Opcode.DELETE, Opcode.LIST, Opcode.PUT, Opcode.GET_RANGES, Opcode.PULL, *_LOCAL_OPCODES
+    Opcode.DELETE, Opcode.LIST, Opcode.PUT, Opcode.GET_RANGES, Opcode.PULL, *_LOCAL_OPCODES,
+    *_RDMA_OPCODES,
 )  # fmt: skip
 
 
@@ -66,6 +72,7 @@ class Dispatcher:
         puts: PutService,
         pulls: PullService,
         local: LocalService,
+        rdma: RdmaService | None,
         ownership: Callable[[], Ownership],
         counters: ConnectionCounters,
         unsettled: Unsettled,
@@ -75,6 +82,7 @@ class Dispatcher:
         self._puts = puts
         self._pulls = pulls
         self._local = local
+        self._rdma = rdma
         self._ownership = ownership
         self._counters = counters
         self._unsettled = unsettled
@@ -257,8 +265,23 @@ class Dispatcher:
             assert connection.session is not None
             regions = connection.session.regions
             self._local.serve(lane, regions, frame, deadline_ns, thread)
+        elif opcode in _RDMA_OPCODES:
+            self._serve_rdma(connection, lane, frame, deadline_ns, thread)
         else:
             self._gets.get_ranges(lane, frame, deadline_ns, thread)
+
+    def _serve_rdma(
+        self, connection: Connection, lane: Lane, frame: Frame, deadline_ns: int,
+        thread: ServingThread,
+    ) -> None:  # fmt: skip
+        header = frame.header
+        if self._rdma is not None and connection.rdma is not None:
+            self._rdma.serve(lane, connection.rdma, frame, deadline_ns, thread)
+        elif header.opcode == Opcode.RDMA_PUT:  # a batch whose other frames nobody reads
+            raise WireError("RDMA_PUT: this node serves no RDMA, and said so in HELLO")
+        else:
+            why = "this node serves no RDMA, and said so in HELLO; use TCP"
+            thread.fail(lane.stream, header.opcode, header.request_id, Status.INVALID, why)
 
     def _serve_hello(self, connection: Connection, frame: Frame, thread: ServingThread) -> Verdict:
         is_lane = bool(frame.header.flags & Flag.LANE)

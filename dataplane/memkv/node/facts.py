@@ -70,10 +70,20 @@ def facts_of(config: NodeConfig, view: NodeView, software_version: str) -> pb.Ge
         workers=[_worker_facts(config, worker) for worker in view.workers],
         software_version=software_version,
         metadata_connected=view.metadata_connected,
-        transports=["tcp", *(["local"] if config.local_dir is not None else [])],
+        transports=_transports(config, view),
         huge_page_bytes=config.huge_page_bytes,
         ticket_key_ids=view.ticket_key_ids,
     )
+
+
+def _transports(config: NodeConfig, view: NodeView) -> list[str]:
+    reports = [worker.report for worker in view.workers if worker.phase is Phase.READY]
+    spoken = ["tcp"]
+    if config.local_dir is not None:
+        spoken.append("local")
+    if reports and all(report is not None and report.rdma_rails for report in reports):
+        spoken.append("rdma")
+    return spoken
 
 
 def _worker_facts(config: NodeConfig, worker: WorkerView) -> pb.WorkerFacts:

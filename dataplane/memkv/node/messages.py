@@ -61,6 +61,11 @@ class Start:
     """File by which other workers are believed."""
     huge_page_bytes: int = 0
     """Of the huge pages that hold blocks in DRAM; 0: ordinary pages."""
+    rdma: bool = False
+    """Whether to look for RDMA devices."""
+    rdma_devices: tuple[str, ...] = ()
+    rdma_gid_index: int = -1
+    rdma_traffic_class: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,10 @@ class Report:
     memory_guaranteed_bytes_max: int = 0
     tenants: tuple[TenantUsage, ...] = ()
     samples: tuple[Sample, ...] = ()
+    rdma_rails: tuple[str, ...] = ()
+    """Ports that serve RDMA now."""
+    rdma_problem: str = ""
+    """Why there are none, or not all; empty also where none is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +191,9 @@ def decode_message(data: bytes) -> Message:
             document["finished"] = tuple((int(a), int(b)) for a, b in document["finished"])
             document["samples"] = tuple(_sample(item) for item in document["samples"])
             document["tenants"] = tuple(TenantUsage(**item) for item in document["tenants"])
+            document["rdma_rails"] = tuple(str(name) for name in document["rdma_rails"])
+        if kind is Start:
+            document["rdma_devices"] = tuple(str(name) for name in document["rdma_devices"])
         if kind in (Start, Quotas):
             document["quotas"] = tuple(Quota(**item) for item in document["quotas"])
         if kind is Identity:

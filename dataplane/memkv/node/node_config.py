@@ -1,6 +1,7 @@
 """What a node is told when it starts."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from memkv import limits
@@ -18,6 +19,27 @@ class DriveConfig:
     """Block device, or a file that is made when it does not exist."""
     capacity_bytes: int = 0
     """Size of a new file; 0: all of what exists."""
+
+
+class RdmaMode(Enum):
+    """Whether a node serves RDMA."""
+
+    AUTO = "auto"
+    """Where there is a device, unless payload is encrypted, which RDMA is not."""
+    ON = "on"
+    """Where there is a device; what keeps it from that is a problem."""
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class RdmaConfig:
+    """`devices`: names, all when empty; `gid_index`: instead of the choice, -1 for none;
+    `traffic_class`: of RoCE packets, as the fabric's administrators say."""
+
+    mode: RdmaMode = RdmaMode.AUTO
+    devices: tuple[str, ...] = ()
+    gid_index: int = -1
+    traffic_class: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +84,7 @@ class NodeConfig:
     """Whether the data ports speak TLS; None: if there are certificates."""
     local_dir: Path | None = None
     """Where workers put Unix sockets for clients on this machine; None: no local transport."""
+    rdma: RdmaConfig = RdmaConfig()
     insecure: bool = False
     worker_command: tuple[str, ...] = field(default=())
     """Program that is a worker; empty: this one's. For tests."""
@@ -76,6 +99,11 @@ class NodeConfig:
             raise ConfigError(
                 f"node weight {self.weight}: give one of {limits.NODE_WEIGHT_MIN} to "
                 f"{limits.NODE_WEIGHT_MAX}; capacity is counted already"
+            )
+        if not 0 <= self.rdma.traffic_class <= 255 or not -1 <= self.rdma.gid_index <= 0xFFFF:
+            raise ConfigError(
+                f"RDMA traffic class {self.rdma.traffic_class} is 0 to 255, GID index "
+                f"{self.rdma.gid_index} one of the device's table, or -1"
             )
         if self.data_port and self.data_port + len(self.drives) > 0x10000:
             raise ConfigError(f"data ports from {self.data_port} on do not fit {len(self.drives)}")
@@ -106,6 +134,13 @@ class NodeConfig:
     def payload_tls(self) -> TlsFiles | None:
         """What data connections are encrypted with; None: they are plain."""
         return self.tls if self.payload_encryption is not False else None
+
+    @property
+    def serves_rdma(self) -> bool:
+        """Whether its workers look for RDMA devices."""
+        if self.rdma.mode is RdmaMode.AUTO:
+            return self.payload_tls is None
+        return self.rdma.mode is RdmaMode.ON
 
     @property
     def is_trusting(self) -> bool:

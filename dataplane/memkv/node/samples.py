@@ -6,6 +6,7 @@ from memkv.node.messages import Sample, TenantUsage
 from memkv.node.metrics import counter, gauge
 from memkv.node.moves.keeper import MoveStatistics
 from memkv.node.statistics import ConnectionCounts, WorkerStatistics
+from memkv.rdma.rails import Rails
 from memkv.store.statistics import StoreStatistics
 
 US_PER_S = 1_000_000
@@ -89,6 +90,18 @@ def event_samples(events: ConnectionCounts) -> Iterator[Sample]:
     """Yield what happened to connections."""
     for name, text in _EVENTS.items():
         yield counter(f"memkv_connection_{name}", text, getattr(events, name))
+
+
+def rail_samples(rails: Rails) -> Iterator[Sample]:
+    """Yield what there is to say about RDMA."""
+    usable = rails.usable
+    yield gauge("memkv_rdma_rails_usable", "RDMA ports that clients can use", len(usable))
+    text = "RDMA ports and devices that clients cannot use"
+    yield gauge("memkv_rdma_rails_unusable", text, len(rails.problems))
+    text = "Connections to clients, one a lane"
+    yield gauge("memkv_rdma_queue_pairs", text, rails.queue_pairs)
+    text = "Connections to clients that broke: an error, a deadline, or the client was gone"
+    yield counter("memkv_rdma_broken_queue_pairs", text, rails.broken)
 
 
 def move_samples(moves: MoveStatistics) -> Iterator[Sample]:

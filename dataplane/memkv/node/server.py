@@ -34,6 +34,8 @@ from memkv.node.statistics import (
     merge_latency,
 )
 from memkv.node.unsettled import Unsettled
+from memkv.rdma.rails import Rails
+from memkv.rdma.service import RdmaService
 from memkv.shardmap import ShardMap
 from memkv.tcp.get import GetService
 from memkv.tcp.lane import NS_PER_MS, PayloadLimits, ServingThread
@@ -60,10 +62,13 @@ class WorkerServer:
         *,
         shard_map: ShardMap | None = None,
         tls: Callable[[], TlsContext] | None = None,
+        rails: Rails | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         """Nothing listens before `start`. Without a map every key is served; without `tls` the data
-        port is plain. The Unix socket always is."""
+        port is plain. The Unix socket always is. With `rails`, which stay the caller's and whose
+        memory is the store's, clients are served over RDMA."""
+        self._rails = rails
         self._tls = tls
         self._config = config
         self._store = store
@@ -81,12 +86,13 @@ class WorkerServer:
         self._dispatcher = Dispatcher(
             ControlService(
                 config, store, self._sessions, self._current_ownership, lambda: self.local_path,
-                verifier, clock,
+                verifier, clock, lambda: bool(rails is not None and rails.usable),
             ),
             GetService(self._refused, payload_limits),
             puts,
             PullService(lambda epoch: self._ownership.is_behind(epoch)),
             LocalService(self._refused, puts),
+            self._rdma_service(puts),
             self._current_ownership,
             self._counters,
             self._unsettled,
@@ -143,6 +149,9 @@ class WorkerServer:
         )
         for fd in self._listeners:
             self._control.add(fd)
+        if self._rails is not None:
+            for fd in self._rails.event_fds:
+                self._control.add(fd)
         self._lanes.start()
         self._control.start()
 
@@ -199,6 +208,13 @@ class WorkerServer:
             self._sessions.budget.mapped_bytes,
         )
 
+    def _rdma_service(self, puts: PutService) -> RdmaService | None:
+        if self._rails is None:
+            return None
+        memory_bytes = self._store.statistics().memory_bytes
+        in_flight_bytes_max = int(memory_bytes * limits.RDMA_IN_FLIGHT_FRACTION)
+        return RdmaService(self._rails, self._refused, puts, in_flight_bytes_max)
+
     def _current_ownership(self) -> Ownership:
         return self._ownership
 
@@ -220,6 +236,11 @@ class WorkerServer:
 
     # --- events -------------------------------------------------------------------------------
     def _on_control_event(self, fd: int, index: int) -> None:
+        if self._rails is not None and fd in self._rails.event_fds:
+            self._rails.take_events(fd)
+            if self._control is not None:
+                self._control.arm(fd)
+            return
         if fd in self._listeners:
             self._accept(fd)
             return
@@ -294,6 +315,8 @@ class WorkerServer:
             self._poller_of(connection).remove(connection.fd)
         for lane in self._sessions.ended(connection):
             lane.cut()
+        if connection.rdma is not None:
+            connection.rdma.close()
         connection.stream.close()
 
     # --- listening ----------------------------------------------------------------------------
@@ -334,6 +357,8 @@ class WorkerServer:
 
     def _sweep(self) -> None:
         self._unsettled.sweep()
+        if self._rails is not None:
+            self._rails.refresh()  # not every change comes with an event
         while self._resting and self._control is not None:
             self._control.arm(self._resting.pop())
 

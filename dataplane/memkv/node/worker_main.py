@@ -19,6 +19,7 @@ from memkv import limits
 from memkv.clock import Clock, SystemClock
 from memkv.errors import ConfigError, MemKVError, ProtocolError
 from memkv.io.file_device import FileDevice
+from memkv.io.numa import numa_node_of
 from memkv.metadata.certificates import node_name, read_pem
 from memkv.node.config import WorkerConfig
 from memkv.node.identity import WorkerIdentity
@@ -39,9 +40,18 @@ from memkv.node.moves.memory import MoveMemory, load_memory, save_memory
 from memkv.node.moves.peer import PeerSession
 from memkv.node.moves.tickets import AnonymousPeerTickets, PeerTickets
 from memkv.node.moves.view import nobodys_map
-from memkv.node.samples import move_samples, server_samples, store_samples, tenant_usages
+from memkv.node.samples import (
+    move_samples,
+    rail_samples,
+    server_samples,
+    store_samples,
+    tenant_usages,
+)
 from memkv.node.server import WorkerServer
 from memkv.node.store_adapter import NodeStore
+from memkv.rdma.driver import PyVerbs
+from memkv.rdma.rails import RailOptions, Rails
+from memkv.rdma.verbs import VerbsError
 from memkv.shardmap import MapInvalid, MapVersion, ShardMap, decode_map
 from memkv.shardmap import Worker as ShardWorker
 from memkv.store.api import Store, open_store
@@ -90,6 +100,34 @@ def peer_contexts(start: Start) -> ClientContexts | None:
     return ClientContexts(lambda: read_pem(authority), node_name(start.pool))
 
 
+def open_rails(start: Start, memory: memoryview) -> Rails | str:
+    """Return the RDMA ports to serve on, or why there are none; empty: none are wanted."""
+    if not start.rdma:
+        return ""
+    verbs = PyVerbs()
+    try:
+        if not start.rdma_devices and not verbs.device_names():
+            return "this machine has no RDMA device"
+        return Rails(verbs, memory, rail_options(start))
+    except VerbsError as error:
+        return str(error)
+
+
+def rail_options(start: Start) -> RailOptions:
+    """Return what the supervisor says of RDMA. Drives and NICs are best on one NUMA node."""
+    near = numa_node_of(Path(start.drive))
+    return RailOptions(
+        start.rdma_devices, start.rdma_gid_index, start.rdma_traffic_class, near
+    )
+
+
+def problem_text(rails: Rails | str) -> str:
+    """Return why some rails do not serve, in one line."""
+    if isinstance(rails, str):
+        return rails
+    return "; ".join(f"{name}: {problem}" for name, problem in rails.problems.items())
+
+
 def store_quotas(quotas: Sequence[Quota]) -> tuple[TenantQuota, ...]:
     """Return the supervisor's quotas as the store has them."""
     return tuple(TenantQuota(q.tenant, q.flash_bytes, q.memory_bytes) for q in quotas)
@@ -124,6 +162,9 @@ class Worker:
         self._peer_tls = peer_contexts(start)
         superblock = self.store.superblock
         self._uuid = superblock.worker_uuid
+        self._rails = open_rails(start, self.store.memory)
+        if problem := problem_text(self._rails):
+            log.info("RDMA: %s", problem)
         self._server = WorkerServer(
             NodeStore(self.store, lambda epoch: self._keeper.generation_at(epoch)),
             WorkerConfig(
@@ -138,6 +179,7 @@ class Worker:
             clock,
             self._identity.verifier,
             tls=server_tls,
+            rails=self._rails if isinstance(self._rails, Rails) else None,
         )
         self._keeper = MoveKeeper(
             self._uuid,
@@ -214,6 +256,8 @@ class Worker:
         self._stopping.set()
         self._keeper.stop()
         self._server.stop()
+        if isinstance(self._rails, Rails):
+            self._rails.close()
         self.store.close(clean=True)
         self._device.close()
         if self._reporter.ident is not None:
@@ -244,10 +288,13 @@ class Worker:
         statistics = self.store.statistics()
         serving = self._serving.is_set()
         moves = self._keeper.statistics()
+        rails = self._rails
         samples = [*store_samples(statistics)]
         if serving:
             samples += server_samples(self._server.statistics())
             samples += move_samples(moves)
+        if isinstance(rails, Rails):
+            samples += rail_samples(rails)
         return Report(
             uuid=self._uuid.hex(),
             incarnation=superblock.incarnation,
@@ -261,6 +308,8 @@ class Worker:
             memory_guaranteed_bytes_max=statistics.memory_quota_bytes_max,
             tenants=tuple(tenant_usages(statistics)),
             samples=tuple(samples),
+            rdma_rails=tuple(rails.usable) if isinstance(rails, Rails) else (),
+            rdma_problem=problem_text(rails),
         )
 
 

@@ -16,6 +16,7 @@ from memkv.rdma.verbs import Device, VerbsError
 
 SYSFS = Path("/sys/class/infiniband")
 NODES = Path("/dev/infiniband")
+INTERFACES = Path("/sys/class/net")
 
 
 class PyVerbs:
@@ -30,6 +31,10 @@ class PyVerbs:
         if not self._known_to_the_kernel():
             return []
         return _listed()
+
+    def interfaces(self) -> frozenset[int]:
+        texts = [_text(path) for path in INTERFACES.glob("*/ifindex")]
+        return frozenset(int(text) for text in texts if text.isdigit())
 
     def open(self, name: str) -> Device:
         if name not in self._known_to_the_kernel():

@@ -8,7 +8,7 @@ of what is closed (EBADF).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import NamedTuple, Protocol
@@ -248,6 +248,9 @@ class Verbs(Protocol):
     def device_names(self) -> list[str]:
         """Sorted. Empty where there are none. VerbsError: there are some, but the libraries are
         missing; it says how to install them."""
+
+    def interfaces(self) -> Collection[int]:
+        """Indexes of the network interfaces that this process's network namespace has."""
 
     def open(self, name: str) -> Device:
         """Raises VerbsError: no such device, or this process may not use it."""

@@ -95,6 +95,11 @@ class Store:
         """Longest block this store takes."""
         return self._core.block_bytes_max
 
+    @property
+    def memory(self) -> memoryview:
+        """DRAM of all blocks, for devices that move them. Lives as long as the store."""
+        return self._core.arena.view
+
     # --- lookups -----------------------------------------------------------------------------
 
     def exists(self, tenant: TenantScope, ids: bytes, now_s: int | None = None) -> bytes:

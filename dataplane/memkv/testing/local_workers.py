@@ -8,11 +8,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from memkv.client.attach import Attachment
-from memkv.client.options import ConnectOptions
+from memkv.client.options import LOCAL_OFF, ConnectOptions
 from memkv.client.source import TicketGrant
 from memkv.client.sync import Client
 from memkv.clock import SystemClock
@@ -21,6 +21,9 @@ from memkv.limits import MIB
 from memkv.node.config import WorkerConfig
 from memkv.node.server import WorkerServer
 from memkv.node.store_adapter import NodeStore
+from memkv.rdma.client_memory import MemoryMode, RdmaOptions
+from memkv.rdma.rails import RailOptions, Rails
+from memkv.rdma.verbs import Verbs
 from memkv.shardmap.cache import MapCache, OwnerHint, Route
 from memkv.shardmap.map import MapVersion, Move, ShardMap, Worker, pack_owners
 from memkv.store.api import Store, open_store
@@ -83,6 +86,7 @@ class LocalWorker:
     store: Store
     device: FileDevice
     server: WorkerServer
+    rails: Rails | None = None
 
 
 @dataclass
@@ -112,14 +116,20 @@ class LocalWorkers:
 
     def client(
         self, shard_map: ShardMap, *, tenant: str = "default", deadline_ms: int = 5_000,
-        rights: Rights = CLIENT_RIGHTS,
+        rights: Rights = CLIENT_RIGHTS, verbs: Verbs | None = None, strict: bool = False,
     ) -> tuple[Client, StaticSource]:
-        """Return an attached client and the source of its maps."""
+        """Return an attached client and the source of its maps. With `verbs` it asks for RDMA, and
+        not for shared memory."""
         source = StaticSource(tenant, rights)
         source.publish(shard_map)
         options = ConnectOptions(
             "127.0.0.1:1", POOL, tenant, deadline_ms, bootstrap_timeout_ms=5_000
         )
+        if verbs is not None:
+            mode = MemoryMode.STRICT if strict else MemoryMode.ARENA
+            options = replace(
+                options, verbs=lambda: verbs, rdma_options=RdmaOptions(mode), local_dir=LOCAL_OFF
+            )
         client = Client(options, Attachment(options, source))
         self.stack.callback(client.close)
         return client, source
@@ -128,9 +138,9 @@ class LocalWorkers:
 @contextmanager
 def local_workers(
     directory: Path, count: int, *, capacity_bytes: int = 256 * MIB, memory_bytes: int = 64 * MIB,
-    block_bytes_max: int = 2 * MIB, lane_threads: int = 8,
+    block_bytes_max: int = 2 * MIB, lane_threads: int = 8, verbs: Verbs | None = None,
 ) -> Iterator[LocalWorkers]:
-    """Run `count` workers on files in `directory` until the block ends."""
+    """Run `count` workers on files in `directory` until the block ends; with `verbs` over RDMA."""
     pool = LocalWorkers()
     with pool.stack:
         for number in range(count):
@@ -145,13 +155,17 @@ def local_workers(
                 SystemClock(), random.SystemRandom(),
             )
             pool.stack.callback(store.close)
+            rails = None
+            if verbs is not None:
+                rails = Rails(verbs, store.memory, RailOptions())
+                pool.stack.callback(rails.close)
             server = WorkerServer(
                 NodeStore(store),
                 WorkerConfig(POOL, uuid, 1, block_bytes_max=block_bytes_max,
                              lane_threads=lane_threads, local_dir=str(directory / "run")),
-                SystemClock(), AnonymousVerifier(loopback=True),
+                SystemClock(), AnonymousVerifier(loopback=True), rails=rails,
             )
             server.start()
             pool.stack.callback(server.stop)
-            pool.workers.append(LocalWorker(uuid, store, device, server))
+            pool.workers.append(LocalWorker(uuid, store, device, server, rails))
         yield pool

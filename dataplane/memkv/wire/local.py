@@ -52,11 +52,15 @@ ACCESS_KNOWN = 3
 
 
 class Part(NamedTuple):
-    """`length` bytes of a region, from `offset` bytes after the region's start."""
+    """`length` bytes of a region, from `offset` bytes after the region's start.
+
+    `key`: of the window that an RDMA client opened for this request alone; 0: there is none.
+    """
 
     region: int
     offset: int
     length: int
+    key: int = 0
 
 
 def parts_bytes(parts: Sequence[Part]) -> int:
@@ -122,7 +126,7 @@ class LocalGetItem(NamedTuple):
 def encode_parts(parts: Sequence[Part]) -> bytes:
     """Return 24 bytes a part."""
     pack = _PART.pack
-    return b"".join([pack(region, 0, offset, length) for region, offset, length in parts])
+    return b"".join([pack(region, key, offset, length) for region, offset, length, key in parts])
 
 
 def encode_local_get(items: Sequence[LocalGetItem]) -> bytes:
@@ -139,8 +143,10 @@ def local_get_bytes(part_count: int) -> int:
     return LOCAL_GET_ITEM_BYTES + part_count * LOCAL_PART_BYTES
 
 
-def decode_local_get(body: bytes, count: int) -> list[LocalGetItem]:
-    """Parse a LOCAL_GET body. Raises MalformedBody, Truncated or Oversized.
+def decode_local_get(
+    body: bytes, count: int, operation: str = "LOCAL_GET"
+) -> list[LocalGetItem]:
+    """Parse a LOCAL_GET body, or one like it. Raises MalformedBody, Truncated or Oversized.
 
     No part is empty and an item's parts sum to at most one block.
     """
@@ -148,16 +154,16 @@ def decode_local_get(body: bytes, count: int) -> list[LocalGetItem]:
     position = 0
     for _ in range(count):
         if position + LOCAL_GET_ITEM_BYTES > len(body):
-            raise _truncated(len(items), count)
+            raise _truncated(operation, len(items), count)
         block_id, part_count, _ = _GET_ITEM.unpack_from(body, position)
         position += LOCAL_GET_ITEM_BYTES
         end = position + part_count * LOCAL_PART_BYTES
         if end > len(body):
-            raise _truncated(len(items), count)
-        items.append(LocalGetItem(block_id, _decode_parts("LOCAL_GET", body[position:end])))
+            raise _truncated(operation, len(items), count)
+        items.append(LocalGetItem(block_id, _decode_parts(operation, body[position:end])))
         position = end
     if count < 1 or position != len(body):
-        raise malformed("LOCAL_GET", f"{count} items end at byte {position} of {len(body)}")
+        raise malformed(operation, f"{count} items end at byte {position} of {len(body)}")
     return items
 
 
@@ -166,28 +172,33 @@ def encode_local_put(item: PutItem, parts: Sequence[Part]) -> bytes:
     return encode_put_item(item) + encode_parts(parts)
 
 
-def decode_local_put(body: bytes) -> tuple[PutItem, tuple[Part, ...]]:
-    """Parse the body of one LOCAL_PUT frame. Raises MalformedBody or Oversized.
+def decode_local_put(
+    body: bytes, operation: str = "LOCAL_PUT"
+) -> tuple[PutItem, tuple[Part, ...]]:
+    """Parse the body of one LOCAL_PUT frame, or one like it. Raises MalformedBody or Oversized.
 
     The parts sum to the block's length.
     """
     if len(body) < PUT_ITEM_BYTES:
-        raise malformed("LOCAL_PUT", f"{len(body)} bytes hold no item")
+        raise malformed(operation, f"{len(body)} bytes hold no item")
     (length,) = _PUT_LENGTH.unpack_from(body)
     chunks = -(-min(length, limits.BLOCK_BYTES_MAX) // limits.CHUNK_BYTES)
     item_bytes = PUT_ITEM_BYTES + chunks * SUM_BYTES
     item = decode_put_item(body[:item_bytes], length)
     if (len(body) - item_bytes) % LOCAL_PART_BYTES:
-        raise malformed("LOCAL_PUT", f"{len(body)} bytes do not end with whole parts")
-    parts = _decode_parts("LOCAL_PUT", body[item_bytes:])
+        raise malformed(operation, f"{len(body)} bytes do not end with whole parts")
+    parts = _decode_parts(operation, body[item_bytes:])
     if parts_bytes(parts) != length:
-        raise malformed("LOCAL_PUT", f"parts of {parts_bytes(parts)} bytes for {length}")
+        raise malformed(operation, f"parts of {parts_bytes(parts)} bytes for {length}")
     return item, parts
 
 
 def _decode_parts(operation: str, data: bytes) -> tuple[Part, ...]:
     parts = tuple(
-        [Part(region, offset, length) for region, _, offset, length in _PART.iter_unpack(data)]
+        [
+            Part(region, offset, length, key)
+            for region, key, offset, length in _PART.iter_unpack(data)
+        ]
     )
     if not 1 <= len(parts) <= limits.LOCAL_PARTS_PER_ITEM_MAX:
         raise Oversized(
@@ -202,8 +213,8 @@ def _decode_parts(operation: str, data: bytes) -> tuple[Part, ...]:
     return parts
 
 
-def _truncated(seen: int, count: int) -> Truncated:
+def _truncated(operation: str, seen: int, count: int) -> Truncated:
     return Truncated(
-        f"LOCAL_GET: the body ends after {seen} of {count} items: the peer has a bug; compare the "
-        "versions of both sides"
+        f"{operation}: the body ends after {seen} of {count} items: the peer has a bug; compare "
+        "the versions of both sides"
     )

@@ -27,6 +27,11 @@ class Opcode(IntEnum):
     UNREGISTER = 13
     LOCAL_GET = 14
     LOCAL_PUT = 15
+    RDMA_CONNECT = 16
+    RDMA_REGISTER = 17
+    RDMA_UNREGISTER = 18
+    RDMA_GET = 19
+    RDMA_PUT = 20
 
 
 class Flag(IntFlag):
@@ -90,6 +95,10 @@ REGISTERED_BYTES = 4
 UNREGISTER_BYTES = 8
 LOCAL_GET_ITEM_BYTES = 40
 LOCAL_PART_BYTES = 24
+RDMA_CONNECT_BYTES = 48
+RDMA_CONNECTED_BYTES = 40
+RDMA_REGISTER_BYTES = 32
+RDMA_UNREGISTER_BYTES = 8
 
 _ITEMS = limits.ITEMS_PER_FRAME_MAX
 _SUMS = limits.CHUNKS_PER_BLOCK_MAX * SUM_BYTES
@@ -115,6 +124,13 @@ REQUEST_LIMITS: dict[int, FrameLimits] = {
     Opcode.UNREGISTER: FrameLimits(UNREGISTER_BYTES),
     Opcode.LOCAL_GET: FrameLimits(limits.FRAME_BODY_BYTES_MAX, 0, _ITEMS),
     Opcode.LOCAL_PUT: FrameLimits(
+        PUT_ITEM_BYTES + _SUMS + limits.LOCAL_PARTS_PER_ITEM_MAX * LOCAL_PART_BYTES, 0, 1
+    ),
+    Opcode.RDMA_CONNECT: FrameLimits(RDMA_CONNECT_BYTES),
+    Opcode.RDMA_REGISTER: FrameLimits(RDMA_REGISTER_BYTES),
+    Opcode.RDMA_UNREGISTER: FrameLimits(RDMA_UNREGISTER_BYTES),
+    Opcode.RDMA_GET: FrameLimits(limits.FRAME_BODY_BYTES_MAX, 0, _ITEMS),
+    Opcode.RDMA_PUT: FrameLimits(
         PUT_ITEM_BYTES + _SUMS + limits.LOCAL_PARTS_PER_ITEM_MAX * LOCAL_PART_BYTES, 0, 1
     ),
 }
@@ -150,6 +166,11 @@ RESPONSE_LIMITS: dict[int, FrameLimits] = {
     Opcode.UNREGISTER: FrameLimits(_TEXT),
     Opcode.LOCAL_GET: FrameLimits(max(_TEXT, GET_RESULT_BYTES + _SUMS + _HINT), 0, 1),
     Opcode.LOCAL_PUT: _STATUSES,
+    Opcode.RDMA_CONNECT: FrameLimits(max(_TEXT, RDMA_CONNECTED_BYTES)),
+    Opcode.RDMA_REGISTER: FrameLimits(_TEXT),
+    Opcode.RDMA_UNREGISTER: FrameLimits(_TEXT),
+    Opcode.RDMA_GET: FrameLimits(max(_TEXT, GET_RESULT_BYTES + _SUMS + _HINT), 0, 1),
+    Opcode.RDMA_PUT: _STATUSES,
 }
 
 # A lane's first read of a request may take this much: no PUT frame has fewer bytes before its

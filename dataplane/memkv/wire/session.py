@@ -48,6 +48,7 @@ class Event(Enum):
     CONTROL_REQUEST = "control request"
     LANE_REQUEST = "payload request"
     LOCAL_REQUEST = "request on shared memory"
+    RDMA_REQUEST = "request over RDMA"
     GOODBYE = "GOODBYE"
     ACCEPTED = "accepted"
     REFUSED = "refused"
@@ -67,6 +68,7 @@ TRANSITIONS: dict[tuple[ConnectionState, Event], ConnectionState] = {
     (_S.CONTROL_OPEN, _E.CONTROL_REQUEST): _S.CONTROL_OPEN,
     (_S.CONTROL_OPEN, _E.GOODBYE): _S.CLOSING,
     (_S.LANE_OPEN, _E.LANE_REQUEST): _S.LANE_OPEN,
+    (_S.LANE_OPEN, _E.RDMA_REQUEST): _S.LANE_OPEN,
     (_S.LANE_OPEN, _E.GOODBYE): _S.CLOSING,
     (_S.LOCAL_NEW, _E.LANE_HELLO): _S.LOCAL_HELLO,
     (_S.LOCAL_HELLO, _E.ACCEPTED): _S.LOCAL_OPEN,
@@ -93,6 +95,11 @@ EVENT_OF_OPCODE: dict[int, Event] = {
     Opcode.UNREGISTER: _E.LOCAL_REQUEST,
     Opcode.LOCAL_GET: _E.LOCAL_REQUEST,
     Opcode.LOCAL_PUT: _E.LOCAL_REQUEST,
+    Opcode.RDMA_CONNECT: _E.RDMA_REQUEST,
+    Opcode.RDMA_REGISTER: _E.RDMA_REQUEST,
+    Opcode.RDMA_UNREGISTER: _E.RDMA_REQUEST,
+    Opcode.RDMA_GET: _E.RDMA_REQUEST,
+    Opcode.RDMA_PUT: _E.RDMA_REQUEST,
 }
 
 RIGHTS_OF_OPCODE: dict[int, Rights] = {
@@ -109,6 +116,11 @@ RIGHTS_OF_OPCODE: dict[int, Rights] = {
     Opcode.UNREGISTER: Rights.NONE,
     Opcode.LOCAL_GET: Rights.GET,
     Opcode.LOCAL_PUT: Rights.PUT,
+    Opcode.RDMA_CONNECT: Rights.NONE,
+    Opcode.RDMA_REGISTER: Rights.NONE,
+    Opcode.RDMA_UNREGISTER: Rights.NONE,
+    Opcode.RDMA_GET: Rights.GET,
+    Opcode.RDMA_PUT: Rights.PUT,
 }
 
 assert set(EVENT_OF_OPCODE) == set(Opcode)

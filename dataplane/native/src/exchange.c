@@ -66,7 +66,7 @@ static int send_put(struct mkv_talk *talk, struct mkv_job *job, uint32_t index)
     frame.header = request_header(job, talk->request_id);
     frame.header.count = 1;
     size_t body_bytes = sizeof put + 8 * put.chunk_count, part_count = item->part_count;
-    if (job->kind == MKV_JOB_LOCAL_PUT) { /* the node takes the payload itself */
+    if (mkv_job_names_memory(job)) { /* the node takes the payload itself */
         size_t parts_bytes = item->local_part_count * sizeof(struct mkv_local_part);
         memcpy(frame.body + body_bytes, item->local_parts, parts_bytes);
         body_bytes += parts_bytes;
@@ -98,7 +98,7 @@ static int send_put(struct mkv_talk *talk, struct mkv_job *job, uint32_t index)
 static int send_request(struct mkv_talk *talk, struct mkv_job *job)
 {
     int error = 0;
-    if (job->kind != MKV_JOB_PUT && job->kind != MKV_JOB_LOCAL_PUT)
+    if (!mkv_job_is_put(job))
         return send_frame(talk, job);
     for (uint32_t i = 0; i < job->item_count && !error; i++)
         error = send_put(talk, job, i);
@@ -224,7 +224,7 @@ static int parse_answer(struct mkv_job *job, const struct mkv_header *header, co
         return result->chunk_count || header->payload_bytes ? MKV_PROTOCOL
                : left && mkv_job_keep_hints(job, hint, left) ? MKV_INTERNAL
                                                              : MKV_OK;
-    uint64_t payload_bytes = job->kind == MKV_JOB_LOCAL_GET ? 0 : result->length;
+    uint64_t payload_bytes = mkv_job_is_placed(job) ? 0 : result->length;
     if (header->payload_bytes != payload_bytes || result->length > item->max_length)
         return MKV_PROTOCOL;
     if (job->kind == MKV_JOB_GET_RANGES)
@@ -255,7 +255,9 @@ static int64_t judge_placed(const struct mkv_job *job, const struct answer *answ
     uint64_t length = answer->result.length;
     if (mkv_monotonic_ns() >= job->deadline_ns)
         return MKV_TIMEOUT;
-    return sums_are_bound(job, answer) && mkv_item_matches(answer->item, length, answer->sums)
+    if (!sums_are_bound(job, answer))
+        return MKV_CORRUPT;
+    return job->is_unread || mkv_item_matches(answer->item, length, answer->sums)
                ? (int64_t)length
                : MKV_CORRUPT;
 }
@@ -277,7 +279,7 @@ static int receive_item(struct mkv_talk *talk, struct mkv_job *job,
         return error;
     struct mkv_item *item = answer.item;
     int64_t status = answer.result.status;
-    if (job->kind == MKV_JOB_LOCAL_GET) {
+    if (mkv_job_is_placed(job)) {
         status = status == MKV_OK ? judge_placed(job, &answer) : status;
     } else if (status == MKV_OK && !sums_are_bound(job, &answer)) {
         status = MKV_CORRUPT;
@@ -361,7 +363,8 @@ static int talk_over(struct mkv_stream *stream, struct mkv_inbox *inbox, uint64_
     job->status = MKV_OK;
     if (mkv_job_awaits_node(job))
         error = receive_placed(&talk, job);
-    else if (job->kind == MKV_JOB_GET || job->kind == MKV_JOB_GET_RANGES)
+    else if (job->kind == MKV_JOB_GET || job->kind == MKV_JOB_GET_RANGES ||
+             job->kind == MKV_JOB_RDMA_GET)
         error = receive_items(&talk, job);
     else
         error = receive_one_frame(&talk, job);
@@ -374,7 +377,8 @@ int mkv_exchange(struct mkv_stream *stream, struct mkv_inbox *inbox, uint64_t re
                  struct mkv_job *job, uint64_t *round_trip_ns)
 {
     stream->poll_ns = 0;
-    if (!round_trip_ns || job->kind != MKV_JOB_GET || job->item_count != 1 ||
+    if (!round_trip_ns || (job->kind != MKV_JOB_GET && job->kind != MKV_JOB_RDMA_GET) ||
+        job->item_count != 1 ||
         job->items[0].max_length > POLLED_BYTES_MAX)
         return talk_over(stream, inbox, request_id, job);
     uint64_t begin_ns = mkv_monotonic_ns();

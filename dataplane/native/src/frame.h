@@ -28,6 +28,8 @@ enum mkv_opcode {
     MKV_OP_PIN = 7,
     MKV_OP_LOCAL_GET = 14,
     MKV_OP_LOCAL_PUT = 15,
+    MKV_OP_RDMA_GET = 19,
+    MKV_OP_RDMA_PUT = 20,
 };
 
 /* The statuses of memkv/status.py that the lanes give or look at. */
@@ -97,8 +99,8 @@ struct mkv_local_item { /* of a LOCAL_GET, followed by part_count parts */
 };
 _Static_assert(sizeof(struct mkv_local_item) == 40, "a LOCAL_GET item begins with 40 bytes");
 
-struct mkv_local_part { /* of memory that the node was given a file descriptor of */
-    uint32_t region, reserved;
+struct mkv_local_part { /* of memory that the node was told of: by a descriptor, or a key */
+    uint32_t region, key;
     uint64_t offset, length;
 };
 _Static_assert(sizeof(struct mkv_local_part) == 24, "a part is 24 bytes");

@@ -119,11 +119,11 @@ static const char *parse_local_gets(struct mkv_job *job)
         struct mkv_local_item item;
         struct mkv_item *target = &job->items[i];
         if ((size_t)(end - at) < sizeof item)
-            return "the body of a LOCAL_GET is shorter than its items";
+            return "the body of such a GET is shorter than its items";
         memcpy(&item, at, sizeof item);
         at += sizeof item;
         if ((size_t)(end - at) / sizeof(struct mkv_local_part) < item.part_count)
-            return "the body of a LOCAL_GET is shorter than its parts";
+            return "the body of such a GET is shorter than its parts";
         memcpy(target->block_id, item.block_id, MKV_BLOCK_ID_BYTES);
         const char *error = set_local_parts(target, at, item.part_count);
         if (error)
@@ -136,7 +136,7 @@ static const char *parse_local_gets(struct mkv_job *job)
             target->max_length += part.length;
         }
     }
-    return at == end ? NULL : "the body of a LOCAL_GET is longer than its items";
+    return at == end ? NULL : "the body of such a GET is longer than its items";
 }
 
 static const char *parse(struct mkv_job *job)
@@ -145,7 +145,9 @@ static const char *parse(struct mkv_job *job)
                                       [MKV_JOB_GET_RANGES] = MKV_OP_GET_RANGES,
                                       [MKV_JOB_PUT] = MKV_OP_PUT,
                                       [MKV_JOB_LOCAL_GET] = MKV_OP_LOCAL_GET,
-                                      [MKV_JOB_LOCAL_PUT] = MKV_OP_LOCAL_PUT};
+                                      [MKV_JOB_LOCAL_PUT] = MKV_OP_LOCAL_PUT,
+                                      [MKV_JOB_RDMA_GET] = MKV_OP_RDMA_GET,
+                                      [MKV_JOB_RDMA_PUT] = MKV_OP_RDMA_PUT};
     uint8_t opcode = job->header.opcode;
     if (job->kind == MKV_JOB_EXCHANGE) {
         int answers_keys =
@@ -172,8 +174,10 @@ static const char *parse(struct mkv_job *job)
         return parse_ranges(job);
     case MKV_JOB_PUT:
     case MKV_JOB_LOCAL_PUT:
+    case MKV_JOB_RDMA_PUT:
         return parse_puts(job);
     case MKV_JOB_LOCAL_GET:
+    case MKV_JOB_RDMA_GET:
         return parse_local_gets(job);
     case MKV_JOB_EXCHANGE:
         break;
@@ -222,7 +226,7 @@ struct mkv_job *mkv_job_new(enum mkv_job_kind kind, const uint8_t *frame, size_t
 static const char *match_local_parts(struct mkv_job *job, struct mkv_item *item,
                                      const struct iovec *parts, uint32_t count)
 {
-    if (job->kind == MKV_JOB_LOCAL_PUT) {
+    if (mkv_job_is_put(job)) {
         size_t start = job->item_count * sizeof(struct mkv_put_item);
         size_t have = (job->body_bytes - start) / sizeof(struct mkv_local_part);
         if (count > have - job->local_parts_set)
@@ -255,14 +259,13 @@ const char *mkv_job_scatter(struct mkv_job *job, uint32_t index, const struct io
             return "an address is null";
         item->capacity += parts[i].iov_len;
     }
-    if (job->kind == MKV_JOB_LOCAL_GET || job->kind == MKV_JOB_LOCAL_PUT) {
+    if (mkv_job_names_memory(job)) {
         const char *error = match_local_parts(job, item, parts, count);
         if (error)
             return error;
     }
-    int is_put = job->kind == MKV_JOB_PUT || job->kind == MKV_JOB_LOCAL_PUT;
-    if (is_put ? item->capacity != item->max_length
-               : item->capacity < item->max_length)
+    if (mkv_job_is_put(job) ? item->capacity != item->max_length
+                            : item->capacity < item->max_length)
         return "the pieces of memory do not have the length that the frame says";
     item->parts = malloc((count + 1) * sizeof *parts);
     if (!item->parts)

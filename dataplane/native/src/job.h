@@ -6,7 +6,10 @@
  *
  * The answer of a LOCAL_GET says that the node has written into the buffers itself. Only the node
  * can end that, so such a job is done when the node has answered or is gone, however late; results
- * that come after the deadline are TIMEOUT. */
+ * that come after the deadline are TIMEOUT.
+ *
+ * The answer of an RDMA_GET says the same, but there this side can end the writing: the fence of
+ * the stream does, and such a job ends by its deadline like any other. */
 #pragma once
 #include <pthread.h>
 #include <stddef.h>
@@ -25,6 +28,8 @@ enum mkv_job_kind {
     MKV_JOB_PUT,
     MKV_JOB_LOCAL_GET,
     MKV_JOB_LOCAL_PUT,
+    MKV_JOB_RDMA_GET,
+    MKV_JOB_RDMA_PUT,
 };
 
 /* Of a job in the engine's list of completions. */
@@ -43,7 +48,7 @@ struct mkv_item {
     uint8_t block_id[MKV_BLOCK_ID_BYTES];
     struct iovec *parts; /* where payload goes (GET) or comes from (PUT) */
     uint32_t part_count;
-    uint32_t local_part_count;     /* LOCAL_*: what the request says of `parts` */
+    uint32_t local_part_count;     /* LOCAL_*, RDMA_*: what the request says of `parts` */
     uint32_t range_count;          /* GET_RANGES */
     const uint8_t *ranges;         /* of the request body: {offset, length} pairs */
     const uint8_t *local_parts;    /* of the request body: struct mkv_local_part */
@@ -58,12 +63,13 @@ struct mkv_job {
     uint64_t deadline_ns;
     uint8_t tenant_tag[MKV_TENANT_TAG_BYTES];
     struct mkv_header header; /* template of the request; patched when sent */
-    uint8_t *body; /* of the request; PUT: item_count times struct mkv_put_item; LOCAL_PUT: the
-                      parts of all items behind them */
+    uint8_t *body; /* of the request; PUT: item_count times struct mkv_put_item; LOCAL_PUT and
+                      RDMA_PUT: the parts of all items behind them */
     size_t body_bytes;
     size_t reply_bytes_max;
     struct mkv_item *items;
     uint32_t item_count;
+    int is_unread; /* this process cannot read the items' memory: the node has checked the blocks */
     void *owner; /* the caller's; the engine gives it back with the completion */
 
     /* Results: written by the executing lane, read when done. */
@@ -81,7 +87,7 @@ struct mkv_job {
     struct mkv_job *next;  /* in a queue or a list of completions */
     enum mkv_report report; /* under the engine's lock: what the list says of it */
     int is_counted;         /* likewise: its wave was told */
-    uint32_t local_parts_set; /* LOCAL_PUT: parts that were given their memory */
+    uint32_t local_parts_set; /* LOCAL_PUT, RDMA_PUT: parts that were given their memory */
     int references;        /* atomic */
     int is_given, is_queued;
     pthread_mutex_t lock;  /* of what follows */
@@ -122,6 +128,24 @@ void mkv_job_complete(struct mkv_job *job);
 int mkv_job_wait(struct mkv_job *job, uint64_t deadline_ns, int hand_over);
 
 int mkv_job_is_done(struct mkv_job *job);
+
+/* Whether the answers of a get say that the node has written into the job's memory itself. */
+static inline int mkv_job_is_placed(const struct mkv_job *job)
+{
+    return job->kind == MKV_JOB_LOCAL_GET || job->kind == MKV_JOB_RDMA_GET;
+}
+
+/* Whether a job names the memory that the node takes payload from or places it in. */
+static inline int mkv_job_names_memory(const struct mkv_job *job)
+{
+    return job->kind >= MKV_JOB_LOCAL_GET;
+}
+
+static inline int mkv_job_is_put(const struct mkv_job *job)
+{
+    return job->kind == MKV_JOB_PUT || job->kind == MKV_JOB_LOCAL_PUT ||
+           job->kind == MKV_JOB_RDMA_PUT;
+}
 
 /* Whether only the node can free the job's buffers: closing the lane does not. */
 static inline int mkv_job_awaits_node(const struct mkv_job *job)

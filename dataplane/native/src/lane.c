@@ -2,9 +2,12 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "exchange.h"
 #include "lane_inner.h"
+
+enum { FENCE_PAUSE_NS = 10 * 1000 * 1000 };
 
 /* --- lanes; all under the lock --- */
 
@@ -49,6 +52,8 @@ struct mkv_stream *mkv_lane_bury(struct mkv_lane *lane, struct mkv_job **orphans
 static void let_go(struct mkv_lane *lane)
 {
     lane->is_busy = 0;
+    if (lane->state == LANE_DEAD || lane->group->is_closing)
+        pthread_cond_signal(&lane->wake); /* its thread may end now */
     if (lane->group->is_closing)
         pthread_cond_broadcast(&lane->group->quiet);
     else if (lane->group->queue.first)
@@ -74,6 +79,36 @@ static void claim(struct mkv_lane *lane, struct mkv_job *job)
     job->lane = lane;
 }
 
+/* Complete the last job of a lane: nobody can write into its buffers any more. The lane is busy
+ * until then, so that closing the group waits for the completion. */
+static void conclude(struct mkv_lane *lane, const struct unfenced *last)
+{
+    mkv_stream_hang_up(last->stream);
+    mkv_job_complete(last->job);
+    mkv_queue_complete(last->orphans, MKV_UNAVAILABLE);
+    pthread_mutex_lock(&lane->group->lock);
+    let_go(lane);
+    pthread_mutex_unlock(&lane->group->lock);
+}
+
+/* Under the lock: for the thread of a dead lane. A fence that could not be closed by whoever ran
+ * the job, who perhaps has no time for it, is tried again here. */
+static void conclude_late(struct mkv_lane *lane)
+{
+    const struct timespec pause = {.tv_nsec = FENCE_PAUSE_NS};
+    while (lane->is_busy && !lane->unfenced.job)
+        pthread_cond_wait(&lane->wake, &lane->group->lock);
+    struct unfenced last = lane->unfenced;
+    lane->unfenced = (struct unfenced){0};
+    if (!last.job)
+        return;
+    pthread_mutex_unlock(&lane->group->lock);
+    while (mkv_stream_close_fence(last.stream))
+        nanosleep(&pause, NULL);
+    conclude(lane, &last);
+    pthread_mutex_lock(&lane->group->lock);
+}
+
 /* Finish with `status` (0: the job has all its answers). A spent lane's socket is closed before the
  * job is completed: from then on nobody can write into its buffers. */
 static void finish(struct mkv_lane *lane, struct mkv_job *job, int status, int is_spent)
@@ -94,13 +129,15 @@ static void finish(struct mkv_lane *lane, struct mkv_job *job, int status, int i
     else
         let_go(lane);
     pthread_mutex_unlock(&group->lock);
-    if (stream)
-        mkv_stream_hang_up(stream);
-    mkv_job_complete(job);
-    mkv_queue_complete(orphans, MKV_UNAVAILABLE);
-    if (is_spent) { /* busy until now, so that closing the group waits for the completion */
+    struct unfenced last = {job, stream, orphans};
+    if (!stream) {
+        mkv_job_complete(job);
+    } else if (mkv_stream_close_fence(stream) == 0) {
+        conclude(lane, &last);
+    } else {
         pthread_mutex_lock(&group->lock);
-        let_go(lane);
+        lane->unfenced = last;
+        pthread_cond_signal(&lane->wake);
         pthread_mutex_unlock(&group->lock);
     }
 }
@@ -167,6 +204,7 @@ void *mkv_lane_run(void *argument)
         execute(lane, job, 0);
         pthread_mutex_lock(&group->lock);
     }
+    conclude_late(lane);
     pthread_mutex_unlock(&group->lock);
     return NULL;
 }

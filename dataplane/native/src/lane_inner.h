@@ -19,6 +19,11 @@ struct mkv_lane {
     struct mkv_stream *stream; /* NULL unless OPEN */
     struct mkv_inbox inbox;
     struct mkv_job *job; /* that is on it, NULL when it is idle */
+    struct unfenced {
+        struct mkv_job *job; /* ended, but its memory is not free; NULL: none */
+        struct mkv_stream *stream;
+        struct mkv_job *orphans;
+    } unfenced;
     uint64_t request_id; /* of the last request */
     uint64_t round_trip_ns; /* of small gets in callers' threads, of late */
     pthread_t thread;

@@ -158,9 +158,25 @@ void mkv_stream_shutdown(struct mkv_stream *stream)
     shutdown(stream->fd, SHUT_RDWR);
 }
 
-void mkv_stream_hang_up(struct mkv_stream *stream)
+void mkv_stream_set_fence(struct mkv_stream *stream, struct mkv_fence fence)
+{
+    stream->fence = fence;
+}
+
+int mkv_stream_close_fence(struct mkv_stream *stream)
 {
     mkv_stream_shutdown(stream);
+    if (!stream->fence.close || stream->fence.close(stream->fence.context))
+        return stream->fence.close ? -1 : 0;
+    stream->fence.drop(stream->fence.context);
+    stream->fence = (struct mkv_fence){0};
+    return 0;
+}
+
+void mkv_stream_hang_up(struct mkv_stream *stream)
+{
+    if (mkv_stream_close_fence(stream))
+        stream->fence.drop(stream->fence.context);
     mkv_stream_free(stream);
 }
 

@@ -23,12 +23,22 @@ struct mkv_stream_steps {
                                                 the caller */
 };
 
+/* What must be done beside closing a stream before memory that its peer may write is free: over
+ * RDMA the peer writes through a queue pair, which knows nothing of the stream. `close` returns 0
+ * when nothing is written any more, and is called again when it does not. No locks are held. */
+struct mkv_fence {
+    int (*close)(void *context);
+    void (*drop)(void *context); /* the last call */
+    void *context;
+};
+
 struct mkv_stream {
     const struct mkv_stream_steps *steps;
     void *implementation;
     int fd;
     int shut; /* atomic: mkv_stream_shutdown was called */
     uint64_t poll_ns; /* how long a receive looks again and again before it sleeps; 0 at first */
+    struct mkv_fence fence;
 };
 
 /* Errors beside other -errno values. */
@@ -58,8 +68,14 @@ void mkv_stream_free(struct mkv_stream *stream);
 /* Wake whoever is inside this stream with MKV_STREAM_SHUT; every later call fails at once. */
 void mkv_stream_shutdown(struct mkv_stream *stream);
 
-/* End the connection, close and free. Closing alone would not end it: a forked child may hold the
- * socket too, and the peer would wait for what never comes. */
+/* Give a stream its fence, before anybody else has the stream. */
+void mkv_stream_set_fence(struct mkv_stream *stream, struct mkv_fence fence);
+
+/* End the connection and close its fence, if it has one. Returns 0; else try again. */
+int mkv_stream_close_fence(struct mkv_stream *stream);
+
+/* End the connection (its fence too, in one try), close and free. Closing alone would not end it: a
+ * forked child may hold the socket too, and the peer would wait for what never comes. */
 void mkv_stream_hang_up(struct mkv_stream *stream);
 /* As mkv_stream_plain for a Unix socket, and keep up to MKV_PASSED_FDS_MAX file descriptors that
  * the peer passes; what comes beyond that, or is not taken, is closed. */

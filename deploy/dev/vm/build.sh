@@ -179,7 +179,7 @@ build() {
     exec 9>"$CACHE/.lock"
     flock 9
     ! folder >/dev/null || return 0
-    WORK=$(mktemp -d "$CACHE/.work-XXXXXX")
+    WORK=$(mktemp -d -p "$CACHE")
     trap 'rm -rf "$WORK"' EXIT
     download_kernel
     version=$(basename "$WORK"/image/lib/modules/*)

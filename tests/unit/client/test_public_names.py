@@ -18,6 +18,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "put": ["key", "data", "options"],
     "get": ["key"],
     "register_buffer": ["ptr", "size", "fd", "fd_offset"],
+    "register_dmabuf": ["fd", "offset", "length", "ptr"],
     "unregister_buffer": ["ptr"],
     "batch_put_from": ["keys", "ptrs", "sizes", "options"],
     "batch_get_into": ["keys", "ptrs", "sizes"],
@@ -49,7 +50,9 @@ def check(owner: type, name: str, arguments: list[str]) -> None:
     assert [parameter.name for parameter in parameters] == arguments
     for parameter in parameters:
         assert parameter.annotation is not inspect.Parameter.empty, "typed"
-        wanted = DEFAULTS.get(parameter.name, inspect.Parameter.empty)
+        wanted = inspect.Parameter.empty
+        if name != "register_dmabuf":  # its fd has no default
+            wanted = DEFAULTS.get(parameter.name, inspect.Parameter.empty)
         assert parameter.default is wanted or parameter.default == wanted
     assert signature.return_annotation is not inspect.Signature.empty, "typed"
     assert inspect.getdoc(method), "says its contract"
@@ -63,7 +66,7 @@ def test_the_blocking_client(name: str) -> None:
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_asyncio_client_is_its_twin(name: str) -> None:
     check(AsyncClient, name, ARGUMENTS[name])
-    waits = name not in ("stats", "register_buffer", "unregister_buffer")
+    waits = name not in ("stats", "register_buffer", "register_dmabuf", "unregister_buffer")
     assert inspect.iscoroutinefunction(getattr(AsyncClient, name)) == waits
 
 

@@ -25,8 +25,9 @@ from memkv.wire.local import (
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 PARTS = st.lists(
-    st.builds(Part, U32, U64, st.integers(1, limits.BLOCK_BYTES_MAX // 8)), min_size=1, max_size=8
-)
+    st.builds(Part, U32, U64, st.integers(1, limits.BLOCK_BYTES_MAX // 8), U32),
+    min_size=1, max_size=8,
+)  # fmt: skip
 IDS = st.binary(min_size=32, max_size=32)
 
 

@@ -55,6 +55,8 @@ ALLOWED = {
     },
     ConnectionState.LANE_OPEN: {
         Opcode.GET, Opcode.GET_RANGES, Opcode.PUT, Opcode.PULL, Opcode.GOODBYE,
+        Opcode.RDMA_CONNECT, Opcode.RDMA_REGISTER, Opcode.RDMA_UNREGISTER, Opcode.RDMA_GET,
+        Opcode.RDMA_PUT,
     },
     ConnectionState.NEW: {Opcode.HELLO},
     ConnectionState.LOCAL_OPEN: {
@@ -159,7 +161,10 @@ def test_a_session_never_changes_whose_it_is(pool: str, tenant: str) -> None:
 def test_rights_cover_each_operation() -> None:
     session = Session(b"", anonymous_ticket("p", "t", 1, rights=Rights.NONE))
     allowed = {opcode for opcode in set(Opcode) - {1, 9} if session.allows(opcode)}
-    assert allowed == {Opcode.STAT, Opcode.REGISTER, Opcode.UNREGISTER}  # they serve nothing
+    assert allowed == {  # they serve nothing
+        Opcode.STAT, Opcode.REGISTER, Opcode.UNREGISTER, Opcode.RDMA_CONNECT,
+        Opcode.RDMA_REGISTER, Opcode.RDMA_UNREGISTER,
+    }  # fmt: skip
 
 
 def test_credits_bound_what_is_outstanding_but_never_starve_one_large_request() -> None:

@@ -169,6 +169,11 @@ class FakeVerbs:
         self._must_be_installed()
         return [name for name in self._names if not self.fabric.adapters[name].is_gone]
 
+    def interfaces(self) -> frozenset[int]:
+        adapters = self.fabric.adapters.values()
+        gids = [gid for one in adapters for port in one.ports.values() for gid in port.gids]
+        return frozenset(gid.interface for gid in gids)
+
     def open(self, name: str) -> FakeDevice:
         self._must_be_installed()
         with self.fabric.lock:
