@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from memkv import limits
-from memkv.rdma.discovery import choose_gid
+from memkv.rdma.discovery import choose
 from memkv.rdma.verbs import (
     REMOTE,
     Access,
@@ -179,15 +179,16 @@ class ClientMemory:
             self.problems.pop(device.name, None)
             for port in ports:
                 name = f"{port.device}/{port.number}"
-                gid = choose_gid(port, interfaces, gid_index=self.options.gid_index)
-                if isinstance(gid, Gid) and port.is_active:
-                    self.problems.pop(name, None)
-                    found.append(
-                        ClientPort(number, device, port.number, gid, port.mtu_bytes, port.lid)
+                choice = choose(port, interfaces, gid_index=self.options.gid_index)
+                if choice.gid is None:
+                    self.problems[name] = choice.reason
+                    continue
+                self.problems.pop(name, None)
+                found.append(
+                    ClientPort(
+                        number, device, port.number, choice.gid, port.mtu_bytes, port.lid
                     )
-                else:
-                    why = gid if isinstance(gid, str) else f"the port is {port.state}"
-                    self.problems[name] = why
+                )
         return found
 
     def open_pair(self, port: ClientPort) -> QueuePair:

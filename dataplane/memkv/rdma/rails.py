@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from memkv import limits
 from memkv._hotpath import address_of
-from memkv.rdma.discovery import choose_gid
+from memkv.rdma.discovery import choose
 from memkv.rdma.verbs import (
     Access,
     Device,
@@ -77,13 +77,9 @@ class Rail:
     def look(self, port: Port, interfaces: Collection[int], gid_index: int) -> None:
         """Take over what the port says now."""
         self.link_layer, self.mtu_bytes, self.lid = port.link_layer, port.mtu_bytes, port.lid
-        choice = choose_gid(port, interfaces, gid_index=gid_index)
-        if isinstance(choice, Gid):
-            self.problem = "" if port.is_active else f"the port is {port.state}"
-            self.gid = choice
-        else:
-            self.problem = choice
-            self.gid = None
+        choice = choose(port, interfaces, gid_index=gid_index)
+        self.gid = choice.gid
+        self.problem = "" if choice.gid is not None else choice.reason
 
     def end_of(self, pair: QueuePair) -> End:
         assert self.gid is not None
