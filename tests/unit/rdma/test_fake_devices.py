@@ -152,7 +152,7 @@ def test_dmabuf(fabric: FakeFabric, ends: Ends) -> None:
     assert os.pread(fd, 5000, 4096 + 3) == server.memory.bytes[:5000]
     region.close()
     with pytest.raises(VerbsError):
-        ends.client.device.register_dmabuf(fd, 4096, 3 * 4096, 1 << 60, OPEN)
+        ends.client.device.register_dmabuf(fd, 4096, 3 * 4096, OPEN)
     os.close(fd)
 
 
