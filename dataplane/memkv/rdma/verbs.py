@@ -215,8 +215,9 @@ class Device(Protocol):
         """Look at its ports now. VerbsError when the device is gone."""
 
     def register(self, address: int, size_bytes: int, access: Access) -> MemoryRegion:
-        """Register memory; pins it. REMOTE_WRITE needs LOCAL_WRITE beside it. VerbsError, of ENOMEM
-        where too little may be locked."""
+        """Register memory; pins it, and no thread of Python runs meanwhile (tenths of a second a
+        GiB). REMOTE_WRITE needs LOCAL_WRITE beside it. VerbsError, of ENOMEM where too little may
+        be locked."""
 
     def register_dmabuf(
         self, fd: int, offset: int, size_bytes: int, access: Access
