@@ -64,9 +64,7 @@ class FakeDevice:
                 raise VerbsError(f"no such memory of this process: {address:#x}", EFAULT)
             return self._add(FakeRegion(self, address, size_bytes, access))
 
-    def register_dmabuf(
-        self, fd: int, offset: int, size_bytes: int, access: Access
-    ) -> FakeRegion:
+    def register_dmabuf(self, fd: int, offset: int, size_bytes: int, access: Access) -> FakeRegion:
         with self.adapter.fabric.lock:
             self._must_be_there("region")
             if not self.adapter.fabric.knobs.accepts_dmabuf:

@@ -136,7 +136,7 @@ class FakeWindow:
         self.device = device
         self.binding: Binding | None = None
         self.is_open = True
-        self.key = device.adapter.fabric.new_key()
+        self.key = 0
 
     @property
     def remote_key(self) -> int:
@@ -167,10 +167,13 @@ class FakeWindow:
         binding = self.binding
         if binding is None or binding.queue_pair is not queue_pair or binding.key != key:
             raise RefusedError(WINDOW_BIND)
-        self._shut(binding)
+        self.shut()
 
-    def _shut(self, binding: Binding) -> None:
-        self.binding = None
+    def shut(self) -> None:
+        """End its binding, if it has one."""
+        binding, self.binding = self.binding, None
+        if binding is None:
+            return
         binding.region.windows.discard(self)
         del self.device.adapter.remote_keys[binding.key]
 
@@ -181,8 +184,7 @@ class FakeWindow:
                 return
             self.is_open = False
             self.device.windows.discard(self)
-            if self.binding is not None:
-                self._shut(self.binding)
+            self.shut()
             fabric.wait_for_piece()
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from errno import EHOSTUNREACH, EINVAL, ENETUNREACH, ENOMEM
+from errno import EBADF, EHOSTUNREACH, EINVAL, ENETUNREACH, ENOMEM
 from typing import TYPE_CHECKING
 
 from memkv.rdma.verbs import (
@@ -122,6 +122,7 @@ class FakeQueuePair:
 
     def connect(self, peer: Peer) -> None:
         with self.fabric.lock:
+            self._must_be_open()
             if self.state is not State.NEW:
                 raise VerbsError(f"queue pair {self._number} is {self.state.value}", EINVAL)
             adapter = self.device.adapter
@@ -182,7 +183,8 @@ class FakeQueuePair:
             self._post(Invalidate(work, window, window.key))
 
     def _post(self, request: Request) -> None:
-        if self.state in (State.NEW, State.CLOSED):
+        self._must_be_open()
+        if self.state is State.NEW:
             raise VerbsError(f"queue pair {self._number} is {self.state.value}", EINVAL)
         if self._in_use >= self._depth:
             raise VerbsError(f"{self._depth} requests are in flight already", ENOMEM)
@@ -243,7 +245,7 @@ class FakeQueuePair:
 
     def _must_be_open(self) -> None:
         if self.state is State.CLOSED:
-            raise VerbsError(f"queue pair {self._number} is closed", EINVAL)
+            raise VerbsError(f"queue pair {self._number} is closed", EBADF)
 
     def fail(self) -> None:
         with self.fabric.lock:
@@ -260,11 +262,9 @@ class FakeQueuePair:
             self.posted.clear()
             del self.fabric.queue_pairs[self._number]
             self.device.queue_pairs.discard(self)
-            bound = sum(w.binding is not None and w.binding.queue_pair is self
-                        for w in self.device.windows)  # fmt: skip
-            if bound:
-                text = f"queue pair closed with {bound} windows bound: soft-RoCE hangs for 50 s"
-                self.fabric.complain(text)
+            for window in self.device.windows:
+                if window.binding is not None and window.binding.queue_pair is self:
+                    window.shut()
             self.fabric.wake()
             self.fabric.wait_for_piece()
             os.close(self._event_fd)
