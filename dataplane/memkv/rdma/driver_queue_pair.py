@@ -25,6 +25,7 @@ RETRY_TIME = 14  # 4.096 us << 14 = 67 ms until a packet is sent again
 RETRIES = 7
 RECEIVER_DELAY = 12  # receivers are always ready here: nothing is received by SEND
 HOPS_MAX = 64
+GID_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,12 @@ class PyVerbsQueuePair:
 
     def connect(self, peer: Peer) -> None:
         self._check()
+        if len(peer.gid) != GID_BYTES:
+            raise VerbsError(f"a GID has {GID_BYTES} bytes, not {len(peer.gid)}", errno.EINVAL)
         place = self._place
         with refusals("connect", f"cannot connect to queue pair {peer.queue_pair}"):
             route = GlobalRoute(
-                dgid=GID(":".join(peer.gid[at : at + 2].hex() for at in range(0, 16, 2))),
+                dgid=GID(":".join(peer.gid[at : at + 2].hex() for at in range(0, GID_BYTES, 2))),
                 sgid_index=place.gid_index, hop_limit=HOPS_MAX, traffic_class=place.traffic_class,
             )  # fmt: skip
             attributes = self._attributes()

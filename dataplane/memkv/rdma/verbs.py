@@ -165,7 +165,9 @@ class QueuePair(Protocol):
         """Readable after `arm` when completions may be there. Non-blocking; never read it."""
 
     def connect(self, peer: Peer) -> None:
-        """Make it ready to send and to be written to. Once."""
+        """Make it ready to send and to be written to. Once. On Ethernet the kernel may ask for the
+        peer's link address and wait seconds for it, in which no thread of Python runs: see that
+        the peer is there first."""
 
     def write(
         self, work: int, local: int, length: int, local_key: int, remote: int, remote_key: int,

@@ -381,6 +381,8 @@ def test_refusals_say_what_to_do(ends: Ends) -> None:
         "too deep": lambda: device.open_queue_pair(port.number, index, 10**7, LOCAL),
         "no such port": lambda: device.open_queue_pair(9, index, DEPTH, LOCAL),
         "connected twice": lambda: ends.node.connect(Peer(1, 1, bytes(16), 0, 1024)),
+        "half a GID": lambda: ends.node.connect(Peer(1, 1, bytes(8), 0, 1024)),
+        "no queue pair's number": lambda: ends.node.connect(Peer(1 << 40, 1, bytes(16), 0, 1024)),
         "a length without end": lambda: ends.node.write(1, 1, 1 << 33, 1, 1, 1),
     }
     for what, attempt in attempts.items():
