@@ -26,6 +26,8 @@ HINTS = {
     ("dma-buf", errno.EBADF): "the descriptor is not a dma-buf",
     ("close region", errno.EINVAL): "windows are bound to it: close them first",
     ("close region", errno.EBUSY): "windows are bound to it: close them first",
+    ("window", errno.EOPNOTSUPP): "the device has none; arena mode needs none",
+    ("queue pair", errno.EOPNOTSUPP): "the device has no reliable connections",
     ("queue pair", errno.ENOMEM): "the device has no more queue pairs of this depth, or too little"
     " memory may be locked (see `ulimit -l`)",
     ("queue pair", errno.EINVAL): "the depth is more than the device has, or the port is wrong",
