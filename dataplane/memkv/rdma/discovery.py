@@ -99,6 +99,8 @@ def explain(
 ) -> list[str]:
     """The whole table as lines for people: every port, every GID, and why or why not."""
     names = interface_names or {}
+    gids = [found.gid for choice in choices for found in choice.table]
+    width = max((len(str(gid_address(gid))) for gid in gids), default=0)
     lines = []
     for choice in choices:
         lines.append(port_line(choice))
@@ -109,7 +111,7 @@ def explain(
             verdict = "chosen" if is_chosen else found.refused or "usable, not the best"
             mark = "*" if is_chosen else " "
             lines.append(
-                f" {mark} {gid.index:3}  {gid_address(gid)!s:24}  {gid.type.value:7}"
+                f" {mark} {gid.index:3}  {gid_address(gid)!s:{width}}  {gid.type.value:7}"
                 f"  {interface:10}  {verdict}"
             )
     return lines
