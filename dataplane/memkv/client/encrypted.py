@@ -76,6 +76,9 @@ class EncryptedSocket:
     def getpeername(self) -> tuple[str, int]:
         return self._peer
 
+    def fileno(self) -> int:
+        return self._stream.fd
+
     def detach(self) -> Stream:
         """Give the stream away, for a lane."""
         return self._stream

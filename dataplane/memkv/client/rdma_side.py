@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,26 +47,35 @@ from memkv.wire.rdma import (
 )
 
 _SOON_NS = 10_000_000_000  # a lane that broke sooner than this after it was opened was never good
-_REPROBE_NS = 5_000_000_000  # how late a port that came up is noticed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RdmaLane:
-    """One lane as requests of strict mode need it: a group of its own, and its windows."""
+    """One lane: in strict mode its group is its own, since windows are of one lane."""
 
     group: LaneGroup
     lane: ClientLane
+    connection: socket.socket
+    """The lane's own socket once more, to end it by."""
+
+    def cut(self) -> None:
+        """End the lane: a call on it is UNAVAILABLE at once, and asks another way."""
+        with contextlib.suppress(OSError):  # it ended by itself
+            self.connection.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(frozen=True, slots=True)
 class RdmaLanes:
     """What calls may use now: lanes, and the numbers of the regions the worker knows.
 
-    `strict`: the lanes one by one, where each request opens windows on one; else empty.
+    `rails`: ports that they use. One lane carries all that a port can, so a batch is dealt to that
+    many; more lanes are for more calls at once. `strict`: the lanes one by one, where each request
+    opens windows on one; else empty.
     """
 
     group: LaneGroup
     shared: frozenset[int]
+    rails: int
     strict: tuple[RdmaLane, ...] = ()
     turns: Iterator[int] = field(default_factory=itertools.count)
 
@@ -108,7 +119,7 @@ class RdmaSide:
         self._open: list[RdmaLane] = []
         self._group: LaneGroup | None = None  # of arena mode
         self._opened_ns = 0
-        self._looked_ns = 0
+        self._changes = 0
         self._turn = 0
         self._settled = -1
         others = options.bulk_lanes + options.express_lanes + 1  # the registrar is a lane, too
@@ -166,6 +177,11 @@ class RdmaSide:
         """Return whether keep() has work to do and its pause is over."""
         if not self.is_possible or self._closed:
             return False
+        if self._memory is not None and self._open:
+            changes = self._memory.take_events()
+            if changes != self._changes:
+                self._changes = changes
+                self._cut_where_down(self._memory)
         lost = self._drop_lost()
         if lost and self._options.clock.monotonic_ns() - self._opened_ns < _SOON_NS:
             self._backoff.failed()
@@ -279,7 +295,8 @@ class RdmaSide:
                 group = self._group = LaneGroup(self._engine, self._name, self._wanted)
             else:
                 group = self._group
-            self._open.append(RdmaLane(group, lane))
+            own = socket.socket(fileno=os.dup(connection.fileno()))
+            self._open.append(RdmaLane(group, lane, own))
             self._opened_ns = self._options.clock.monotonic_ns()
         try:
             group.add_lane(connection.detach(), lane.close)
@@ -289,6 +306,13 @@ class RdmaSide:
     def _connection(self, tokens: Tokens) -> Connected:
         return self._handshake().open_lane(self._session_uuid, tokens.take(), express=False)
 
+    def _cut_where_down(self, memory: ClientMemory) -> None:
+        """End the lanes of ports that cannot be used any more, or have another address."""
+        usable = {(port.name, port.gid) for port in memory.ports()}
+        for one in self._open:
+            if (one.lane.port.name, one.lane.port.gid) not in usable:
+                one.cut()
+
     def _drop_lost(self) -> int:
         """Forget the lanes that ended; return how many."""
         for group in self._groups(self._open):
@@ -296,6 +320,7 @@ class RdmaSide:
         lost = [one for one in self._open if one.lane.is_closed]
         for one in lost:
             self._open.remove(one)
+            one.connection.close()
             if one.group is not self._group:
                 one.group.close()
         self.lost_lanes += len(lost)
@@ -315,7 +340,8 @@ class RdmaSide:
             return
         is_strict = self._options.rdma_options.mode is MemoryMode.STRICT
         strict = tuple(self._open) if is_strict else ()
-        self.lanes = RdmaLanes(self._open[0].group, frozenset(shared), strict)
+        rails = len({one.lane.port.name for one in self._open})
+        self.lanes = RdmaLanes(self._open[0].group, frozenset(shared), rails, strict)
 
     def _drop_registrar(self) -> None:
         with self._lock:
@@ -327,6 +353,8 @@ class RdmaSide:
     def _close_connections(self) -> None:
         with self._lock:
             groups = self._groups(self._open)
+            for one in self._open:
+                one.connection.close()
             if self._group is not None and self._group not in groups:
                 groups.append(self._group)
             self._open, self._group = [], None

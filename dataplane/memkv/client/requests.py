@@ -253,7 +253,7 @@ class Requests:
         parts, rest, missed = self._located(positions, scatters, Access.NONE, usable)
         batches: list[Batch] = []
         if lanes is not None and memory is not None and parts:
-            for some in dealt(parts, list(parts), lanes.open_count):
+            for some in dealt(parts, list(parts), lanes.rails):
                 batch: Batch | None = Batch(way, lanes.group, session.rdma, some, parts)
                 if batch is not None and lanes.strict:
                     batch = windowed(batch, lanes.next_strict(), memory, access)

@@ -93,6 +93,7 @@ class ClientMemory:
         self._is_open = False
         self._verbs: Verbs | None = None
         self._devices: list[Device] = []
+        self._changes = 0
         self._registered: dict[int, list[Registered]] = {}
         """By region; one a device, in the order of devices."""
 
@@ -170,8 +171,6 @@ class ClientMemory:
         interfaces = verbs.interfaces() if verbs is not None else ()
         for number, device in devices:
             try:
-                for event in device.events():
-                    log.info("RDMA device %s: %s", device.name, event.name)
                 ports = device.ports()
             except VerbsError as error:
                 self.problems[device.name] = str(error)
@@ -190,6 +189,20 @@ class ClientMemory:
                     )
                 )
         return found
+
+    def take_events(self) -> int:
+        """Take what devices say; return how often something was said so far."""
+        with self._lock:
+            for device in self._devices:
+                try:
+                    events = device.events()
+                except VerbsError:  # it is gone: so are its ports
+                    self._changes += 1
+                    continue
+                for event in events:
+                    log.info("RDMA device %s: %s", device.name, event.name)
+                self._changes += len(events)
+            return self._changes
 
     def open_pair(self, port: ClientPort) -> QueuePair:
         """Return a queue pair that nodes write and read by. VerbsError."""
