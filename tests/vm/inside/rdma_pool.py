@@ -1,0 +1,153 @@
+"""A worker in a process of its own, on a raw drive and a soft-RoCE device, and clients beside it.
+
+The process is forked from the test: importing MemKV anew takes seconds in an emulated machine.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from memkv.client.attach import Attachment
+from memkv.client.options import LOCAL_OFF, RDMA_ON, ConnectOptions
+from memkv.client.sync import Client
+from memkv.clock import SystemClock
+from memkv.io.file_device import FileDevice
+from memkv.limits import MIB
+from memkv.node.config import WorkerConfig
+from memkv.node.server import WorkerServer
+from memkv.node.store_adapter import NodeStore
+from memkv.rdma.client_memory import MemoryMode, RdmaOptions
+from memkv.rdma.driver import PyVerbs
+from memkv.rdma.rails import RailOptions, Rails
+from memkv.rdma.verbs import REMOTE
+from memkv.shardmap.map import MapVersion, ShardMap, Worker, pack_owners
+from memkv.store.api import open_store
+from memkv.store.config import StoreConfig
+from memkv.testing.local_workers import POOL, SLOTS, StaticSource
+from memkv.wire.ticket import AnonymousVerifier
+
+NODE_ADDRESS, NODE_DEVICE, CLIENT_DEVICE = "10.98.0.1", "rxe0", "rxe1"
+UUID = b"a worker in a vm"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Processor time of the worker's process."""
+
+    user_s: float
+    system_s: float
+
+
+@dataclass
+class NodeProcess:
+    """A worker that answers questions about itself."""
+
+    process: multiprocessing.Process
+    pipe: Connection
+    port: int
+
+    def ask(self, question: str) -> object:
+        self.pipe.send(question)
+        return self.pipe.recv()
+
+    def usage(self) -> Usage:
+        answer = self.ask("usage")
+        assert isinstance(answer, Usage)
+        return answer
+
+    def stop(self) -> None:
+        """Close the store cleanly and end."""
+        if self.process.is_alive():
+            self.pipe.send("stop")
+        self.process.join(60)
+        assert self.process.exitcode == 0
+
+    def kill(self) -> None:
+        """As a crash would."""
+        self.process.kill()
+        self.process.join()
+
+    def map(self) -> ShardMap:
+        worker = Worker(UUID, 1, "node", NODE_ADDRESS, self.port)
+        return ShardMap(MapVersion(bytes(16), 1, 1), SLOTS, (worker,), pack_owners([0] * SLOTS), {})
+
+
+def serve(drive: Path, memory_bytes: int, pipe: Connection) -> None:
+    """Be the worker's process."""
+    device = FileDevice.open(str(drive))
+    store = open_store(
+        device,
+        StoreConfig(memory_bytes, block_bytes_max=16 * MIB, worker_uuid=UUID, slots=SLOTS),
+        SystemClock(), random.SystemRandom(),
+    )  # fmt: skip
+    rails = Rails(PyVerbs(), store.memory, RailOptions((NODE_DEVICE,)))
+    server = WorkerServer(
+        NodeStore(store), WorkerConfig(POOL, UUID, 1, NODE_ADDRESS, 0), SystemClock(),
+        AnonymousVerifier(loopback=True), rails=rails,
+    )  # fmt: skip
+    server.start()
+    pipe.send((server.port, rails.problems))
+    while (question := pipe.recv()) != "stop":
+        if question == "usage":
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            pipe.send(Usage(used.ru_utime, used.ru_stime))
+        elif question == "remote rights":
+            pipe.send([bool(region.access & REMOTE) for region in rails.regions()])
+        elif question == "statistics":
+            pipe.send(dict(store.statistics().counters))
+        elif question == "rails":
+            pipe.send((rails.usable, rails.problems, rails.queue_pairs, rails.broken))
+    server.stop()
+    rails.close()
+    store.close(clean=True)
+    device.close()
+
+
+@contextmanager
+def node(drive: Path, memory_bytes: int = 128 * MIB) -> Iterator[NodeProcess]:
+    """Run a worker on a drive until the block ends."""
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=serve, args=(drive, memory_bytes, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    port, problems = ours.recv()
+    running = NodeProcess(process, ours, port)  # type: ignore[arg-type]
+    assert problems == {}, problems
+    try:
+        yield running
+    finally:
+        if process.is_alive():
+            running.stop()
+
+
+@contextmanager
+def client(
+    running: NodeProcess, *, mode: MemoryMode = MemoryMode.ARENA, deadline_ms: int = 20_000
+) -> Iterator[Client]:
+    """A client on the other soft-RoCE device."""
+    source = StaticSource()
+    source.publish(running.map())
+    options = replace(
+        ConnectOptions("127.0.0.1:1", POOL, "default", deadline_ms, bootstrap_timeout_ms=20_000),
+        rdma=RDMA_ON, rdma_options=RdmaOptions(mode, (CLIENT_DEVICE,)), local_dir=LOCAL_OFF,
+    )  # fmt: skip
+    made = Client(options, Attachment(options, source))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def drive_path() -> Path:
+    """The first NVMe drive, by the name that stays."""
+    found = sorted(Path("/dev/disk/by-id").glob("nvme-*"))
+    return found[0] if found else Path(os.environ.get("MEMKV_VM_DRIVE", "/dev/nvme0n1"))
