@@ -200,28 +200,47 @@ def test_peers_refused(ends: Ends, case: str) -> None:
     end.close()
 
 
-WRONG: dict[str, Callable[[Peer], Peer] | None] = {
-    "told another sequence": lambda peer: replace(peer, sequence=peer.sequence ^ 1),
-    "told another queue pair": lambda peer: replace(peer, queue_pair=peer.queue_pair ^ 1),
-    "not connected": None,
+def other_gid(ends: Ends, peer: Peer) -> Peer:
+    """The same port by its link-local address."""
+    end = ends.client if peer.gid == ends.client.gid.value else ends.server
+    return replace(peer, gid=end.port.gids[1].value)
+
+
+LOST: dict[str, Callable[[Ends, Peer], Peer]] = {
+    "another sequence": lambda ends, peer: replace(peer, sequence=peer.sequence ^ 1),
+    "another queue pair": lambda ends, peer: replace(peer, queue_pair=peer.queue_pair ^ 1),
+    "another GID": other_gid,
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", LOST)
+@pytest.mark.parametrize("side", ["client", "server"])
 def test_requests_to_a_peer_that_expects_others_are_lost(
-    fabric: FakeFabric, ends: Ends, case: str
+    fabric: FakeFabric, ends: Ends, case: str, side: str
 ) -> None:
+    """Each side may have been told something wrong. What the server's sequence is does not matter
+    to its own requests."""
+    client, server = End(ends.client_device, 4096), End(ends.server_device, 4096)
+    told = {"client": server.peer(), "server": client.peer()}
+    told[side] = LOST[case](ends, told[side])
+    client.queue_pair.connect(told["client"])
+    server.queue_pair.connect(told["server"])
+    server.write(client, 9)
+    fabric.settle()
+    is_lost = (case, side) != ("another sequence", "server")
+    assert len(server.queue_pair.poll()) == (0 if is_lost else 1)
+    client.close()
+    server.close()
+
+
+def test_requests_wait_for_a_peer_that_is_not_connected_yet(fabric: FakeFabric, ends: Ends) -> None:
     client, server = End(ends.client_device, 4096), End(ends.server_device, 4096)
     server.queue_pair.connect(client.peer())
-    change = WRONG[case]
-    if change is not None:
-        client.queue_pair.connect(change(server.peer()))
     server.write(client, 9)
     fabric.settle()
     assert server.queue_pair.poll() == []
-    if change is None:
-        client.queue_pair.connect(server.peer())
-        server.done()
+    client.queue_pair.connect(server.peer())
+    server.done()
     client.close()
     server.close()
 
@@ -310,11 +329,14 @@ def test_a_gid_that_goes_away(fabric: FakeFabric, ends: Ends) -> None:
     assert ends.client.device.ports()[0].gids == gids[:2]
     with pytest.raises(VerbsError, match="no longer in the table"):
         end.queue_pair.connect(ends.server.peer())
-    ends.server.write(ends.client, 9)
-    fabric.settle()
-    assert ends.server.queue_pair.poll() == []
     fabric.set_gids("client0", gids)
-    ends.server.done()
+    for one in (ends.client, ends.server):
+        fabric.set_gids(one.device.name, one.port.gids[:2])
+        ends.server.write(ends.client, 9)
+        fabric.settle()
+        assert ends.server.queue_pair.poll() == []
+        fabric.set_gids(one.device.name, one.port.gids)
+        ends.server.done()
     end.close()
 
 

@@ -124,6 +124,7 @@ ACCESSES = {
     "one byte before": ("write", WRITES, WRITES, LOCAL, -1, 9, REMOTE_ERROR),
     "one byte beyond": ("write", WRITES, WRITES, LOCAL, MIB - 8, 9, REMOTE_ERROR),
     "far beyond": ("read", READS, READS, LOCAL, 36 * MIB, 9, REMOTE_ERROR),
+    "a long one that ends beyond": ("write", WRITES, WRITES, LOCAL, 4096, MIB, REMOTE_ERROR),
     "read into what only is for reading": ("read", READS, READS, Access.NONE, 0, 9, LOCAL_ERROR),
 }  # fmt: skip
 
