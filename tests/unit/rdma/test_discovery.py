@@ -160,15 +160,15 @@ def test_the_whole_table_explained() -> None:
     assert explain(choices, {HERE: "eth1"}) == [
         "mlx5_0 port 1 (ethernet, MTU 4096): GID 2, 10.0.0.1: RoCE v2 by IPv4, the lowest index of"
         " 2 such",
-        "     0  fe80::1       RoCE v2  eth1        link-local (fe80::/10)",
-        "     1  10.0.0.1      RoCE v1  eth1        RoCE v1 does not pass routers;"
+        "     0  fe80::1      RoCE v2  eth1        link-local (fe80::/10)",
+        "     1  10.0.0.1     RoCE v1  eth1        RoCE v1 does not pass routers;"
         " MemKV uses RoCE v2",
-        " *   2  10.0.0.1      RoCE v2  eth1        chosen",
-        "     4  10.0.0.9      RoCE v2  eth1        usable, not the best",
-        "     6  2001:db8::9   RoCE v2  eth1        usable, not the best",
+        " *   2  10.0.0.1     RoCE v2  eth1        chosen",
+        "     4  10.0.0.9     RoCE v2  eth1        usable, not the best",
+        "     6  2001:db8::9  RoCE v2  eth1        usable, not the best",
         "mlx5_0 port 2 (ethernet, MTU 4096): not usable: it is down: is the cable in, the"
         " interface up, the switch port on?",
-        "     0  fe80::1       RoCE v2  eth1        link-local (fe80::/10)",
+        "     0  fe80::1      RoCE v2  eth1        link-local (fe80::/10)",
     ]
     unnamed = explain(choose_all([port(gid(0, "fe80::1", IB, 0), link=LinkLayer.INFINIBAND)], ()))
     assert unnamed[1] == " *   0  fe80::1  IB       -           chosen"
