@@ -1,7 +1,8 @@
 """An open device over pyverbs. Importing this module imports pyverbs."""
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyverbs.device import Context, get_device_list
@@ -45,8 +46,7 @@ class PyVerbsDevice:
         )
 
     def ports(self) -> list[Port]:
-        self._check()
-        with refusals("ports", f"cannot look at the ports of {self.name}"):
+        with self._opened(), refusals("ports", f"cannot look at the ports of {self.name}"):
             found = [
                 (number, self._context.query_port(number))
                 for number in range(1, self._ports_count + 1)
@@ -74,36 +74,36 @@ class PyVerbsDevice:
         ]
 
     def register(self, address: int, size_bytes: int, access: Access) -> memory.PyVerbsRegion:
-        self._check()
-        return memory.register(self._domain, address, size_bytes, access)
+        with self._opened():
+            return memory.register(self._domain, address, size_bytes, access)
 
     def register_dmabuf(
         self, fd: int, offset: int, size_bytes: int, access: Access
     ) -> memory.PyVerbsRegion:
-        self._check()
-        return memory.register_dmabuf(self._domain, fd, offset, size_bytes, access)
+        with self._opened():
+            return memory.register_dmabuf(self._domain, fd, offset, size_bytes, access)
 
     def allocate_window(self) -> memory.PyVerbsWindow:
-        self._check()
-        return memory.PyVerbsWindow(self._domain)
+        with self._opened():
+            return memory.PyVerbsWindow(self._domain)
 
     def open_queue_pair(
         self, port: int, gid_index: int, depth: int, access: Access, traffic_class: int = 0
     ) -> PyVerbsQueuePair:
-        self._check()
-        with refusals("ports", f"cannot look at port {port} of {self.name}"):
-            mtu_bytes = constants.mtu_bytes(self._context.query_port(port).active_mtu)
-        place = Place(port, gid_index, mtu_bytes, self._reads_max, depth, access, traffic_class)
-        return PyVerbsQueuePair(self._domain, self._context, place)
+        with self._opened():
+            with refusals("ports", f"cannot look at port {port} of {self.name}"):
+                mtu_bytes = constants.mtu_bytes(self._context.query_port(port).active_mtu)
+            place = Place(port, gid_index, mtu_bytes, self._reads_max, depth, access, traffic_class)
+            return PyVerbsQueuePair(self._domain, self._context, place)
 
     def events(self) -> list[Event]:
-        self._check()
         ready = select.poll()
-        ready.register(self.event_fd, select.POLLIN)
+        with self._opened():
+            ready.register(self.event_fd, select.POLLIN)
         found: list[Event] = []
         # Of a readable descriptor the next event is taken without waiting.
         while ready.poll(0):
-            with self._domain.lock:
+            with self._opened():
                 try:
                     event = self._context.get_async_event()
                 except PyverbsError:
@@ -148,6 +148,10 @@ class PyVerbsDevice:
             return error
         return None
 
-    def _check(self) -> None:
-        if not self._is_open:
-            raise closed(f"the RDMA device {self.name}")
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Another thread may close the device at any other time."""
+        with self._domain.lock:
+            if not self._is_open:
+                raise closed(f"the RDMA device {self.name}")
+            yield

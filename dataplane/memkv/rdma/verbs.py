@@ -242,7 +242,8 @@ class Device(Protocol):
         """Take the events that have come."""
 
     def close(self) -> None:
-        """Close what was opened of it: windows, queue pairs, regions, then the device."""
+        """Close what was opened of it: windows, queue pairs, regions, then the device. No other
+        thread may be using one of those."""
 
 
 class Verbs(Protocol):

@@ -12,6 +12,7 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -281,6 +282,26 @@ def test_descriptors_are_given_back(device: Device) -> None:
         pair.close()
         pair.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_event_descriptors_are_told_apart_in_threads(device: Device) -> None:
+    """Each queue pair's own completion makes its own descriptor readable, and no other's."""
+    staging = Memory(PAGE)
+    region = device.register(staging.address, PAGE, BOTH)
+
+    def opened(_: int) -> tuple[QueuePair, QueuePair]:
+        node, node_peer = open_pair(device, LOCAL)
+        client, client_peer = open_pair(device, BOTH)
+        node.connect(client_peer)
+        client.connect(node_peer)
+        return node, client
+
+    with ThreadPoolExecutor(4) as threads:
+        pairs = list(threads.map(opened, range(24)))
+    assert len({end.event_fd for both in pairs for end in both}) == 2 * len(pairs)
+    for work, (node, _) in enumerate(pairs):
+        node.write(work, staging.address, 64, region.local_key, staging.address, region.remote_key)
+        assert wait(node) == [done(work)]
 
 
 def test_a_window_opens_and_ends(ends: Ends) -> None:
