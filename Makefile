@@ -8,12 +8,12 @@ LANE := deploy/dev/lane.sh
 export MEMKV_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/memkv
 # Files of tests run side by side; they wait more than they compute.
 TOGETHER := -n 4 --dist loadfile
-# Tests that need a Kubernetes run in their own lanes.
-OWN_LANES := --ignore=tests/apiserver --ignore=tests/cluster
+# Tests that need a Kubernetes or a virtual machine run in their own lanes.
+OWN_LANES := --ignore=tests/apiserver --ignore=tests/cluster --ignore=tests/vm
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test test-sanitize test-crash test-apiserver test-scale test-cluster kubernetes \
-    cluster cluster-down bench bench-peers setup lock clean lint types layers unit proto format
+.PHONY: help demo test test-sanitize test-crash test-vm test-apiserver test-scale test-cluster \
+    kubernetes cluster cluster-down bench bench-peers setup lock clean lint types layers unit proto format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-sanitize: setup ## native tests under AddressSanitizer, UBSan and ThreadSan
 
 test-crash: setup ## long crash simulation; MEMKV_CRASH_SEEDS=FIRST:COUNT chooses the seeds
 	@$(LANE) crash deploy/dev/crash.sh
+
+test-vm: setup ## tests in a virtual machine: soft-RoCE, a raw NVMe drive, power cuts
+	@$(LANE) vm deploy/dev/vm/lane_vm.sh
 
 kubernetes: ## build a real Kubernetes from source, once (18 minutes; needs Go)
 	@deploy/dev/cluster/build.sh

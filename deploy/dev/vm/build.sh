@@ -3,17 +3,17 @@
 # kernel with soft-RoCE and NVMe, unpacked, never installed. A second call takes no time.
 #
 #   build.sh             gets what is missing
-#   build.sh where       prints the folder of kernel and initramfs, gets nothing
+#   build.sh where       prints the folder of the kernel, gets nothing
+#   build.sh initramfs   prints the file that goes with it, made from what is there
 #   build.sh missing     prints what is not there yet, and why it cannot be had, if so
 #
-# Kernel and initramfs land in MEMKV_CACHE/vm/VERSION; the newest complete one is used.
+# Kernel and modules land in MEMKV_CACHE/vm/VERSION; the newest complete one is used. Beside them is
+# an initramfs for each version of these scripts that was used.
 # Exit status 77: cannot be had here (the last line says why).
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CACHE=${MEMKV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/memkv}/vm
-# What is in the cache was made by these very scripts.
-FORMAT=$(cat "$HERE/build.sh" "$HERE/init" | sha256sum | cut -c1-16)
 # With what they need loaded first. crc32_generic: soft-RoCE wants it, and no module says so.
 MODULES_FEW="virtio_pci 9pnet_virtio 9p virtio_rng nvme veth"
 MODULES_ALL="$MODULES_FEW crc32_generic crc32c_generic rdma_rxe ib_uverbs rdma_ucm dummy bridge
@@ -42,7 +42,9 @@ PATH=$PATH:/usr/sbin:/sbin
 say() { printf 'vm: %s\n' "$*" >&2; }
 cannot() { printf '%s\n' "$*"; exit 77; }
 have() { [ -e "$1" ] || command -v "$1" >/dev/null 2>&1; }
-is_complete() { [ "$(cat "$1/format" 2>/dev/null)" = "$FORMAT" ]; }
+# The accelerator is found last. A change of the lists makes a folder of modules of its own.
+MODULES=modules-$(printf '%s %s' "$MODULES_FEW" "$MODULES_ALL" | sha256sum | cut -c1-12)
+is_complete() { [ -s "$1/accelerator" ] && [ -d "$1/$MODULES" ]; }
 
 folder() {
     local candidate
@@ -142,29 +144,44 @@ load_order() {
     done | awk '!seen[$0]++'
 }
 
-make_initramfs() {
-    local image=$1 version=$2 root=$WORK/root module file plain='s|.*/||; s|\.ko\..*|.ko|'
-    mkdir -p "$root"/{bin,proc,sys,dev,modules,host}
-    cp /bin/busybox "$root/bin/busybox"
-    install -m 755 "$HERE/init" "$root/init"
+# Copies the modules that are loaded, and their order, to where they stay.
+keep_modules() {
+    local image=$1 version=$2 kept=$3 module file plain='s|.*/||; s|\.ko\..*|.ko|'
+    mkdir -p "$kept"
     [ -e "$image/lib/modules/$version/modules.dep" ] || depmod -b "$image" "$version"
     # shellcheck disable=SC2086  # several words
     load_order "$image" "$version" $MODULES_ALL >"$WORK/all"
     # shellcheck disable=SC2086
-    load_order "$image" "$version" $MODULES_FEW | sed "$plain" >"$root/modules.few"
-    sed "$plain" "$WORK/all" >"$root/modules.all"
+    load_order "$image" "$version" $MODULES_FEW | sed "$plain" >"$kept/few"
+    sed "$plain" "$WORK/all" >"$kept/all"
     while read -r file; do
         case $file in
-            *.xz) xz -dc "$file" >"$root/modules/$(basename "${file%.xz}")" ;;
-            *.zst) zstd -qdc "$file" >"$root/modules/$(basename "${file%.zst}")" ;;
-            *) cp "$file" "$root/modules/" ;;
+            *.xz) xz -dc "$file" >"$kept/$(basename "${file%.xz}")" ;;
+            *.zst) zstd -qdc "$file" >"$kept/$(basename "${file%.zst}")" ;;
+            *) cp "$file" "$kept/" ;;
         esac
     done <"$WORK/all"
     # What the kernel has built in is not listed; these Debian builds as modules.
     for module in rdma_rxe nvme 9p veth dm-flakey; do
-        [ -e "$root/modules/$module.ko" ] || cannot "kernel $version has no module $module"
+        [ -e "$kept/$module.ko" ] || cannot "kernel $version has no module $module"
     done
-    (cd "$root" && find . | cpio -o -H newc 2>/dev/null) >"$WORK/initramfs"
+}
+
+initramfs() {
+    local folder made root
+    folder=$(folder) || cannot "no kernel yet: deploy/dev/vm/build.sh"
+    made=$folder/initramfs-$(cat "$HERE/init" - <<<"$MODULES" | sha256sum | cut -c1-12)
+    if [ ! -e "$made" ]; then
+        root=$(mktemp -d -p "$folder")
+        mkdir "$root"/{bin,proc,sys,dev,host,tree}
+        cp /bin/busybox "$root/bin/busybox"
+        install -m 755 "$HERE/init" "$root/init"
+        cp -r "$folder/$MODULES" "$root/modules"
+        (cd "$root" && find . | cpio -o -H newc 2>/dev/null) >"$root.cpio"
+        rm -rf "$root"
+        mv "$root.cpio" "$made"
+    fi
+    printf '%s\n' "$made"
 }
 
 build() {
@@ -183,20 +200,23 @@ build() {
     trap 'rm -rf "$WORK"' EXIT
     download_kernel
     version=$(basename "$WORK"/image/lib/modules/*)
-    make_initramfs "$WORK/image" "$version"
-    mkdir "$WORK/done"
-    unpack_kernel "$WORK/image/boot/vmlinuz-$version" "$WORK/done/vmlinux"
-    mv "$WORK/initramfs" "$WORK/done/initramfs"
-    "$HERE/accelerator.sh" "$WORK/done" >"$WORK/done/accelerator"
-    echo "$FORMAT" >"$WORK/done/format"
-    rm -rf "${CACHE:?}/$version"
-    mv "$WORK/done" "$CACHE/$version"
+    mkdir -p "$CACHE/$version"
+    rm -rf "${CACHE:?}/$version/accelerator"
+    keep_modules "$WORK/image" "$version" "$WORK/modules"
+    unpack_kernel "$WORK/image/boot/vmlinuz-$version" "$WORK/vmlinux"
+    mv "$WORK/vmlinux" "$CACHE/$version/vmlinux"
+    rm -rf "${CACHE:?}/$version/$MODULES"
+    mv "$WORK/modules" "$CACHE/$version/$MODULES"
+    echo tcg >"$CACHE/$version/accelerator"
+    "$HERE/accelerator.sh" >"$WORK/accelerator"
+    mv "$WORK/accelerator" "$CACHE/$version/accelerator"
     say "kernel $version in $((SECONDS - started)) s"
 }
 
 case ${1:-} in
     '') build ;;
     where) folder || cannot "no kernel yet: deploy/dev/vm/build.sh" ;;
+    initramfs) initramfs ;;
     missing) missing ;;
-    *) say "unknown argument '$1' (known: where, missing)"; exit 2 ;;
+    *) say "unknown argument '$1' (known: where, initramfs, missing)"; exit 2 ;;
 esac

@@ -32,6 +32,7 @@ done
 [ $# = 2 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
 job=$1 out=$2
 folder=$("$HERE/build.sh" where)
+initramfs=$("$HERE/build.sh" initramfs)
 
 mkdir -p "$out"
 rm -f "$out"/{job.log,console.log,status,boot_s,qemu.pid}
@@ -44,7 +45,8 @@ for index in "${!drives[@]}"; do
     [[ ${drives[$index]} != *:* ]] || serial=${drives[$index]#*:}
     [ -e "$file" ] || truncate -s 2G "$file"
     # cache=none: what the guest reads was not kept in the host's memory by chance.
-    arguments+=(-drive "file=$file,if=none,id=drive$index,format=raw,cache=none,aio=threads,discard=unmap"
+    options=if=none,id=drive$index,format=raw,cache=none,aio=threads,discard=unmap
+    arguments+=(-drive "file=$file,$options"
         -device "nvme,serial=$serial,drive=drive$index")
 done
 
@@ -55,13 +57,16 @@ case $accelerator in
     *) arguments+=(-accel "tcg,thread=multi" -cpu qemu64) ;;
 esac
 
+kernel_arguments="console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off audit=0"
+kernel_arguments+=" hugepages=$hugepages memkv.modules=$modules memkv.tree=$TREE"
+
 # timeout waits in the foreground group; QEMU's own pidfile names QEMU, not timeout.
 status=0
 timeout --kill-after=5 "$seconds" qemu-system-x86_64 "${arguments[@]}" \
     -m "$memory" -smp "$processors" -nodefaults -display none -no-reboot -nic none \
     -serial "file:$out/console.log" -pidfile "$out/qemu.pid" -device virtio-rng-pci \
-    -kernel "$folder/vmlinux" -initrd "$folder/initramfs" \
-    -append "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off audit=0 hugepages=$hugepages memkv.modules=$modules memkv.tree=$TREE" \
+    -kernel "$folder/vmlinux" -initrd "$initramfs" \
+    -append "$kernel_arguments" \
     -virtfs "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap" \
     -virtfs "local,path=$out,mount_tag=out,security_model=none,multidevs=remap" \
     </dev/null >"$out/qemu.log" 2>&1 || status=$?
