@@ -118,6 +118,8 @@ def main() -> None:
     ]
     for putter in putters:
         putter.start()
+    for putter in putters:
+        putter.join()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def job(chosen: Sequence[str]) -> str:
         str(Path(sys.prefix) / "bin/python"), "-m", "pytest", "-q", "-s",
         "-p", "pytest_timeout", "-p", "no:cacheprovider",
         "-o", "addopts=--import-mode=importlib", "-o", f"timeout={SECONDS_PER_TEST_MAX}",
-        "--continue-on-collection-errors",
+        "-o", f"pythonpath={INSIDE}", "--continue-on-collection-errors",
         # The settings of all tests bring hypothesis, which takes long to import under emulation.
         f"--confcutdir={INSIDE}", *(str(INSIDE / case) for case in chosen),
     ]  # fmt: skip

@@ -105,8 +105,7 @@ def test_durable_blocks_outlive_power_cuts(tmp_path: Path) -> None:
     series = [Series(tmp_path / f"machine-{number}", number) for number in range(MACHINES)]
     shares = [CUTS // MACHINES + (number < CUTS % MACHINES) for number in range(MACHINES)]
     with ThreadPoolExecutor(MACHINES) as pool:
-        for running in [pool.submit(one.run, share) for one, share in zip(series, shares, strict=True)]:
-            running.result()
+        list(pool.map(Series.run, series, shares))
     acknowledged = sum(one.acknowledged for one in series)
     lost = sum(one.lost for one in series)
     cut_in_mid_put = sum(one.cut_in_mid_put for one in series)
