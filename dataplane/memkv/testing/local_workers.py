@@ -36,6 +36,11 @@ SLOTS = 64
 FOREVER_NS = 1 << 62
 
 
+def default_verbs() -> Verbs | None:
+    """Devices of workers where a test names none; see `over_rdma`."""
+    return None
+
+
 class StaticSource:
     """A `MapSource` whose map the test sets."""
 
@@ -142,6 +147,7 @@ def local_workers(
 ) -> Iterator[LocalWorkers]:
     """Run `count` workers on files in `directory` until the block ends; with `verbs` over RDMA."""
     pool = LocalWorkers()
+    verbs = verbs or default_verbs()
     with pool.stack:
         for number in range(count):
             device = FileDevice.create(str(directory / f"flash-{number}"), capacity_bytes)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 from memkv.client.attach import Attachment
@@ -50,7 +51,7 @@ class Usage:
 class NodeProcess:
     """A worker that answers questions about itself."""
 
-    process: multiprocessing.Process
+    process: ForkProcess
     pipe: Connection
     port: int
 
@@ -120,7 +121,7 @@ def node(drive: Path, memory_bytes: int = 128 * MIB) -> Iterator[NodeProcess]:
     process.start()
     theirs.close()
     port, problems = ours.recv()
-    running = NodeProcess(process, ours, port)  # type: ignore[arg-type]
+    running = NodeProcess(process, ours, port)
     assert problems == {}, problems
     try:
         yield running

@@ -1,0 +1,54 @@
+"""MEMKV_TEST_TRANSPORT=rdma has every client that goes to workers of the test's process move blocks
+over RDMA, on the devices MEMKV_TEST_NODE_DEVICE and MEMKV_TEST_CLIENT_DEVICE; `fake` instead of
+these names: on devices in memory. MEMKV_RDMA_MODE=strict as always. Ends with a line that says how
+many keys went so, and fails when none did."""
+
+import os
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from memkv.client.options import rdma_options
+from memkv.rdma.driver import PyVerbs
+from memkv.rdma.verbs import Verbs
+from memkv.testing.fake_verbs import FakeFabric, FakeVerbs
+from memkv.testing.over_rdma import go_over_rdma
+
+FAKE = "fake"
+COUNTS: list[int] = []
+"""Keys of each client that was closed."""
+
+
+@cache
+def fabric() -> FakeFabric:
+    return FakeFabric()
+
+
+def verbs(name: str) -> Verbs:
+    return FakeVerbs(fabric(), [f"{name}0"]) if device(name) == FAKE else PyVerbs()
+
+
+def device(name: str) -> str:
+    return os.environ.get(f"MEMKV_TEST_{name.upper()}_DEVICE", FAKE)
+
+
+if os.environ.get("MEMKV_TEST_TRANSPORT") == "rdma":
+
+    @pytest.fixture(scope="session", autouse=True)
+    def _over_rdma() -> Iterator[None]:
+        named = device("client")
+        environment = {
+            "MEMKV_RDMA_MODE": os.environ.get("MEMKV_RDMA_MODE", ""),
+            "MEMKV_RDMA_DEVICES": "" if named == FAKE else named,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            go_over_rdma(
+                patch, lambda: verbs("node"), lambda: verbs("client"), rdma_options(environment),
+                COUNTS.append,
+            )
+            yield
+        assert sum(COUNTS), "no key went over RDMA"
+
+    def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.write_line(f"{sum(COUNTS)} keys over RDMA")
