@@ -11,11 +11,12 @@ from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from memkv.agent.content import PROBE_BYTES, Kind, judge
+from memkv.agent.content import Kind, judge
 from memkv.agent.disks import BlockDevice
 from memkv.agent.opened import Disk, DiskChanged, OpenDisk
 from memkv.limits import MIB, SECTOR_BYTES
 from memkv.metadata.files import write_durably
+from memkv.store.foreign import PROBE_BYTES
 
 WIPE_CHUNK_BYTES = 32 * MIB  # a slow drive writes this in a second; who waits goes first then
 WIPE_JOURNAL_BYTES = 256 * MIB

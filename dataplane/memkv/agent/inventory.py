@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from memkv.agent.content import PROBE_BYTES, Content, judge
+from memkv.agent.content import Content, judge
 from memkv.agent.decisions import Examined
 from memkv.agent.disks import BlockDevice
 from memkv.agent.health import Health
@@ -14,6 +14,7 @@ from memkv.agent.host import Number, ReadDevices, read_devices
 from memkv.agent.opened import DiskBusy, DiskChanged, OpenDisk
 from memkv.agent.rules import Limits, reasons_by_name
 from memkv.clock import Clock
+from memkv.store.foreign import PROBE_BYTES
 
 log = logging.getLogger("memkv.agent")
 

@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from memkv.agent.content import PROBE_BYTES
 from memkv.agent.disks import BlockDevice
 from memkv.agent.health import Health, read_health
 from memkv.agent.host import Number
+from memkv.store.foreign import PROBE_BYTES
 
 _BLKGETSIZE64 = 0x80081272
 _BLKGETDISKSEQ = 0x80081280

@@ -58,6 +58,10 @@ HUGE_PAGES: Field[int] = Field(
     "reserved huge pages that hold the blocks in DRAM: 2Mi, 1Gi or none; the index, of at most an"
     " eighth of --memory, is beside them", "node", "SIZE", default_shown="none",
 )  # fmt: skip
+NO_DISCARD: Field[bool] = Field(
+    "no_discard", units.parse_flag, False,
+    "never tell drives which of their blocks are unused (TRIM); files are never told", "node",
+)  # fmt: skip
 METADATA: Field[tuple[str, ...]] = Field(
     "metadata", parse_endpoints, (),
     "metadata services to follow; without one the node serves every key", "node", "HOST:PORT,...",
@@ -133,6 +137,7 @@ def run(call: Call) -> int:
         drives=drives,
         memory_bytes=settings[MEMORY],
         huge_page_bytes=settings[HUGE_PAGES],
+        discard=not settings[NO_DISCARD],
         host=settings[HOST],
         advertised_host=settings[ADVERTISE],
         data_port=settings[DATA_PORT],
@@ -177,9 +182,10 @@ COMMAND = Command(
     "Run one storage node until SIGTERM: a supervisor, and a worker process for each drive.\n"
     "Logs to stderr; with --json prints the addresses in use once it listens.",
     run,
-    (NAME, POOL, DIR, DRIVES, CAPACITY, MEMORY, HUGE_PAGES, METADATA, HOST, ADVERTISE, DATA_PORT,
-     ADMIN_PORT, HTTP_PORT, SLOTS, FAILURE_DOMAIN, LOCAL_DIR, RDMA, RDMA_DEVICES, RDMA_GID_INDEX,
-     RDMA_TRAFFIC_CLASS, *NODE_TLS.all(), NODE_TOKEN, PAYLOAD, TICKET_KEYS, INSECURE, LOG_LEVEL),
+    (NAME, POOL, DIR, DRIVES, CAPACITY, MEMORY, HUGE_PAGES, NO_DISCARD, METADATA, HOST,
+     ADVERTISE, DATA_PORT, ADMIN_PORT, HTTP_PORT, SLOTS, FAILURE_DOMAIN, LOCAL_DIR, RDMA,
+     RDMA_DEVICES, RDMA_GID_INDEX, RDMA_TRAFFIC_CLASS, *NODE_TLS.all(), NODE_TOKEN, PAYLOAD,
+     TICKET_KEYS, INSECURE, LOG_LEVEL),
     examples=(
         "memkv node --dir /var/lib/memkv --capacity 20GiB",
         "memkv node --dir /var/lib/memkv --drives /dev/nvme1n1,/dev/nvme2n1 \\\n"

@@ -43,7 +43,9 @@ class DeviceQueue(Protocol):
         """Make durable every write whose token returned before this call, and no others."""
 
     def discard(self, token: int, offset: int, length: int) -> None:
-        """Tell the device that the range is unused; a refusal (-EOPNOTSUPP) is harmless."""
+        """Tell the device that the range is unused: until it is written again it may read as
+        zeros, as ones or as it was. A refusal (-EOPNOTSUPP) is harmless. Not ordered with what is
+        in flight beside it, and may take long: give it a queue of its own."""
 
     def wait(self, min_complete: int, timeout_ms: int) -> list[tuple[int, int]]:
         """Start what is queued and return (token, result) of what is done.
@@ -61,6 +63,10 @@ class Device(Protocol):
     @property
     def size_bytes(self) -> int:
         """Usable size; a multiple of `limits.SECTOR_BYTES`."""
+
+    @property
+    def discard_bytes_max(self) -> int:
+        """The longest range that a discard may name; 0: it takes none."""
 
     def open_queue(self, depth: int) -> DeviceQueue:
         """Return a queue of at most `depth` operations for the calling thread."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from memkv import limits
 from memkv._hotpath import IoRing
 from memkv.errors import CallerError, ConfigError
+from memkv.io.block_device import BlockDevice
 
 if TYPE_CHECKING:
     from memkv.io.device import DeviceQueue
@@ -33,8 +34,8 @@ _CAUSES: Final[dict[int, str]] = {
     errno.EISDIR: "this is a directory; name a file in it",
     errno.ENOTDIR: "a part of the path is not a directory; check the path",
     errno.EMFILE: "no file descriptors are left; raise ulimit -n",
-    errno.EBUSY: "the device is mounted or used by another part of the system; unmount it "
-    "(see lsblk and dmsetup)",
+    errno.EBUSY: "the device is mounted or in use by another part of the system or by another "
+    "container; find out by whom (lsblk, dmsetup ls, fuser -v) and unmount or stop it",
     errno.ENXIO: "no device is behind this name; check that the drive is present (lsblk)",
 }
 
@@ -62,6 +63,7 @@ class FileDevice:
         is used again and never taken for a drive. Raises ConfigError when the file exists, or the
         space or the rights are missing; then nothing is left behind.
         """
+        refuse_device_name(path)
         if size_bytes < limits.SECTOR_BYTES or size_bytes % limits.SECTOR_BYTES:
             raise CallerError(
                 f"size {size_bytes} of {path} is not a positive multiple of {limits.SECTOR_BYTES}"
@@ -107,12 +109,14 @@ class FileDevice:
         """
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
         try:
-            kind = os.stat(path).st_mode
-            if stat.S_ISBLK(kind):
-                flags |= os.O_EXCL  # refuses a device that is mounted or part of an array
-            elif not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            status = os.stat(path)
+            block = BlockDevice.of(status)
+            if block is not None:
+                fd = _open_block(path, flags, block, lock_wait_ms)
+            elif stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+                fd = os.open(path, flags)
+            else:
                 raise ConfigError(f"{path} is neither a regular file nor a block device")
-            fd = os.open(path, flags)
         except OSError as error:
             if error.errno == errno.EINVAL and direct:
                 raise ConfigError(
@@ -136,6 +140,13 @@ class FileDevice:
     @property
     def path(self) -> str:
         return self._path
+
+    @property
+    def discard_bytes_max(self) -> int:
+        """See `Device`. 0 for files: a hole in a file gives away the space that was reserved for
+        it, and a later write could find the file system full."""
+        block = BlockDevice.of(os.fstat(self._fd)) if self._fd >= 0 else None
+        return block.discard_bytes_max if block is not None else 0
 
     @property
     def size_bytes(self) -> int:
@@ -164,6 +175,70 @@ class FileDevice:
         # A closed ring lets go of the file a moment later; its I/O is done, so unlock by hand.
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
+
+
+def refuse_device_name(path: str) -> None:
+    """Raise ConfigError for a name of a device that is not there: a file made in its place would
+    lie in the memory of /dev, and be taken for the drive."""
+    where = os.path.abspath(path)
+    if where.startswith("/dev/") and not where.startswith("/dev/shm/"):
+        raise ConfigError(
+            f"no device is behind {path}: check that the drive is present and its name is right"
+            " (lsblk, ls -l /dev/disk/by-id). No file is made below /dev"
+        )
+
+
+def _open_block(path: str, flags: int, block: BlockDevice, wait_ms: int) -> int:
+    """Open a device exclusively: the kernel refuses one that is mounted, part of an array, or open
+    exclusively elsewhere, also in another container. Waits as `_lock` does."""
+    if block.is_read_only:
+        raise ConfigError(
+            f"{path} ({block.name}) is read-only: a drive at the end of its life is; else see"
+            " blockdev --getro, a lock of its own, or how it was attached"
+        )
+    if block.sector_bytes > limits.SECTOR_BYTES:
+        raise ConfigError(
+            f"{path} ({block.name}) has sectors of {block.sector_bytes} bytes, and"
+            f" {limits.SECTOR_BYTES} are the most that is supported: format the namespace with"
+            " another LBA format (nvme format), or use another drive"
+        )
+    deadline_ns = time.monotonic_ns() + wait_ms * 1_000_000
+    while True:
+        try:
+            return os.open(path, flags | os.O_EXCL)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            if block.use:
+                raise ConfigError(
+                    f"{path} ({block.name}) is {block.use}: nothing on it was touched; unmount or"
+                    " detach it if nobody wants what is on it, or name another drive"
+                ) from error
+            holder = _holder_of_device(path)
+            if (holder is not None and _is_alive(holder)) or time.monotonic_ns() >= deadline_ns:
+                refusal = _in_use(path, holder) if holder else _refusal("open", path, error)
+                raise refusal from error
+            time.sleep(limits.DEVICE_LOCK_POLL_MS / 1000)
+
+
+def _holder_of_device(path: str) -> int | None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _holder_of(fd)
+    finally:
+        os.close(fd)
+
+
+def _in_use(path: str, holder: int) -> ConfigError:
+    if _is_alive(holder):
+        return ConfigError(
+            f"{path} is in use by process {holder}; stop it, or give each worker a file or device"
+            " of its own"
+        )
+    return ConfigError(
+        f"{path} is still held by process {holder}, which is gone: I/O that never ended? See"
+        " dmesg"
+    )
 
 
 def _refusal(verb: str, path: str, error: OSError) -> ConfigError:
@@ -222,10 +297,7 @@ def _lock(fd: int, path: str, wait_ms: int) -> None:
         except BlockingIOError as error:
             holder = _holder_of(fd)
             if holder is not None and _is_alive(holder):
-                raise ConfigError(
-                    f"{path} is in use by process {holder}; stop it, or give each worker a file "
-                    "or device of its own"
-                ) from error
+                raise _in_use(path, holder) from error
             if time.monotonic_ns() >= deadline_ns:
                 who = f"process {holder}, which is gone" if holder else "a process not seen here"
                 raise ConfigError(

@@ -55,6 +55,8 @@ class NodeConfig:
     """DRAM of each worker: blocks and index."""
     huge_page_bytes: int = 0
     """Of the huge pages that hold blocks in DRAM; 0: ordinary pages."""
+    discard: bool = True
+    """Tell drives which of their blocks are unused."""
     host: str = "127.0.0.1"
     """Address the data ports listen on."""
     advertised_host: str = ""

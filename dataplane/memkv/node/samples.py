@@ -63,6 +63,8 @@ _STORE_COUNTERS: Mapping[str, str] = {
     "flush_errors": "Flushes that failed; what they covered is given up, never trusted",
     "flushes": "Flushes of the drive",
     "written_bytes": "Bytes written to flash, headers and copies included",
+    "discarded_bytes": "Flash that the drive was told to be unused (TRIM)",
+    "discards_refused": "Discards that the drive refused; one that refuses all is told no more",
     "tombstones_carried": "Deletes written again because older records still exist",
 }
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from memkv import limits
 from memkv.clock import Clock, SystemClock
 from memkv.errors import ConfigError, MemKVError, ProtocolError
-from memkv.io.file_device import FileDevice
+from memkv.io.file_device import FileDevice, refuse_device_name
 from memkv.io.numa import numa_node_of
 from memkv.metadata.certificates import node_name, read_pem
 from memkv.node.config import WorkerConfig
@@ -76,6 +76,7 @@ def open_drive(path: Path, capacity_bytes: int) -> FileDevice:
     """Own a drive, making a file of `capacity_bytes` where there is none. ConfigError."""
     if path.exists():
         return FileDevice.open(str(path))
+    refuse_device_name(str(path))
     if not capacity_bytes:
         raise ConfigError(
             f"{path} does not exist: give its capacity to have a file made, or mount it"
@@ -219,6 +220,7 @@ class Worker:
         config = StoreConfig(
             memory_bytes=start.memory_bytes,
             huge_page_bytes=start.huge_page_bytes,
+            discard=start.discard,
             slots=start.slots,
             quotas=store_quotas(start.quotas),
             slot_floors=memory.floors,

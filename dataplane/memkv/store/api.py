@@ -408,10 +408,12 @@ def open_store(
     began_ns = clock.monotonic_ns()
     engine = Engine(device, config.queue_depth)
     try:
-        opener = SuperblockOpener(device.size_bytes, config, random)
+        discards = config.discard and device.discard_bytes_max > 0
+        opener = SuperblockOpener(device.size_bytes, config, random, discards)
         drive(opener.steps(), engine.queue, engine.depth)
         assert opener.result is not None
-        core = _new_core(config, opener.result, clock, random)
+        core = _new_core(config, opener.result, clock, random, discards)
+        core.counters.discarded_bytes += opener.discarded_bytes
         recovery = Recovery(core)
         drive(recovery.steps(), engine.queue, engine.depth)
         core.quotas.join()
@@ -430,7 +432,7 @@ def open_store(
 
 
 def _new_core(
-    config: StoreConfig, superblock: Superblock, clock: Clock, random: Randomness
+    config: StoreConfig, superblock: Superblock, clock: Clock, random: Randomness, discards: bool
 ) -> StoreCore:
     blocks = config.index_blocks_max
     if blocks is None:
@@ -451,4 +453,4 @@ def _new_core(
         blocks, tag_bits=config.index_tag_bits, check_tenant=config.index_check_tenant,
         hash_key=random.getrandbits(128).to_bytes(16, "little"),
     )  # fmt: skip
-    return StoreCore(config, superblock, index, arena_bytes, clock, random)
+    return StoreCore(config, superblock, index, arena_bytes, clock, random, discards)

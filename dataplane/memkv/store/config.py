@@ -62,5 +62,7 @@ class StoreConfig:
     """Slot -> generation: what `Store.purge_slots` returned in earlier lives of the store."""
     tenant_floors: Mapping[bytes, int] = field(default_factory=dict)
     """Tenant tag -> generation: what `Store.purge_tenant` returned."""
+    discard: bool = True
+    """Tell a drive that takes discards what is unused."""
     huge_page_bytes: int = 0
     """Of reserved huge pages (see memkv.io.huge_pages); 0: ordinary pages."""

@@ -15,6 +15,7 @@ from memkv.limits import BLOCK_ID_BYTES, ROOT_BYTES, SECTOR_BYTES
 from memkv.status import Status
 from memkv.store.arena import EVERYONE, UNNAMED, Arena, Extent
 from memkv.store.config import Randomness, StoreConfig
+from memkv.store.discards import Discards
 from memkv.store.layout import RecordHeader, Superblock, record_sectors
 from memkv.store.log import Log
 from memkv.store.pins import Pins
@@ -56,8 +57,9 @@ class StoreCore:
 
     def __init__(
         self, config: StoreConfig, superblock: Superblock, index: BlockIndex, arena_bytes: int,
-        clock: Clock, random: Randomness,
+        clock: Clock, random: Randomness, discards: bool = False,
     ) -> None:  # fmt: skip
+        """`discards`: whether the drive is told what is unused."""
         self.config = config
         self.superblock = superblock
         self.index = index
@@ -79,6 +81,7 @@ class StoreCore:
         self.quotas = Quotas(self)
         self.tombstones = Tombstones(self)
         self.reclaim = Reclaim(self)
+        self.discards = Discards(self.table, self.counters, self.now_ns, discards)
         self.undurable: dict[int, Put] = {}
         self.slot_floors = dict(config.slot_floors)  # records up to these generations are gone
         self.tenant_floors = dict(config.tenant_floors)

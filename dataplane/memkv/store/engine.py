@@ -25,6 +25,8 @@ def submit(queue: DeviceQueue, token: int, request: IoRequest) -> None:
         queue.read(token, request.offset, request.buffers)
     elif request.kind is IoKind.WRITE:
         queue.write(token, request.offset, request.buffers)
+    elif request.kind is IoKind.DISCARD:
+        queue.discard(token, request.offset, request.size_bytes)
     else:
         queue.flush(token)
 
@@ -65,6 +67,8 @@ class Engine:
         self._token = 0
         self._core: StoreCore | None = None
         self._thread: threading.Thread | None = None
+        self._discards = threading.Condition(self.lock)
+        self._discarder: threading.Thread | None = None
         self._stop = False
         self._woken = False
         self.failure: BaseException | None = None
@@ -77,7 +81,11 @@ class Engine:
         self.queue.register_arena(core.arena.memory)
         if threads:
             self._thread = threading.Thread(target=self._run, name="memkv-store", daemon=True)
+            self._discarder = threading.Thread(
+                target=self._run_discards, name="memkv-discard", daemon=True
+            )
             self._thread.start()
+            self._discarder.start()
 
     def wake(self) -> None:
         """Tell the writer that there is work. The lock is held."""
@@ -142,6 +150,11 @@ class Engine:
         with self.lock:
             self._woken = False
             requests = self._core.poll(self.depth - len(self._flying))
+            if self._thread is None and len(requests) + len(self._flying) < self.depth:
+                discard = self._core.discards.begin()
+                requests += [discard] if discard is not None else []
+            elif self._thread is not None and self._core.discards.rest_ns() is not None:
+                self._discards.notify()
             for request in requests:
                 self._token += 1
                 self._flying[self._token] = request
@@ -177,14 +190,49 @@ class Engine:
                 self._done.notify_all()
             raise
 
+    def _run_discards(self) -> None:
+        """Discards in a thread and a queue of their own: a drive may take long over one, and the
+        system call for block devices waits for it."""
+        core = self._core
+        assert core is not None
+        queue = self.device.open_queue(1)
+        try:
+            while (request := self._next_discard(core)) is not None:
+                submit(queue, 0, request)
+                while not (results := queue.wait(1, 1000)):
+                    pass
+                with self.lock:
+                    request.complete(results[0][1])
+                    self.wake()
+        except BaseException as error:  # a segment would wait for its end for ever
+            with self.lock:
+                self.failure = error
+                self._done.notify_all()
+            raise
+        finally:
+            queue.close()
+
+    def _next_discard(self, core: StoreCore) -> IoRequest | None:
+        """Wait for something to discard; None: no more will come."""
+        with self.lock:
+            while not self._stop:
+                request = core.discards.begin()
+                if request is not None:
+                    return request
+                rest_ns = core.discards.rest_ns()
+                self._discards.wait(None if rest_ns is None else rest_ns / 1e9)
+        return None
+
     def stop(self) -> None:
         """End the writer after what is in flight, and close its queue."""
         with self.lock:
             self._stop = True
             self._work.notify_all()
             self._done.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+            self._discards.notify_all()
+        for thread in (self._thread, self._discarder):
+            if thread is not None:
+                thread.join()
         self.queue.close()
 
     def check(self) -> None:

@@ -90,5 +90,6 @@ class Erasures:
         segment.entries = None
         segment.entry_count = 0
         segment.tenants = set()
+        segment.is_told = False
         self._table.move(segment, State.FREE)
         self._table.free.append(segment)

@@ -211,6 +211,8 @@ class Log:
                 self.seal(segment)
                 segment = None
             if segment is None:
+                if self._awaits_discard():
+                    return group or None
                 segment = self._open_next(append)
                 if segment is None and append.urgent and not group:
                     # Reclaim holds the last segment: waiting for one would wait for itself.
@@ -230,6 +232,10 @@ class Log:
     def _fits(self, segment: Segment, append: Append) -> bool:
         footer = footer_sectors(segment.entry_count + append.entry_count)
         return segment.next_sector + append.sectors + footer <= self.table.sectors
+
+    def _awaits_discard(self) -> bool:
+        """Say whether the next segment is just being discarded (see `Discards`, rule 2)."""
+        return bool(self.table.free) and self.table.free[0].is_discarding
 
     def _open_next(self, append: Append) -> Segment | None:
         reserve = 0 if append.urgent else SPARE_SEGMENTS - 1 + self.owed

@@ -11,6 +11,7 @@ class IoKind(IntEnum):
     READ = 0
     WRITE = 1
     FLUSH = 2
+    DISCARD = 3
 
 
 class IoRequest:
@@ -23,17 +24,18 @@ class IoRequest:
 
     def __init__(
         self, kind: IoKind, offset: int, buffers: list[memoryview],
-        done: Callable[[bool, int], None],
+        done: Callable[[bool, int], None], size_bytes: int = 0,
     ) -> None:  # fmt: skip
+        """`size_bytes`: of a discard, which has no buffers."""
         self.kind = kind
         self.offset = offset
         self.buffers = buffers
-        self.size_bytes = sum(map(len, buffers))
+        self.size_bytes = size_bytes or sum(map(len, buffers))
         self.done = done
 
     def complete(self, result: int) -> None:
         """Take the device's result: bytes, or -errno."""
-        if self.kind is IoKind.FLUSH:
+        if self.kind in (IoKind.FLUSH, IoKind.DISCARD):
             self.done(result >= 0, -min(result, 0))
         else:
             self.done(result == self.size_bytes, -min(result, 0))

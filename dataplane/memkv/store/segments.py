@@ -67,8 +67,9 @@ class Segment:
     """One segment. `entries` lists its records while no footer on flash does."""
 
     __slots__ = (
-        "base_sector", "entries", "entry_count", "footer_sector", "horizon", "next_sector",
-        "nonce", "number", "queue", "readers", "sequence", "state", "tenants", "writes",
+        "base_sector", "entries", "entry_count", "footer_sector", "horizon", "is_discarding",
+        "is_told", "next_sector", "nonce", "number", "queue", "readers", "sequence", "state",
+        "tenants", "writes",
     )  # fmt: skip
 
     def __init__(self, number: int, base_sector: int) -> None:
@@ -86,6 +87,8 @@ class Segment:
         self.readers = 0
         self.writes = 0
         self.tenants: set[int] = set()
+        self.is_told = False  # the drive knows that it is free
+        self.is_discarding = False  # it is being told
 
     @property
     def offset(self) -> int:

@@ -37,6 +37,10 @@ class Counters:
     flush_errors: int = 0
     flushes: int = 0
     written_bytes: int = 0
+    discarded_bytes: int = 0
+    """Flash that the drive was told to be unused."""
+    discards_refused: int = 0
+    """By a drive that said it takes them."""
     tombstones_carried: int = 0
     """Tombstones written again because older records of their tenant still exist."""
 

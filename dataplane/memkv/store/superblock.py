@@ -8,8 +8,9 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 from memkv.errors import ConfigError
-from memkv.limits import MIB, SECTOR_BYTES, SEGMENT_BYTES_MAX, SEGMENTS_PER_STORE_MIN
+from memkv.limits import GIB, MIB, SECTOR_BYTES, SEGMENT_BYTES_MAX, SEGMENTS_PER_STORE_MIN
 from memkv.store.config import Randomness, StoreConfig
+from memkv.store.foreign import PROBE_BYTES, describe, signature_at_end
 from memkv.store.layout import (
     FORMAT_VERSION,
     SUPERBLOCK_AREA_BYTES,
@@ -24,6 +25,7 @@ from memkv.store.requests import IoKind, IoRequest
 SEGMENT_BYTES_MIN = 8 * SECTOR_BYTES  # a header, a footer and a few records
 SEGMENTS_MIN = 8  # spare ones, an open one for each queue, and some that hold blocks
 COPIES = 2
+DISCARD_BYTES = 16 * GIB  # of a drive being formatted, in one request; no reads wait meanwhile
 
 Steps = Generator[list[IoRequest], None, None]
 
@@ -54,7 +56,12 @@ def plan(capacity_bytes: int, config: StoreConfig, random: Randomness) -> Superb
 class SuperblockOpener:
     """Reads, checks and renews the superblock. `steps` yields I/O; afterwards `result` is set."""
 
-    def __init__(self, capacity_bytes: int, config: StoreConfig, random: Randomness) -> None:
+    def __init__(
+        self, capacity_bytes: int, config: StoreConfig, random: Randomness, discards: bool = False
+    ) -> None:
+        """`discards`: tell a drive that is formatted that all of it is unused."""
+        self._discards = discards
+        self.discarded_bytes = 0
         self._capacity_bytes = capacity_bytes
         self._config = config
         self._random = random
@@ -74,9 +81,11 @@ class SuperblockOpener:
             yield from self._read(area)
             found = self._newest(area)  # where only the first attempt to read failed
         if found is None:
-            self._refuse_foreign(area)
+            yield from self._refuse_foreign(area)
             found = plan(self._capacity_bytes, self._config, self._random)
             self.formatted = True
+            if self._discards:  # before our first byte is written: nothing to be hit by it
+                yield from self._discard(SUPERBLOCK_AREA_BYTES, self._capacity_bytes)
         self._check(found)
         found = found._replace(incarnation=found.incarnation + 1)
         for copy in range(COPIES):
@@ -89,6 +98,16 @@ class SuperblockOpener:
                     " check its permissions, the free space of its file system, and dmesg"
                 )
         self.result = found
+
+    def _discard(self, start: int, end: int) -> Steps:
+        """Discard in pieces, up to the first that is refused, which is harmless."""
+        for offset in range(start, end, DISCARD_BYTES):
+            length = min(DISCARD_BYTES, end - offset)
+            yield [IoRequest(IoKind.DISCARD, offset, [], self._note, length)]
+            refused, self._failed = self._failed, False
+            if refused:
+                return
+            self.discarded_bytes += length
 
     def _read(self, area: memoryview) -> Steps:
         yield [IoRequest(IoKind.READ, 0, [area], self._note)]
@@ -122,16 +141,33 @@ class SuperblockOpener:
         whole = [copy.superblock for copy in copies if copy.superblock is not None]
         return max(whole, key=lambda superblock: superblock.incarnation, default=None)
 
-    def _refuse_foreign(self, area: memoryview) -> None:
-        """Raise ConfigError unless the area is blank, or formatting it was cut short."""
+    def _refuse_foreign(self, area: memoryview) -> Steps:
+        """Raise ConfigError unless the area is blank, or formatting it was cut short, and nothing
+        that is known keeps its mark at the other end of the device.
+
+        Other bytes there are what is left of an earlier use: only the first MiB is ever asked to
+        be wiped.
+        """
         # The first copy is written first: torn, it begins with our magic and all else is zero.
         rest = area[SECTOR_BYTES:] if area[:8] == SUPERBLOCK_MAGIC else area
-        if not bytes(rest).strip(b"\0"):
-            return
-        raise ConfigError(
-            "the device holds data that is not a MemKV store; to use it, wipe it first, for"
-            " example with: dd if=/dev/zero of=DEVICE bs=1M count=1 conv=notrunc"
-        )
+        tail = aligned_buffer(PROBE_BYTES)
+        start = max(SUPERBLOCK_AREA_BYTES, self._capacity_bytes - PROBE_BYTES)
+        last = tail[PROBE_BYTES - (self._capacity_bytes - start) :]
+        yield [IoRequest(IoKind.READ, start, [last], self._note)]
+        if self._failed:
+            raise ConfigError(
+                "the last MiB of the device cannot be read; check the drive (smartctl, dmesg)"
+            )
+        if bytes(rest).strip(b"\0"):
+            found = describe(bytes(area), bytes(tail))
+        else:
+            found = signature_at_end(bytes(tail))
+        if found:
+            raise ConfigError(
+                f"the device holds data that is not a MemKV store ({found}), and nothing on it was"
+                " touched; if nobody wants it, wipe it first, for example with: wipefs --all DEVICE"
+                " && dd if=/dev/zero of=DEVICE bs=1M count=1 conv=notrunc"
+            )
 
     def _read_copy(self, page: memoryview) -> _Copy:
         decoded = decode_superblock(page)

@@ -7,6 +7,7 @@ back before it.
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 TEAR_BYTES = 512
 EIO = 5
+EOPNOTSUPP = 95
 ETIMEDOUT = 110
 
 
@@ -51,6 +53,9 @@ class WriteListDevice:
         self._written_known: set[tuple[int, int]] = set()
         self._pending: list[PendingWrite] = []
         self._broken_kind = ""
+        self.discard_bytes_max = len(self.image)
+        self.discarded: Counter[str] = Counter()
+        """Discards, by what the range reads as since."""
         self.unreadable: set[int] = set()
         """Sectors whose reads fail."""
 
@@ -134,6 +139,28 @@ class WriteListDevice:
         del self._pending[:covered]
         return 0
 
+    def discard(self, offset: int, length: int) -> int:
+        """Forget a range: it reads as zeros from now on, as it was, or each sector as zeros, as
+        ones or as it was. Like a write it may be undone, in part too, until a flush covers it."""
+        forced = self.begin("discard")
+        if forced is not None:
+            return min(forced, 0)
+        if self._chance(self.faults.discard_refused):
+            return -EOPNOTSUPP
+        outcome = self.random.choice(("zeros", "kept", "mixed"))
+        self.discarded[outcome] += 1
+        if outcome == "zeros":
+            self._put(offset, bytes(length))
+        elif outcome == "mixed":
+            with memoryview(self.image) as image:
+                sectors = [
+                    self.random.choice((b"\0" * SECTOR_BYTES, b"\xff" * SECTOR_BYTES,
+                                        bytes(image[at : at + SECTOR_BYTES])))
+                    for at in range(offset, offset + length, SECTOR_BYTES)
+                ]  # fmt: skip
+            self._put(offset, b"".join(sectors))
+        return 0
+
     @property
     def unflushed(self) -> int:
         """Writes on the list."""
@@ -212,6 +239,7 @@ class WriteListQueue:
         self._device = device
         self._depth = depth
         self._waiting: list[tuple[int, str, int, list[memoryview]]] = []
+        self._lengths: dict[int, int] = {}  # of discards, by token
 
     @property
     def in_flight(self) -> int:
@@ -251,8 +279,11 @@ class WriteListQueue:
         self._waiting[-1] = (token, "flush", self._device.unflushed, [])
 
     def discard(self, token: int, offset: int, length: int) -> None:
-        """Refused."""
+        """Queue a discard."""
         self._add(token, "discard", offset, [])
+        if length % SECTOR_BYTES or not 0 < length <= self._device.size_bytes - offset:
+            raise ValueError("not a range of the device")
+        self._lengths[token] = length
 
     def wait(self, min_complete: int, timeout_ms: int) -> list[tuple[int, int]]:
         """Run a random part of what is queued, at least `min_complete`, in random order."""
@@ -267,7 +298,10 @@ class WriteListQueue:
             token, kind, offset, views = self._waiting.pop(
                 randomness.randrange(len(self._waiting))
             )
-            results.append((token, self._run(kind, offset, views)))
+            if kind == "discard":
+                results.append((token, self._device.discard(offset, self._lengths.pop(token))))
+            else:
+                results.append((token, self._run(kind, offset, views)))
         return results
 
     def _run(self, kind: str, offset: int, views: list[memoryview]) -> int:
@@ -276,9 +310,7 @@ class WriteListQueue:
             return device.read(offset, views)
         if kind == "write":
             return device.write(offset, b"".join(views))
-        if kind == "flush":
-            return device.flush(min(offset, device.unflushed))
-        return -95
+        return device.flush(min(offset, device.unflushed))
 
     def close(self) -> None:
         """Drop what is queued."""

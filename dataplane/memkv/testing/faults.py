@@ -34,6 +34,8 @@ class Faults:
     """Every operation of the same kind after it fails too."""
     fail_flush: float = 0.0
     """A flush fails, and what it should have covered is lost."""
+    discard_refused: float = 0.0
+    """A discard fails with EOPNOTSUPP; what it named is as it was."""
     crash_at: int = 0
     """Power goes at the nth operation (from 1); 0: never."""
 

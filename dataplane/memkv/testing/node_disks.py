@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memkv.agent.content import PROBE_BYTES
 from memkv.agent.disks import BlockDevice
 from memkv.agent.health import Health
 from memkv.agent.host import Number
 from memkv.agent.opened import Disk, DiskBusy, DiskChanged
 from memkv.limits import GIB, SECTOR_BYTES
+from memkv.store.foreign import PROBE_BYTES
 
 SECTORS = 512
 

@@ -10,11 +10,11 @@ import pytest
 
 from memkv.agent.agent import Agent
 from memkv.agent.agent_config import AgentConfig
-from memkv.agent.content import PROBE_BYTES
 from memkv.agent.erasing import wipe
 from memkv.agent.rules import Limits
 from memkv.errors import ConfigError, MemKVError
 from memkv.limits import GIB, MIB
+from memkv.store.foreign import PROBE_BYTES
 from memkv.store.layout import Superblock, encode_superblock
 from memkv.testing.clock import ManualClock
 from memkv.testing.node_disks import Crash, FakeDisks, FakeDrive

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from memkv.agent.content import PROBE_BYTES, Kind, judge
+from memkv.agent.content import Kind, judge
 from memkv.agent.disks import BlockDevice
 from memkv.agent.state import FINGERPRINT
 from memkv.limits import GIB, SECTOR_BYTES
+from memkv.store.foreign import PROBE_BYTES
 from memkv.store.layout import SUPERBLOCK_MAGIC, Superblock, encode_superblock
 
 ZEROS = bytes(PROBE_BYTES)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from memkv.agent.content import PROBE_BYTES, Kind, judge
+from memkv.agent.content import Kind, judge
 from memkv.agent.disks import BlockDevice
 from memkv.agent.erasing import WIPE_JOURNAL_BYTES, Journal, erase, wipe
 from memkv.agent.opened import DiskBusy, DiskChanged
 from memkv.limits import GIB, MIB, SECTOR_BYTES
+from memkv.store.foreign import PROBE_BYTES
 from memkv.store.layout import Superblock, encode_superblock
 from memkv.testing.node_disks import Crash, FakeDisks, FakeDrive
 

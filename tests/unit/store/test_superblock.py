@@ -1,6 +1,7 @@
 """Opening a drive: blank, ours, foreign, too small, of another format, of another worker."""
 
 import random
+import struct
 from dataclasses import replace
 
 import pytest
@@ -59,6 +60,29 @@ def test_a_drive_with_other_data_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"not a MemKV store.*dd if"):
         open_on(device)
     assert device.image == before
+
+
+@pytest.mark.parametrize(
+    ("at", "magic", "name"),
+    [(1080, b"\x53\xef", "ext4 file system"), (512, b"EFI PART", r"partition table \(GPT\)"),
+     (64 * KIB + 64, b"_BHRfS_M", "btrfs"), (-512, b"EFI PART", "rest of a partition table"),
+     (-8 * KIB, struct.pack("<I", 0xA92B4EFC), "RAID member")],
+)  # fmt: skip
+def test_what_is_there_is_named_and_stays(at: int, magic: bytes, name: str) -> None:
+    """Also where only the end of the device tells it, which wiping the first MiB leaves."""
+    device = WriteListDevice(1, size_bytes=SIZE + 4 * MIB)
+    at %= device.size_bytes
+    device.image[at : at + len(magic)] = magic
+    before = bytes(device.image)
+    with pytest.raises(ConfigError, match=f"not a MemKV store.*{name}.*nothing on it was touched"):
+        open_on(device)
+    assert device.image == before
+
+
+def test_what_an_earlier_store_left_behind_its_first_mib_is_no_obstacle() -> None:
+    device = formatted()
+    device.image[:MIB] = bytes(MIB)
+    open_on(device)
 
 
 def test_formatting_that_was_cut_short_is_done_again() -> None:
