@@ -68,6 +68,11 @@ class Device(Protocol):
     def discard_bytes_max(self) -> int:
         """The longest range that a discard may name; 0: it takes none."""
 
+    @property
+    def can_fill(self) -> bool:
+        """Whether ENOSPC says that a file system is full. A block device cannot be: one that was
+        removed says so, for it has no size any more."""
+
     def open_queue(self, depth: int) -> DeviceQueue:
         """Return a queue of at most `depth` operations for the calling thread."""
 

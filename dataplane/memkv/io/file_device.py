@@ -52,6 +52,7 @@ class FileDevice:
         self._size_bytes = size_bytes
         self._use_io_uring = use_io_uring
         self._fallback_told = False
+        self._block = BlockDevice.of(os.fstat(fd))
 
     @classmethod
     def create(
@@ -145,8 +146,12 @@ class FileDevice:
     def discard_bytes_max(self) -> int:
         """See `Device`. 0 for files: a hole in a file gives away the space that was reserved for
         it, and a later write could find the file system full."""
-        block = BlockDevice.of(os.fstat(self._fd)) if self._fd >= 0 else None
-        return block.discard_bytes_max if block is not None else 0
+        return self._block.discard_bytes_max if self._block is not None else 0
+
+    @property
+    def can_fill(self) -> bool:
+        """See `Device`."""
+        return self._block is None
 
     @property
     def size_bytes(self) -> int:

@@ -19,6 +19,7 @@ from memkv.store.config import (
     TenantQuota,
 )
 from memkv.store.core import StoreCore
+from memkv.store.drive import DriveTraits
 from memkv.store.engine import Engine, drive
 from memkv.store.layout import Superblock, record_sectors
 from memkv.store.listing import ListedBlock, ListedTombstone, SlotLister
@@ -109,7 +110,10 @@ class Store:
             if owner is None:
                 return bytes(4 * (len(ids) // BLOCK_ID_BYTES))
             now_s = self._core.clock.wall_s() if now_s is None else now_s
-            return self._core.index.exists_many(owner.number, ids, now_s)
+            found = self._core.index.exists_many(owner.number, ids, now_s)
+            if self._core.drive.is_readable:
+                return found
+            return self._core.without_unreadable(owner, ids, found)
 
     def new_reader(self) -> StoreReader:
         """Return a reader for the calling thread. Close it before the store."""
@@ -124,7 +128,8 @@ class Store:
         """Return a buffer to fill, or a status.
 
         OK: present already (and durable, if the request says durable). BUSY: no buffer by the
-        deadline. TOO_LARGE, INVALID: never. NO_SPACE: index full, or the drive refuses writes.
+        deadline. TOO_LARGE, INVALID: never. NO_SPACE: index full, or the drive refuses writes for
+        now. UNAVAILABLE: the drive is FAULTED.
         MISS: a copy of what expired or was deleted here (`unless_deleted_since`).
         """
         core, engine = self._core, self._engine
@@ -359,10 +364,11 @@ class Store:
         with self._engine.lock:
             last = [pending[-1] for pending in core.log.pending if pending]
             self._engine.wait(
-                lambda: all(a.segment is not None or a.cancelled for a in last)
-                and core.log.writes_in_flight == 0,
+                lambda: core.drive.is_faulted
+                or (all(a.segment is not None or a.cancelled for a in last)
+                    and core.log.writes_in_flight == 0),
                 deadline_ns,
-            )
+            )  # fmt: skip
             core.log.barrier(outcome.append)
             self._engine.wait(lambda: bool(outcome), deadline_ns)
         return bool(outcome and outcome[0])
@@ -384,7 +390,8 @@ class Store:
             if clean:
                 deadline_ns = core.now_ns() + CLOSE_TIMEOUT_NS
                 self.flush(deadline_ns)
-                core.log.seal_all()
+                if not core.drive.is_faulted:
+                    core.log.seal_all()
                 self._engine.wait(lambda: core.idle(), deadline_ns)
         if self._lister is not None:
             self._lister.close()
@@ -408,11 +415,11 @@ def open_store(
     began_ns = clock.monotonic_ns()
     engine = Engine(device, config.queue_depth)
     try:
-        discards = config.discard and device.discard_bytes_max > 0
-        opener = SuperblockOpener(device.size_bytes, config, random, discards)
+        traits = DriveTraits(config.discard and device.discard_bytes_max > 0, device.can_fill)
+        opener = SuperblockOpener(device.size_bytes, config, random, traits.discards)
         drive(opener.steps(), engine.queue, engine.depth)
         assert opener.result is not None
-        core = _new_core(config, opener.result, clock, random, discards)
+        core = _new_core(config, opener.result, clock, random, traits)
         core.counters.discarded_bytes += opener.discarded_bytes
         recovery = Recovery(core)
         drive(recovery.steps(), engine.queue, engine.depth)
@@ -432,8 +439,9 @@ def open_store(
 
 
 def _new_core(
-    config: StoreConfig, superblock: Superblock, clock: Clock, random: Randomness, discards: bool
-) -> StoreCore:
+    config: StoreConfig, superblock: Superblock, clock: Clock, random: Randomness,
+    traits: DriveTraits,
+) -> StoreCore:  # fmt: skip
     blocks = config.index_blocks_max
     if blocks is None:
         fit = superblock.segment_count * superblock.segment_bytes // RECORD_BYTES_MIN
@@ -453,4 +461,4 @@ def _new_core(
         blocks, tag_bits=config.index_tag_bits, check_tenant=config.index_check_tenant,
         hash_key=random.getrandbits(128).to_bytes(16, "little"),
     )  # fmt: skip
-    return StoreCore(config, superblock, index, arena_bytes, clock, random, discards)
+    return StoreCore(config, superblock, index, arena_bytes, clock, random, traits)

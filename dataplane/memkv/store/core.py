@@ -16,6 +16,7 @@ from memkv.status import Status
 from memkv.store.arena import EVERYONE, UNNAMED, Arena, Extent
 from memkv.store.config import Randomness, StoreConfig
 from memkv.store.discards import Discards
+from memkv.store.drive import DriveTraits, DriveWatch
 from memkv.store.layout import RecordHeader, Superblock, record_sectors
 from memkv.store.log import Log
 from memkv.store.pins import Pins
@@ -57,9 +58,8 @@ class StoreCore:
 
     def __init__(
         self, config: StoreConfig, superblock: Superblock, index: BlockIndex, arena_bytes: int,
-        clock: Clock, random: Randomness, discards: bool = False,
+        clock: Clock, random: Randomness, traits: DriveTraits,
     ) -> None:  # fmt: skip
-        """`discards`: whether the drive is told what is unused."""
         self.config = config
         self.superblock = superblock
         self.index = index
@@ -74,14 +74,15 @@ class StoreCore:
         self.arena = Arena(arena_bytes, index.set_buffer, config.huge_page_bytes)
         self.reserve = self.arena.allocate(record_sectors(self.block_bytes_max))
         self.tenants = Tenants(self.usable_bytes(), index.capacity)
+        self.drive = DriveWatch(self.now_ns, superblock.segment_count, traits)
         self.log = Log(
-            self.table, superblock.device_uuid, self.counters, lambda: self.access_clock
+            self.table, superblock.device_uuid, self.counters, lambda: self.access_clock, self.drive
         )
         self.pins = Pins(self.table, self.tenants)
         self.quotas = Quotas(self)
         self.tombstones = Tombstones(self)
         self.reclaim = Reclaim(self)
-        self.discards = Discards(self.table, self.counters, self.now_ns, discards)
+        self.discards = Discards(self.table, self.counters, self.now_ns, traits.discards)
         self.undurable: dict[int, Put] = {}
         self.slot_floors = dict(config.slot_floors)  # records up to these generations are gone
         self.tenant_floors = dict(config.tenant_floors)
@@ -120,14 +121,17 @@ class StoreCore:
 
     def poll(self, room: int) -> list[IoRequest]:
         """Return at most `room` operations to start now."""
-        now_ns = self.now_ns()
-        self.log.note_pause(now_ns)
+        self.drive.look()
+        if self.drive.is_faulted:
+            self.log.give_up()
+            self.discards.stop()
+            return []
         self.reclaim.step()
-        return self.log.poll(room, now_ns)
+        return self.log.poll(room)
 
     def idle(self) -> bool:
         """Say whether there is nothing to do until somebody calls."""
-        return self.log.idle() and not self.reclaim.active
+        return self.log.idle() and (self.drive.is_faulted or not self.reclaim.active)
 
     # --- put ---------------------------------------------------------------------------------
 
@@ -144,7 +148,8 @@ class StoreCore:
         return Status.OK
 
     def begin_put(self, tenant: TenantScope, request: PutRequest) -> Put | Status:
-        """Return a put to fill, PRESENT at once for a known block, or BUSY, NO_SPACE or MISS."""
+        """Return a put to fill, PRESENT at once for a known block, or BUSY, NO_SPACE,
+        UNAVAILABLE or MISS."""
         owner = self.tenants.get(tenant.tag, tenant.name)
         handle = self.valid_handle(owner, request.block_id)
         if handle >= 0:
@@ -159,7 +164,10 @@ class StoreCore:
             return put
         if self._outlived(owner, request):
             return Status.MISS
-        if self.log.paused(self.now_ns()) or not self._room_in_index(owner):
+        if self.drive.is_faulted:
+            self.counters.puts_refused += 1
+            return Status.UNAVAILABLE
+        if self.drive.refuses() or not self._room_in_index(owner):
             self.counters.puts_refused += 1
             return Status.NO_SPACE
         extent = self.arena.allocate(record_sectors(request.length), owner.number)
@@ -335,6 +343,8 @@ class StoreCore:
             return None
         buffer = self.index.buffer(handle)
         sector, sectors = self.index.location(handle)
+        if buffer < 0 and not self.drive.is_readable:
+            return None
         if buffer < 0:
             return Found(handle, None, self.table.at_sector(sector), sector, sectors)
         extent = self.arena.get(buffer)
@@ -348,6 +358,15 @@ class StoreCore:
             return None
         self.arena.hold(extent)
         return Found(handle, extent, None, sector, sectors)
+
+    def without_unreadable(self, owner: TenantState, ids: bytes, found: bytes) -> bytes:
+        """Take from what `exists` found the blocks that `lookup` does not give."""
+        kept = []
+        for position, (there,) in enumerate(struct.iter_unpack("<i", found)):
+            block_id = ids[position * BLOCK_ID_BYTES :][:BLOCK_ID_BYTES]
+            handle = self.index.find(owner.number, block_id) if there == 1 else -1
+            kept.append(int(handle >= 0 and self.index.buffer(handle) >= 0))
+        return struct.pack(f"<{len(kept)}i", *kept)
 
     def take_hit(self, tenant_tag: bytes, block_id: bytes, max_length: int) -> Extent | None:
         """Touch, count and reference one block in DRAM, in one step for the sake of latency.
@@ -467,6 +486,8 @@ class StoreCore:
             segments=states,
             segment_bytes=self.table.segment_bytes,
             capacity_bytes=self.superblock.capacity_bytes,
+            drive_state=self.drive.state.value,
+            drive_problem=self.drive.cause,
             queued_puts=sum(map(len, self.log.pending)),
             tombstones=len(self.tombstones),
             tenants=tenants,

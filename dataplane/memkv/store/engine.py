@@ -10,7 +10,7 @@ from typing import Protocol
 
 from memkv.errors import InternalBug
 from memkv.io.device import Device, DeviceQueue
-from memkv.limits import DEVICE_QUEUE_DEPTH
+from memkv.limits import DEVICE_QUEUE_DEPTH, SECTOR_BYTES
 from memkv.store.arena import Extent
 from memkv.store.core import StoreCore
 from memkv.store.requests import IoKind, IoRequest
@@ -168,8 +168,24 @@ class Engine:
             return
         with self.lock:
             for token, result in results:
-                self._flying.pop(token).complete(result)
+                request = self._flying.pop(token)
+                self._judge_drive(request, result)
+                request.complete(result)
             self.progress()
+
+    def _judge_drive(self, request: IoRequest, result: int) -> None:
+        core = self._core
+        assert core is not None
+        ok, error = request.succeeded(result), -min(result, 0)
+        if request.kind is IoKind.READ:
+            segment = core.table.at_sector(request.offset // SECTOR_BYTES)
+            if not ok:
+                core.drive.unread(segment.number, error)
+        elif request.kind is not IoKind.DISCARD:
+            if ok:
+                core.drive.done(request.kind)
+            else:
+                core.drive.failed(request.kind, error)
 
     def _run(self) -> None:
         try:

@@ -74,6 +74,8 @@ class SlotLister:
                     assert header is not None
                     listed.append(_listed(header))
                     continue
+                if not core.drive.is_readable:
+                    continue
                 sector = core.index.location(handle)[0]
                 segment = core.table.at_sector(sector)
                 segment.readers += 1

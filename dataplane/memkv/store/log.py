@@ -10,9 +10,11 @@ should have covered; these records are lost and never trusted again, whatever a 
 
 from collections import deque
 from collections.abc import Callable
+from errno import EIO
 
 from memkv._hotpath import xxh3_64
 from memkv.limits import KIB, MIB, SECTOR_BYTES, SPARE_SEGMENTS
+from memkv.store.drive import DriveWatch
 from memkv.store.layout import (
     ENTRY,
     Trailer,
@@ -30,8 +32,6 @@ GROUP_BYTES_MAX = 512 * KIB  # small neighbours share one write; larger writes g
 GROUP_RECORDS_MAX = 32
 WRITE_BYTES_IN_FLIGHT_MAX = 64 * MIB  # also bounds the gap recovery must look across
 FLUSH_BACKLOG_BYTES_MAX = 256 * MIB  # cached puts are flushed at the latest after so much
-WRITE_ERRORS_IN_ROW_MAX = 3  # then the drive is left alone for a while instead of losing more
-WRITE_ERROR_PAUSE_NS = 5_000_000_000
 
 Barrier = Callable[[bool], None]
 
@@ -78,7 +78,7 @@ class Log:
 
     def __init__(
         self, table: SegmentTable, device_uuid: bytes, counters: Counters,
-        access_clock: Callable[[], int],
+        access_clock: Callable[[], int], drive: DriveWatch,
     ) -> None:  # fmt: skip
         self.table = table
         self.device_uuid = device_uuid
@@ -99,8 +99,7 @@ class Log:
         self._unflushed_bytes = 0
         self._barriers: list[Barrier] = []
         self._requests: list[IoRequest] = []
-        self._errors_in_row = 0
-        self._resume_ns = 0
+        self._drive = drive
         self._turn = 0
         self._access_clock = access_clock
 
@@ -117,10 +116,6 @@ class Log:
     def request(self, request: IoRequest) -> None:
         """Queue an operation that is not a record (headers, footers, reads of reclaim)."""
         self._requests.append(request)
-
-    def paused(self, now_ns: int) -> bool:
-        """Say whether the drive refuses writes so often that new puts are refused too."""
-        return self._errors_in_row >= WRITE_ERRORS_IN_ROW_MAX and now_ns < self._resume_ns
 
     def idle(self) -> bool:
         """Say whether nothing waits, is in flight or needs a flush that was asked for."""
@@ -148,14 +143,12 @@ class Log:
 
     # --- requests ----------------------------------------------------------------------------
 
-    def poll(self, room: int, now_ns: int) -> list[IoRequest]:
+    def poll(self, room: int) -> list[IoRequest]:
         """Return at most `room` operations to start now."""
         requests = self._requests[:room]
         del self._requests[:room]
-        if self.paused(now_ns):
+        if self._drive.refuses():
             self._fail_pending()
-        elif self._errors_in_row >= WRITE_ERRORS_IN_ROW_MAX:
-            self._errors_in_row = WRITE_ERRORS_IN_ROW_MAX - 1  # one more try
         self._start_writes(requests, room)
         if len(requests) < room and not self.flushing and self._flush_due():
             requests.append(self._flush())
@@ -188,6 +181,22 @@ class Log:
         for pending in self._urgent + self.pending:
             while pending:
                 pending.popleft().written(False, 0)
+
+    def give_up(self) -> None:
+        """Fail all that waits: nothing is written to a FAULTED drive."""
+        self.flush_wanted = False
+        while not self._is_empty():
+            self._fail_pending()
+            requests, self._requests = self._requests, []
+            for request in requests:
+                request.complete(-EIO)
+            self._lose([], [])
+
+    def _is_empty(self) -> bool:
+        return not (
+            any(self.pending) or any(self._urgent) or self._requests or self._unflushed
+            or self._barriers
+        )  # fmt: skip
 
     def _group(self, pending: deque[Append]) -> list[Append] | None:
         """Take records that lie side by side; None when there is no segment for the first."""
@@ -277,23 +286,16 @@ class Log:
         self.writes_in_flight -= 1
         self._bytes_in_flight -= size_bytes
         if ok:
-            self._errors_in_row = 0
             self._unflushed += group
             self._unflushed_bytes += size_bytes
             self.counters.written_bytes += size_bytes
         else:
             self.counters.write_errors += 1
-            self._errors_in_row += 1
             self.quarantine(segment)
         for append in group:
             append.written(ok, error)
         if segment.state is State.SEALING and segment.writes == 0:
             self.seal_when_durable(segment)
-
-    def note_pause(self, now_ns: int) -> None:
-        """Start the pause after too many errors; called with the time after each failure."""
-        if self._errors_in_row == WRITE_ERRORS_IN_ROW_MAX:
-            self._resume_ns = now_ns + WRITE_ERROR_PAUSE_NS
 
     def quarantine(self, segment: Segment) -> None:
         """Append nothing more to a segment whose write or flush failed."""
@@ -326,18 +328,27 @@ class Log:
         self.flushing = False
         if not ok:
             self.counters.flush_errors += 1
-            # The kernel reports an error once; what completed meanwhile may be hit by it too.
-            covered = covered + self._unflushed
-            barriers = barriers + self._barriers
-            self._unflushed, self._barriers = [], []
-            self._unflushed_bytes = 0
-            for append in covered:
-                assert append.segment is not None
-                self.quarantine(append.segment)
+            self._lose(covered, barriers)
+            return
         for append in covered:
-            append.durable(ok)
+            append.durable(True)
         for barrier in barriers:
-            barrier(ok)
+            barrier(True)
+
+    def _lose(self, covered: list[Append], barriers: list[Barrier]) -> None:
+        """Give up what a flush should have covered, and what completed since it began: the kernel
+        reports an error once, and it may be hit by it too."""
+        covered = covered + self._unflushed
+        barriers = barriers + self._barriers
+        self._unflushed, self._barriers = [], []
+        self._unflushed_bytes = 0
+        for append in covered:
+            assert append.segment is not None
+            self.quarantine(append.segment)
+        for append in covered:
+            append.durable(False)
+        for barrier in barriers:
+            barrier(False)
 
     # --- footers -----------------------------------------------------------------------------
 

@@ -346,7 +346,7 @@ class StoreReader:
     def _landed(self, batch: Batch, token: int, result: int) -> list[Answer]:
         flight = self._flights[token]
         if not flight.wanted:
-            self._end(token, flight)
+            self._end(token, flight, result)
             return []
         whole = result == flight.sectors * SECTOR_BYTES
         found = self._judge(flight, batch.verify) if whole else None
@@ -367,6 +367,8 @@ class StoreReader:
         with self._engine.lock:
             self._core.counters.corrupt += whole
             self._core.counters.read_errors += not whole
+            if not whole:
+                self._core.drive.unread(flight.segment.number, -min(result, 0))
             sector = flight.place.device_offset // SECTOR_BYTES
             self._core.drop_corrupt(flight.owner, flight.block_id, sector)
         batch.flights.discard(token)
@@ -439,8 +441,11 @@ class StoreReader:
         self._release(token, flight)
         return result
 
-    def _end(self, token: int, flight: Flight) -> None:
+    def _end(self, token: int, flight: Flight, result: int = 0) -> None:
         """Give everything of a flight back that brought nothing."""
+        if result < 0:  # of one that nobody waits for: a drive that hangs fails late
+            with self._engine.lock:
+                self._core.drive.unread(flight.segment.number, -result)
         if flight.target is not None:
             flight.target.wipe(flight.sectors)
         self._release(token, flight)
@@ -476,5 +481,5 @@ class StoreReader:
         if self._flights:
             results, self._arrived = self._arrived, []
             results += self._queue.wait(1 if timeout_ms and not results else 0, timeout_ms)
-            for token, _ in results:
-                self._end(token, self._flights[token])
+            for token, result in results:
+                self._end(token, self._flights[token], result)

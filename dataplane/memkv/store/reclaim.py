@@ -131,7 +131,7 @@ class Reclaim:
         moment = (table.changes, len(core.index))
         if moment == self._fruitless:
             return False
-        if core.log.paused(core.now_ns()):
+        if core.drive.refuses():
             return False
         if table.blank and not self._enough_free():
             self._erasures.begin(table.blank.popleft())

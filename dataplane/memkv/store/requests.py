@@ -35,10 +35,13 @@ class IoRequest:
 
     def complete(self, result: int) -> None:
         """Take the device's result: bytes, or -errno."""
+        self.done(self.succeeded(result), -min(result, 0))
+
+    def succeeded(self, result: int) -> bool:
+        """Say whether a result of the device is a success."""
         if self.kind in (IoKind.FLUSH, IoKind.DISCARD):
-            self.done(result >= 0, -min(result, 0))
-        else:
-            self.done(result == self.size_bytes, -min(result, 0))
+            return result >= 0
+        return result == self.size_bytes
 
 
 class PutRequest(NamedTuple):

@@ -81,6 +81,10 @@ class StoreStatistics:
     """Flash that can be guaranteed to all tenants together."""
     memory_quota_bytes_max: int
     counters: dict[str, int] = field(default_factory=dict)
+    drive_state: str = "healthy"
+    """healthy, suspect or faulted; see `memkv.store.drive`."""
+    drive_problem: str = ""
+    """What failed last or, of a drive that is faulted, why it is so."""
 
 
 def counters_as_dict(counters: Counters) -> dict[str, int]:

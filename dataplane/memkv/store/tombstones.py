@@ -91,7 +91,7 @@ class TombstoneAppend(Append):
 
     def _again(self) -> None:
         self._attempts += 1
-        if self._attempts < ATTEMPTS_MAX and not self._core.log.paused(self._core.now_ns()):
+        if self._attempts < ATTEMPTS_MAX and not self._core.drive.refuses():
             self._core.log.add(self)
             return
         self._end(False)

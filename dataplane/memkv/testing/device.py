@@ -54,6 +54,7 @@ class WriteListDevice:
         self._pending: list[PendingWrite] = []
         self._broken_kind = ""
         self.discard_bytes_max = len(self.image)
+        self.can_fill = True
         self.discarded: Counter[str] = Counter()
         """Discards, by what the range reads as since."""
         self.unreadable: set[int] = set()

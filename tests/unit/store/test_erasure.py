@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 
 from memkv.limits import KIB
+from memkv.store.drive import DriveWatch
 from memkv.store.erasure import Erasures
 from memkv.store.log import Log
 from memkv.store.requests import IoKind, IoRequest
@@ -16,13 +17,13 @@ class Bench:
 
     def __init__(self, count: int) -> None:
         self.table = SegmentTable(8, 64 * KIB, 0)
-        self.log = Log(self.table, bytes(16), Counters(), lambda: 0)
+        self.log = Log(self.table, bytes(16), Counters(), lambda: 0, DriveWatch(lambda: 0, 8))
         self.erasures = Erasures(self.log, self.table, random.Random(1).getrandbits)
         for _ in range(count):
             self.erasures.begin(self.table.blank.popleft())
 
     def poll(self) -> list[IoRequest]:
-        return self.log.poll(64, 0)
+        return self.log.poll(64)
 
     def flush(self, result: int = 0) -> None:
         (request,) = self.poll()
