@@ -56,6 +56,38 @@ WORKER_PHASE_STOPPED: WorkerPhase.ValueType  # 5
 """It was told to stop."""
 Global___WorkerPhase: _TypeAlias = WorkerPhase  # noqa: Y015
 
+class _DriveState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DriveStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DriveState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DRIVE_STATE_UNSPECIFIED: _DriveState.ValueType  # 0
+    """Not known yet, or an older node."""
+    DRIVE_STATE_HEALTHY: _DriveState.ValueType  # 1
+    """It works."""
+    DRIVE_STATE_SUSPECT: _DriveState.ValueType  # 2
+    """Something failed lately."""
+    DRIVE_STATE_FAULTED: _DriveState.ValueType  # 3
+    """It is written no more until the worker is started again; the worker takes no puts, and its slots
+    are given away as if its node drained.
+    """
+
+class DriveState(_DriveState, metaclass=_DriveStateEnumTypeWrapper):
+    """DriveState says what a worker's drive is good for."""
+
+DRIVE_STATE_UNSPECIFIED: DriveState.ValueType  # 0
+"""Not known yet, or an older node."""
+DRIVE_STATE_HEALTHY: DriveState.ValueType  # 1
+"""It works."""
+DRIVE_STATE_SUSPECT: DriveState.ValueType  # 2
+"""Something failed lately."""
+DRIVE_STATE_FAULTED: DriveState.ValueType  # 3
+"""It is written no more until the worker is started again; the worker takes no puts, and its slots
+are given away as if its node drained.
+"""
+Global___DriveState: _TypeAlias = DriveState  # noqa: Y015
+
 class _NodeState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -166,6 +198,8 @@ class WorkerFacts(_message.Message):
     FLASH_GUARANTEED_BYTES_MAX_FIELD_NUMBER: _builtins.int
     MEMORY_GUARANTEED_BYTES_MAX_FIELD_NUMBER: _builtins.int
     TENANTS_FIELD_NUMBER: _builtins.int
+    DRIVE_STATE_FIELD_NUMBER: _builtins.int
+    DRIVE_PROBLEM_FIELD_NUMBER: _builtins.int
     uuid: _builtins.bytes
     """UUID (16 bytes) from its superblock; empty until it was read once."""
     incarnation: _builtins.int
@@ -189,11 +223,15 @@ class WorkerFacts(_message.Message):
     restarts: _builtins.int
     """How often the supervisor started it again."""
     message: _builtins.str
-    """Why it is not ready: likely cause and fix."""
+    """Why it is not ready, or takes no puts: likely cause and fix."""
     flash_guaranteed_bytes_max: _builtins.int
     """Flash that can be guaranteed to all tenants together; 0: not known yet."""
     memory_guaranteed_bytes_max: _builtins.int
     """DRAM that can be guaranteed to all tenants together; 0: not known yet."""
+    drive_state: Global___DriveState.ValueType
+    """What its drive is good for."""
+    drive_problem: _builtins.str
+    """What failed last or, of a faulted drive, why it is so."""
     @_builtins.property
     def finished_moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___FinishedMove]:
         """Moves that ended and that the newest applied map still lists."""
@@ -221,10 +259,12 @@ class WorkerFacts(_message.Message):
         flash_guaranteed_bytes_max: _builtins.int = ...,
         memory_guaranteed_bytes_max: _builtins.int = ...,
         tenants: _abc.Iterable[Global___TenantUsage] | None = ...,
+        drive_state: Global___DriveState.ValueType = ...,
+        drive_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_epoch", b"applied_epoch", "capacity_bytes", b"capacity_bytes", "finished_moves", b"finished_moves", "flash_guaranteed_bytes_max", b"flash_guaranteed_bytes_max", "host", b"host", "incarnation", b"incarnation", "map_lineage", b"map_lineage", "memory_guaranteed_bytes_max", b"memory_guaranteed_bytes_max", "message", b"message", "phase", b"phase", "port", b"port", "position", b"position", "restarts", b"restarts", "tenants", b"tenants", "used_bytes", b"used_bytes", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_epoch", b"applied_epoch", "capacity_bytes", b"capacity_bytes", "drive_problem", b"drive_problem", "drive_state", b"drive_state", "finished_moves", b"finished_moves", "flash_guaranteed_bytes_max", b"flash_guaranteed_bytes_max", "host", b"host", "incarnation", b"incarnation", "map_lineage", b"map_lineage", "memory_guaranteed_bytes_max", b"memory_guaranteed_bytes_max", "message", b"message", "phase", b"phase", "port", b"port", "position", b"position", "restarts", b"restarts", "tenants", b"tenants", "used_bytes", b"used_bytes", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

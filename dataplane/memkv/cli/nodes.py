@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     Column("node"), Column("worker", rank=5), Column("address", rank=3), Column("state"),
-    Column("slots", figure=True, rank=1), Column("blocks", figure=True),
+    Column("drive", rank=2), Column("slots", figure=True, rank=1), Column("blocks", figure=True),
     Column("flash", figure=True), Column("DRAM", figure=True, rank=2),
     Column("sessions", figure=True, rank=4),
 )  # fmt: skip
@@ -35,6 +35,9 @@ def run(call: Call) -> int:
         for one in facts:
             if one.problem:
                 console.print(f"[red]{plain(one.worker.node_name)}[/]: {plain(one.problem)}")
+            if one.drive_problem:
+                where = f"{plain(one.worker.node_name)}, drive of {one.worker.uuid.hex()[:8]}"
+                console.print(f"{where}: {one.drive_state}: {plain(one.drive_problem)}")
 
     call.output.result({"nodes": [one.document() for one in facts]}, draw)
     return Exit.OK if not any(one.problem for one in facts) else Exit.UNREACHABLE
@@ -46,7 +49,7 @@ def row(one: WorkerFacts) -> tuple[str, ...]:
     known = not one.problem
     return (
         plain(one.worker.node_name), one.worker.uuid.hex()[:8],
-        f"{one.worker.host}:{one.worker.port}", state_of(one), str(one.slots),
+        f"{one.worker.host}:{one.worker.port}", state_of(one), drive_of(one), str(one.slots),
         f"{one.blocks:,}" if known else "-",
         share_of(one.used_bytes, one.capacity_bytes) if known else "-",
         share_of(memory_used, one.memory_bytes) if known else "-",
@@ -57,6 +60,14 @@ def row(one: WorkerFacts) -> tuple[str, ...]:
 def share_of(used: int, whole: int) -> str:
     """Return `45% of 2 GiB`."""
     return f"{used / whole if whole else 0:.0%} of {units.format_bytes(whole)}"
+
+
+def drive_of(one: WorkerFacts) -> str:
+    """Return the state of its drive in a colour."""
+    colours = {"healthy": "green", "suspect": "yellow", "faulted": "red"}
+    if one.drive_state not in colours:
+        return "-"
+    return f"[{colours[one.drive_state]}]{one.drive_state}[/]"
 
 
 def state_of(one: WorkerFacts) -> str:

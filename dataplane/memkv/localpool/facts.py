@@ -38,6 +38,9 @@ class WorkerFacts:
     memory_free_bytes: int = 0
     sessions: int = 0
     epoch: int = 0
+    drive_state: str = ""
+    """healthy, suspect or faulted; empty: an older node does not say."""
+    drive_problem: str = ""
     segments: Mapping[str, int] = field(default_factory=dict)
     """How many are in which state."""
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -63,6 +66,8 @@ class WorkerFacts:
             "memory_free_bytes": self.memory_free_bytes,
             "sessions": self.sessions,
             "map_epoch": self.epoch,
+            "drive_state": self.drive_state,
+            "drive_problem": self.drive_problem,
             "segments": dict(self.segments),
             "counters": dict(self.counters),
         }
@@ -152,6 +157,8 @@ def facts_of(worker: Worker, slots: int, answer: Mapping[str, object]) -> Worker
         memory_free_bytes=_number(answer, "memory_free_bytes"),
         sessions=_number(answer, "sessions"),
         epoch=_number(map_, "epoch") if isinstance(map_, dict) else 0,
+        drive_state=_drive(answer, "state"),
+        drive_problem=_drive(answer, "problem"),
         segments=_numbers(answer, "segments"),
         counters=_numbers(answer, "counters"),
     )  # fmt: skip
@@ -160,6 +167,12 @@ def facts_of(worker: Worker, slots: int, answer: Mapping[str, object]) -> Worker
 def _number(answer: Mapping[str, object], name: str) -> int:
     value = answer.get(name)
     return value if isinstance(value, int) else 0
+
+
+def _drive(answer: Mapping[str, object], name: str) -> str:
+    drive = answer.get("drive")
+    value = drive.get(name) if isinstance(drive, dict) else None
+    return value if isinstance(value, str) else ""
 
 
 def _numbers(answer: Mapping[str, object], name: str) -> dict[str, int]:

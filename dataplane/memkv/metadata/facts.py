@@ -30,7 +30,10 @@ def _report(answer: pb.GetFactsResponse, facts: pb.WorkerFacts) -> WorkerReport:
             f"node {answer.node_name!r} reports a worker UUID of {len(facts.uuid)} bytes and "
             f"weight {answer.weight}: its version does not fit this one"
         )
-    draining = answer.state == pb.NODE_STATE_DRAINING
+    draining = (
+        answer.state == pb.NODE_STATE_DRAINING
+        or facts.drive_state == pb.DRIVE_STATE_FAULTED  # others take what it can take no more
+    )
     worker = Worker(
         uuid=bytes(facts.uuid),
         incarnation=facts.incarnation,

@@ -201,6 +201,7 @@ class ControlService:
             "memory_free_bytes": statistics.memory_free_bytes,
             "segments": statistics.segments,
             "counters": statistics.counters,
+            "drive": {"state": statistics.drive_state, "problem": statistics.drive_problem},
             "sessions": sessions,
             "lanes": lanes,
         }

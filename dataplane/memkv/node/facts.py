@@ -8,6 +8,11 @@ from memkv.node.messages import Report
 from memkv.node.node_config import NodeConfig
 from memkv_proto import node_admin_pb2 as pb
 
+FAULTED_FIX = (
+    "It takes no puts; look at dmesg and smartctl, replace the drive or, if it is sound, start the"
+    " worker again"
+)
+
 
 class Phase(IntEnum):
     """How far a worker process is. Values are those of memkv.v1.WorkerPhase."""
@@ -106,6 +111,11 @@ def _worker_facts(config: NodeConfig, worker: WorkerView) -> pb.WorkerFacts:
     facts.map_lineage = bytes.fromhex(report.lineage)
     facts.flash_guaranteed_bytes_max = report.flash_guaranteed_bytes_max
     facts.memory_guaranteed_bytes_max = report.memory_guaranteed_bytes_max
+    if report.drive_state:
+        facts.drive_state = pb.DriveState.Value(f"DRIVE_STATE_{report.drive_state.upper()}")
+        facts.drive_problem = report.drive_problem
+    if facts.drive_state == pb.DRIVE_STATE_FAULTED and not facts.message:
+        facts.message = f"its drive is faulted: {report.drive_problem}. {FAULTED_FIX}"
     for usage in report.tenants:
         facts.tenants.add(**asdict(usage))
     for slot, since_epoch in report.finished:

@@ -144,6 +144,9 @@ class Report:
     """What can be guaranteed to all tenants together."""
     memory_guaranteed_bytes_max: int = 0
     tenants: tuple[TenantUsage, ...] = ()
+    drive_state: str = ""
+    """healthy, suspect or faulted."""
+    drive_problem: str = ""
     samples: tuple[Sample, ...] = ()
     rdma_rails: tuple[str, ...] = ()
     """Ports that serve RDMA now."""

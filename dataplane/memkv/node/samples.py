@@ -7,6 +7,7 @@ from memkv.node.metrics import counter, gauge
 from memkv.node.moves.keeper import MoveStatistics
 from memkv.node.statistics import ConnectionCounts, WorkerStatistics
 from memkv.rdma.rails import Rails
+from memkv.store.drive import DriveState
 from memkv.store.statistics import StoreStatistics
 
 US_PER_S = 1_000_000
@@ -127,6 +128,10 @@ def store_samples(statistics: StoreStatistics) -> Iterator[Sample]:
     """Yield what a worker's store counts."""
     for field, (name, text) in _STORE_GAUGES.items():
         yield gauge(name, text, getattr(statistics, field))
+    for drive_state in DriveState:
+        text = "1 for what the drive is good for; faulted: it is written no more"
+        value = int(statistics.drive_state == drive_state.value)
+        yield gauge("memkv_store_drive_state", text, value, state=drive_state.value)
     for state, count in sorted(statistics.segments.items()):
         yield gauge("memkv_store_segments", "Segments by state", count, state=state)
     for name, count in sorted(statistics.counters.items()):

@@ -279,10 +279,23 @@ class Worker:
         self._keeper.offer(shard_map)
 
     def _report(self) -> None:
+        told = "healthy"
         while not self._stopping.is_set():
-            if not self._channel.send(self.report()):
+            report = self.report()
+            if report.drive_state != told:
+                told = report.drive_state
+                self._tell_drive(report)
+            if not self._channel.send(report):
                 return
             self._stopping.wait(limits.WORKER_REPORT_INTERVAL_MS / 1000)
+
+    def _tell_drive(self, report: Report) -> None:
+        level = {"healthy": logging.INFO, "suspect": logging.WARNING}
+        log.log(
+            level.get(report.drive_state, logging.ERROR), "worker %d: drive %s is %s: %s",
+            self._start.position, self._start.drive, report.drive_state,
+            report.drive_problem or "no errors for a while",
+        )  # fmt: skip
 
     def report(self) -> Report:
         """Return what the supervisor gets to know."""
@@ -309,6 +322,8 @@ class Worker:
             flash_guaranteed_bytes_max=statistics.quota_bytes_max,
             memory_guaranteed_bytes_max=statistics.memory_quota_bytes_max,
             tenants=tuple(tenant_usages(statistics)),
+            drive_state=statistics.drive_state,
+            drive_problem=statistics.drive_problem,
             samples=tuple(samples),
             rdma_rails=tuple(rails.usable) if isinstance(rails, Rails) else (),
             rdma_problem=problem_text(rails),

@@ -95,6 +95,7 @@ def node(
     connected: bool = True,
     store: Counters | None = None,
     events: ConnectionCounts | None = None,
+    drive_state: str = "healthy",
 ) -> Scrape:
     """Return what a node with one worker serves."""
     buckets = (1,) * LATENCY_BUCKETS
@@ -105,7 +106,8 @@ def node(
     tenant = TenantStatistics("t", b"t" * 16, 1, 1, 0, 0)
     counters = counters_as_dict(store or Counters())
     stored = StoreStatistics(
-        1, 1, 1, 1, 1, 1, {"free": 1}, 1, 1, 0, 0, (tenant,), 1, 1, counters
+        1, 1, 1, 1, 1, 1, {"free": 1}, 1, 1, 0, 0, (tenant,), 1, 1, counters,
+        drive_state,
     )  # fmt: skip
     moves = MoveStatistics(b"", epoch, frozenset(), 0, 0, PullCounts())
     samples = (*server_samples(served), *store_samples(stored), *move_samples(moves))

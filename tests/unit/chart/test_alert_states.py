@@ -153,6 +153,10 @@ STATES: dict[str, Callable[[], tuple[list[Scene], str]]] = {
     "MemKVDriveErrors": lambda: (
         [(stored(0), 5), (stored(1, corrupt=1), 8)], ON_WORKER,
     ),
+    "MemKVDriveFaulted": lambda: (
+        [(exporters.node(), 5), (exporters.node(drive_state="faulted"), 8)],
+        ON_WORKER.replace("warning", "critical") + ',state="faulted"',
+    ),
     "MemKVDriveWorn": lambda: (
         [(exporters.agent(95), 90)],
         'severity="warning",namespace="memkv-system",node="n1",job="agents",instance="n1",'

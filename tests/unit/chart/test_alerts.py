@@ -38,6 +38,10 @@ def on_node(name: str, values: str) -> dict[str, str]:
     return {f"memkv_{name}{NODE}": values}
 
 
+def drive(state: str) -> str:
+    return f'memkv_store_drive_state{{{NODE[1:-1]},state="{state}"}}'
+
+
 def of_pool(name: str, state: str, values: str) -> dict[str, str]:
     return {f'memkv_pool_{name}{{{POOL},state="{state}"}}': values}
 
@@ -93,6 +97,11 @@ CASES = [
     Case("MemKVDriveErrors", "damage", 8, counter("store_corrupt", "0x5 1x20"), ON_NODE),
     Case("MemKVDriveErrors", "writes", 8, counter("store_flush_errors", "0x5 1x20"), ON_NODE),
     Case("MemKVDriveErrors", "long ago", 40, counter("store_read_errors", "5x5 6x60")),
+    Case(
+        "MemKVDriveFaulted", "faulted", 8, {drive("faulted"): "0x4 1x20"},
+        f'{CRITICAL},{SHOWN_NODE},state="faulted"',
+    ),
+    Case("MemKVDriveFaulted", "suspect", 8, {drive("suspect"): "1x20", drive("faulted"): "0x20"}),
     Case(
         "MemKVMassLossSuspected", "frozen", 5,
         on_node("metadata_mass_loss_suspected", "0x2 1x20"), f"{CRITICAL},{SHOWN_NODE}",

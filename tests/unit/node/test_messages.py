@@ -36,7 +36,8 @@ MESSAGES: list[Message] = [
     map_message(bytes(range(256))),
     Stop(),
     Quotas(QUOTAS),
-    Report("00" * 16, 3, 7070, 10, 5, "11" * 16, 4, ((1, 2), (3, 4)), 8, 9, USAGES, SAMPLES),
+    Report("00" * 16, 3, 7070, 10, 5, "11" * 16, 4, ((1, 2), (3, 4)), 8, 9, USAGES,
+           "suspect", "reads failed (EIO)", SAMPLES),
     Failed("no such drive: mount it"),
 ]
 

@@ -53,6 +53,24 @@ def test_facts_become_the_publishers_report() -> None:
     assert report.finished == {(1, 2)}
 
 
+@pytest.mark.parametrize("state", ["", "healthy", "suspect", "faulted"])
+def test_a_faulted_drive_is_told_and_its_slots_are_given_away(state: str) -> None:
+    """The worker's others on the node are not touched, and it goes on answering."""
+    other = replace(READY, position=1, report=replace(REPORT, uuid="0c" * 16))
+    sick = replace(READY, report=replace(REPORT, drive_state=state, drive_problem="writes fail"))
+    facts = facts_of(config(), view(sick, other), "1.0")
+    report, second = reports_of(facts, "p/q")
+    faulted = state == "faulted"
+    assert report.worker.state is (WorkerState.DRAINING if faulted else WorkerState.ACTIVE)
+    assert report.ready
+    assert second.worker.state is WorkerState.ACTIVE
+    assert ("its drive is faulted: writes fail." in facts.workers[0].message) is faulted
+    assert facts.workers[0].drive_problem == ("writes fail" if state else "")
+    assert pb.DriveState.Name(facts.workers[0].drive_state) == (
+        f"DRIVE_STATE_{state.upper() or 'UNSPECIFIED'}"
+    )
+
+
 def test_facts_name_the_transports_that_are_served() -> None:
     assert list(facts_of(config(), view(READY), "1.0").transports) == ["tcp"]
     local = facts_of(config(local_dir=Path("run")), view(READY), "1.0")
