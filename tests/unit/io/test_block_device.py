@@ -140,9 +140,8 @@ def test_a_device_has_one_owner_by_whatever_name(attach: Attach, tmp_path: Path)
     with pytest.raises(ConfigError, match=f"in use by process {holder.pid}; stop it"):
         FileDevice.open(path)
     holder.kill()
-    device = FileDevice.open(str(by_id))  # also while the kernel takes the dead one's files apart
-    device.close()
     holder.communicate()
+    FileDevice.open(str(by_id)).close()
 
 
 def test_a_holder_that_is_not_seen_is_waited_for_then_refused(attach: Attach) -> None:
