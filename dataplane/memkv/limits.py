@@ -81,6 +81,7 @@ WORKER_MEMORY_BYTES_DEFAULT = 256 * MIB  # 128 blocks of 2 MiB: all I/O in fligh
 MEMLOCK_BYTES_WANTED = WORKER_MEMORY_BYTES_DEFAULT
 DEVICE_QUEUE_DEPTH = 32  # fio's bandwidth is flat above 16 on the drives tried
 DEVICE_LOCK_WAIT_MS = 5_000  # a killed process leaves the lock when its last I/O has ended
+DRIVE_HEALTH_INTERVAL_MS = 60_000  # wear takes months; each question costs the controller a command
 DEVICE_LOCK_POLL_MS = 10  # between looks at a lock whose holder is gone
 
 # --- shard map -------------------------------------------------------------------------------

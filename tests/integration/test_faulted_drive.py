@@ -168,6 +168,9 @@ def test_a_drive_that_fails_is_faulted_and_the_rest_of_the_node_serves(
     page = urlopen(f"http://127.0.0.1:{node.http_port}/metrics", timeout=10).read().decode()
     assert 'memkv_store_drive_state{state="faulted",worker="0"} 1.0' in page
     assert 'memkv_store_drive_state{state="healthy",worker="1"} 1.0' in page
+    drive = os.path.basename(failing.path)
+    assert f'memkv_drive_health_known{{drive="{drive}",worker="0"}} 0.0' in page, "no NVMe drive"
+    assert 'memkv_drive_health_known{drive="good"' not in page, "a file has no health"
     check_it_comes_back(failing, node)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from memkv.agent.content import Content, Kind
 from memkv.agent.disks import BlockDevice
-from memkv.agent.health import Health
+from memkv.io.nvme_health import Health
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from typing import Protocol
 from memkv.agent.content import Content, judge
 from memkv.agent.decisions import Examined
 from memkv.agent.disks import BlockDevice
-from memkv.agent.health import Health
 from memkv.agent.host import Number, ReadDevices, read_devices
 from memkv.agent.opened import DiskBusy, DiskChanged, OpenDisk
 from memkv.agent.rules import Limits, reasons_by_name
 from memkv.clock import Clock
+from memkv.io.nvme_health import Health
 from memkv.store.foreign import PROBE_BYTES
 
 log = logging.getLogger("memkv.agent")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from memkv.agent.disks import BlockDevice
-from memkv.agent.health import Health, read_health
 from memkv.agent.host import Number
+from memkv.io.nvme_health import Health, read_health
 from memkv.store.foreign import PROBE_BYTES
 
 _BLKGETSIZE64 = 0x80081272

@@ -149,6 +149,11 @@ class FileDevice:
         return self._block.discard_bytes_max if self._block is not None else 0
 
     @property
+    def block(self) -> BlockDevice | None:
+        """The block device that it is; None: a file."""
+        return self._block
+
+    @property
     def can_fill(self) -> bool:
         """See `Device`."""
         return self._block is None

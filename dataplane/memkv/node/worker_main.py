@@ -22,6 +22,7 @@ from memkv.io.file_device import FileDevice, refuse_device_name
 from memkv.io.numa import numa_node_of
 from memkv.metadata.certificates import node_name, read_pem
 from memkv.node.config import WorkerConfig
+from memkv.node.drive_health import DriveHealth
 from memkv.node.identity import WorkerIdentity
 from memkv.node.messages import (
     Failed,
@@ -160,6 +161,8 @@ class Worker:
             if isinstance(error, ConfigError):
                 raise ConfigError(f"{drive}: {error}") from error
             raise
+        block = self._device.block
+        self._health = DriveHealth(start.drive, block, clock) if block is not None else None
         self._peer_tls = peer_contexts(start)
         superblock = self.store.superblock
         self._uuid = superblock.worker_uuid
@@ -231,6 +234,8 @@ class Worker:
     def run(self) -> None:
         """Serve until the supervisor says stop or is gone."""
         self._reporter.start()
+        if self._health is not None:
+            self._health.start()
         self._keeper.start()
         if self._start.needs_map:
             self._server.set_map(nobodys_map(self._start.slots))
@@ -256,6 +261,8 @@ class Worker:
     def close(self) -> None:
         """Stop serving and close the store cleanly, so that the next start is quick."""
         self._stopping.set()
+        if self._health is not None:
+            self._health.stop()
         self._keeper.stop()
         self._server.stop()
         if isinstance(self._rails, Rails):
@@ -310,6 +317,8 @@ class Worker:
             samples += move_samples(moves)
         if isinstance(rails, Rails):
             samples += rail_samples(rails)
+        if self._health is not None:
+            samples += self._health.samples()
         return Report(
             uuid=self._uuid.hex(),
             incarnation=superblock.incarnation,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memkv.agent.disks import BlockDevice
-from memkv.agent.health import Health
 from memkv.agent.host import Number
 from memkv.agent.opened import Disk, DiskBusy, DiskChanged
+from memkv.io.nvme_health import Health
 from memkv.limits import GIB, SECTOR_BYTES
 from memkv.store.foreign import PROBE_BYTES
 

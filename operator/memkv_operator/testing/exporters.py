@@ -9,9 +9,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from memkv.agent.metrics import AgentCollector, AgentView
+from memkv.io.nvme_health import Health
 from memkv.metadata.kubernetes.json_values import JsonValue
 from memkv.metadata.metrics import MetadataCollector, MetadataFigures
 from memkv.metadata.server import ServerStatistics
+from memkv.node.drive_health import health_samples
 from memkv.node.facts import NodeView, Phase, WorkerView
 from memkv.node.messages import Report
 from memkv.node.metrics import NodeCollector
@@ -96,6 +98,7 @@ def node(
     store: Counters | None = None,
     events: ConnectionCounts | None = None,
     drive_state: str = "healthy",
+    wear_percent: int = 1,
 ) -> Scrape:
     """Return what a node with one worker serves."""
     buckets = (1,) * LATENCY_BUCKETS
@@ -110,7 +113,8 @@ def node(
         drive_state,
     )  # fmt: skip
     moves = MoveStatistics(b"", epoch, frozenset(), 0, 0, PullCounts())
-    samples = (*server_samples(served), *store_samples(stored), *move_samples(moves))
+    drive = health_samples("nvme-1", Health(wear_percent, 0))
+    samples = (*server_samples(served), *store_samples(stored), *move_samples(moves), *drive)
     report = Report("0a" * 16, 1, 7070, applied_epoch=epoch, samples=samples)
     worker = WorkerView(0, phase, report, 42, restarts)
     view = NodeView([worker], pb.NODE_STATE_ACTIVE, 1, "r", connected, True)

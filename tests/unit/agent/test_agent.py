@@ -424,7 +424,7 @@ def test_damaged_state_is_told_with_the_fix(node: Node) -> None:
 
 
 def test_health_page_of_an_nvme_drive() -> None:
-    from memkv.agent.health import PAGE_BYTES, Health, parse_health
+    from memkv.io.nvme_health import PAGE_BYTES, Health, parse_health
 
     page = bytearray(PAGE_BYTES)
     page[0], page[5] = 0b1001, 104

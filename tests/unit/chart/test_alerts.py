@@ -160,6 +160,11 @@ CASES = [
         "MemKVDriveWorn", "nearly", 70, {WORN: "0.95x90"},
         f'{WARNING},namespace="ns",node="n1",drive="d"',
     ),
+    Case(
+        "MemKVDriveWorn", "said by the node", 70,
+        {f'memkv_drive_wear_ratio{{{NODE[1:-1]},drive="d"}}': "0.95x90"},
+        f'{ON_NODE},drive="d"',
+    ),
     Case("MemKVDriveWorn", "half", 70, {WORN: "0.5x90"}),
     Case(
         "MemKVDrivesNotReady", "faulted", 20, stated("DrivesReady", "DriveFaulted", "1x30"),
