@@ -150,6 +150,8 @@ class Engine:
         with self.lock:
             self._woken = False
             requests = self._core.poll(self.depth - len(self._flying))
+            if self._core.drive.refuses():
+                self.progress()  # puts that waited were failed, and nothing completes for them
             if self._thread is None and len(requests) + len(self._flying) < self.depth:
                 discard = self._core.discards.begin()
                 requests += [discard] if discard is not None else []

@@ -3,13 +3,17 @@
 import errno
 import random
 import struct
+import threading
 from collections import Counter as Tally
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from memkv import checksum, keys, pattern
 from memkv.clock import SystemClock
+from memkv.io.device import DeviceQueue
 from memkv.io.file_device import FileDevice
 from memkv.limits import KIB, MIB, SECTOR_BYTES
 from memkv.status import Status
@@ -177,3 +181,78 @@ def run_turns(path: str) -> int:
     store.close()
     device.close()
     return discarded
+
+
+class SlowQueue:
+    """Stands for the queue of a drive whose discards take as long as the test likes."""
+
+    def __init__(self, slow: "SlowDrive") -> None:
+        self._slow = slow
+        self._tokens: list[int] = []
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._tokens)
+
+    def discard(self, token: int, offset: int, length: int) -> None:
+        self._tokens.append(token)
+
+    def wait(self, min_complete: int, timeout_ms: int) -> list[tuple[int, int]]:
+        self._slow.begun.set()
+        assert self._slow.ends.wait(120)
+        tokens, self._tokens = self._tokens, []
+        return [(token, 0) for token in tokens]
+
+    def close(self) -> None:
+        assert not self._tokens
+
+
+class SlowDrive:
+    """A file that says it takes discards, in queues of depth 1."""
+
+    can_fill = False
+    discard_bytes_max = 1 << 30
+
+    def __init__(self, device: FileDevice) -> None:
+        self._device = device
+        self.size_bytes = device.size_bytes
+        self.begun, self.ends = threading.Event(), threading.Event()
+
+    def open_queue(self, depth: int) -> DeviceQueue:
+        if depth == 1:
+            return cast("DeviceQueue", SlowQueue(self))
+        return self._device.open_queue(depth)
+
+    def close(self) -> None:
+        self._device.close()
+
+
+def test_puts_and_gets_go_on_while_a_drive_takes_long_over_a_discard(tmp_path: Path) -> None:
+    clock, bench = SystemClock(), Bench()
+    drive = SlowDrive(FileDevice.create(str(tmp_path / "flash"), 4 * MIB))
+    config = replace(bench.config, threads=True, discard=True)
+    bench.store = open_store(drive, config, clock, random.SystemRandom())
+    deadline_ns = clock.monotonic_ns() + 120_000_000_000
+
+    def put_durably(name: str) -> None:
+        begun = bench.store.begin_put(bench.tenant, bench.request(name), deadline_ns)
+        pending = put(begun, bench.data(name))
+        assert bench.store.wait_durable([pending], deadline_ns) == [Status.OK]
+
+    assert drive.begun.wait(120), "no segment was told"
+    names = [f"meanwhile-{number}" for number in range(4)]  # they fit the segment that is open
+    reader = bench.store.new_reader()
+    for name in names:
+        put_durably(name)
+        found = reader.read(bench.tenant, keys.block_id(name), None, deadline_ns)
+        for _, result in found:
+            assert result.status is Status.OK
+            result.release()
+    assert bench.counters["discarded_bytes"] == drive.size_bytes - MIB, "only what formatting told"
+    drive.ends.set()
+    for number in range(60):
+        put_durably(f"later-{number}")
+    assert bench.counters["discarded_bytes"] > drive.size_bytes - MIB
+    reader.close()
+    bench.store.close()
+    drive.close()

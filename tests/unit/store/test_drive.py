@@ -4,12 +4,17 @@ import errno
 import itertools
 import random
 import struct
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from memkv import keys
+from memkv.clock import SystemClock
 from memkv.errors import InternalBug
+from memkv.io.file_device import FileDevice
 from memkv.status import Status
+from memkv.store.api import PendingPut, open_store
 from memkv.store.drive import (
     CALM_NS,
     FULL,
@@ -282,6 +287,32 @@ def test_reads_that_fail_in_many_places_fault_a_drive() -> None:
             core.drive.unread(segment.number, errno.EIO)
         bench.clock.advance_ms(PAUSE_MS)
     assert bench.store.statistics().drive_state == "faulted"
+
+
+@pytest.mark.parametrize("how", ["pause", "fault"])
+def test_a_put_that_waits_hears_at_once_that_the_drive_takes_no_more(
+    tmp_path: Path, how: str
+) -> None:
+    """With the store's threads: they must wake it, long before its deadline."""
+    clock, bench = SystemClock(), Bench()
+    device = FileDevice.create(str(tmp_path / "flash"), 8 << 20)
+    config = replace(bench.config, threads=True, segment_bytes=None)
+    bench.store = open_store(device, config, clock, random.SystemRandom())
+    core, engine = bench.store._core, bench.store._engine
+    began_ns = clock.monotonic_ns()
+    with engine.lock:  # given up only by waiting, so that it waits before the writer looks
+        assert engine.wait(core.idle, began_ns + 60_000_000_000), "nothing else is to wake it"
+        put = bench.store.begin_put(bench.tenant, bench.request("key"), began_ns + 1)
+        assert isinstance(put, PendingPut)
+        put.payload[:] = bench.data("key")
+        put.commit()
+        for _ in range(3):
+            core.drive.failed(IoKind.WRITE, errno.EIO if how == "pause" else errno.ENODEV)
+        (status,) = bench.store.wait_durable([put], began_ns + 240_000_000_000)
+    assert status is Status.UNAVAILABLE
+    assert clock.monotonic_ns() < began_ns + 120_000_000_000
+    bench.store.close(clean=False)
+    device.close()
 
 
 @pytest.mark.parametrize("seed", range(20))
