@@ -358,7 +358,7 @@ class WorkerServer:
     def _sweep(self) -> None:
         self._unsettled.sweep()
         if self._rails is not None:
-            self._rails.refresh()  # not every change comes with an event
+            self._rails.refresh_at_times()  # not every change comes with an event
         while self._resting and self._control is not None:
             self._control.arm(self._resting.pop())
 

@@ -102,7 +102,7 @@ def peer_contexts(start: Start) -> ClientContexts | None:
     return ClientContexts(lambda: read_pem(authority), node_name(start.pool))
 
 
-def open_rails(start: Start, memory: memoryview) -> Rails | str:
+def open_rails(start: Start, memory: memoryview, clock: Clock) -> Rails | str:
     """Return the RDMA ports to serve on, or why there are none; empty: none are wanted."""
     if not start.rdma:
         return ""
@@ -110,7 +110,7 @@ def open_rails(start: Start, memory: memoryview) -> Rails | str:
     try:
         if not start.rdma_devices and not verbs.device_names():
             return "this machine has no RDMA device"
-        return Rails(verbs, memory, rail_options(start))
+        return Rails(verbs, memory, rail_options(start), clock)
     except VerbsError as error:
         return str(error)
 
@@ -166,7 +166,7 @@ class Worker:
         self._peer_tls = peer_contexts(start)
         superblock = self.store.superblock
         self._uuid = superblock.worker_uuid
-        self._rails = open_rails(start, self.store.memory)
+        self._rails = open_rails(start, self.store.memory, clock)
         if problem := problem_text(self._rails):
             log.info("RDMA: %s", problem)
         self._server = WorkerServer(

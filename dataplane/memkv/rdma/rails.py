@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from memkv import limits
 from memkv._hotpath import address_of
+from memkv.clock import Clock
 from memkv.rdma.discovery import choose
 from memkv.rdma.verbs import (
     Access,
@@ -99,10 +100,13 @@ class Opened:
 class Rails:
     """All rails of one worker. Thread-safe."""
 
-    def __init__(self, verbs: Verbs, memory: memoryview, options: RailOptions) -> None:
+    def __init__(
+        self, verbs: Verbs, memory: memoryview, options: RailOptions, clock: Clock
+    ) -> None:
         """Open the devices and register `memory`, which outlives this. A device that refuses is
         left out, with its reason in `problems`. VerbsError: the libraries are missing."""
         self._options = options
+        self._clock = clock
         self._verbs = verbs
         self._lock = threading.Lock()
         self._rails: list[Rail] = []
@@ -110,6 +114,8 @@ class Rails:
         self._regions: list[MemoryRegion] = []
         self._broken: dict[str, str] = {}
         self._pairs = 0
+        self._look_ns = 0
+        self._unreachable: dict[bytes, int] = {}
         self.broken = 0
         """Queue pairs that broke."""
         for name in options.devices or verbs.device_names():
@@ -171,8 +177,14 @@ class Rails:
                 self._broken[device.name] = "the device was removed"
         self.refresh()
 
+    def refresh_at_times(self) -> None:
+        """Look again where no event told of a change; not at every call."""
+        if self._clock.monotonic_ns() >= self._look_ns:
+            self.refresh()
+
     def refresh(self) -> None:
         """Look at every port; lanes on a rail that is not usable any more are cut."""
+        self._look_ns = self._clock.monotonic_ns() + limits.RDMA_REFRESH_MS * 1_000_000
         interfaces = self._verbs.interfaces()
         for device in self._devices.values():
             try:
@@ -203,6 +215,7 @@ class Rails:
         """Make the node's end of a connection. Raises Refused. `cut` ends the lane when its rail
         goes down, until `forget`."""
         rail = self._choose(request)
+        self._refuse_unreachable(request.end.gid)
         with self._lock:
             if self._pairs >= limits.RDMA_QUEUE_PAIRS_MAX:
                 raise Refused(Status.BUSY, f"the worker has {self._pairs} queue pairs")
@@ -212,6 +225,7 @@ class Rails:
             return self._connected(rail, request.end)
         except VerbsError as error:
             self.forget(rail, cut)
+            self._remember_unreachable(request.end.gid)
             raise Refused(Status.UNAVAILABLE, f"{rail.name}: {error}") from error
 
     def _connected(self, rail: Rail, client: End) -> Opened:
@@ -233,6 +247,21 @@ class Rails:
             pair.close()
             raise
         return Opened(pair, rail, rail.region.local_key, end)
+
+    def _refuse_unreachable(self, gid: bytes) -> None:
+        """Connecting looks for the way to an address, and for so long no Python runs: up to a
+        second where nobody has that address. So it is not looked for again soon."""
+        with self._lock:
+            until_ns = self._unreachable.get(gid, 0)
+        if self._clock.monotonic_ns() < until_ns:
+            raise Refused(Status.BUSY, "this GID could not be reached a moment ago; try later")
+
+    def _remember_unreachable(self, gid: bytes) -> None:
+        now_ns = self._clock.monotonic_ns()
+        with self._lock:
+            if len(self._unreachable) >= limits.RDMA_QUEUE_PAIRS_MAX:
+                self._unreachable.clear()
+            self._unreachable[gid] = now_ns + limits.RDMA_UNREACHABLE_MS * 1_000_000
 
     def forget(self, rail: Rail, cut: Callable[[], None], *, broken: bool = False) -> None:
         """Undo `connect`, after the queue pair was closed."""

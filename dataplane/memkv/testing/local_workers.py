@@ -163,7 +163,7 @@ def local_workers(
             pool.stack.callback(store.close)
             rails = None
             if verbs is not None:
-                rails = Rails(verbs, store.memory, RailOptions())
+                rails = Rails(verbs, store.memory, RailOptions(), SystemClock())
                 pool.stack.callback(rails.close)
             server = WorkerServer(
                 NodeStore(store),

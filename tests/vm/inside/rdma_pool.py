@@ -5,19 +5,24 @@ The process is forked from the test: importing MemKV anew takes seconds in an em
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import random
 import resource
-from collections.abc import Iterator
+import select
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+from memkv._hotpath import address_of
 from memkv.client.attach import Attachment
-from memkv.client.options import LOCAL_OFF, RDMA_ON, ConnectOptions
+from memkv.client.options import LOCAL_OFF, RDMA_ON, ConnectOptions, PutOptions
+from memkv.client.rdma_side import RdmaSide
 from memkv.client.sync import Client
 from memkv.clock import SystemClock
 from memkv.io.file_device import FileDevice
@@ -25,6 +30,7 @@ from memkv.limits import MIB
 from memkv.node.config import WorkerConfig
 from memkv.node.server import WorkerServer
 from memkv.node.store_adapter import NodeStore
+from memkv.pattern import block, seed_of
 from memkv.rdma.client_memory import MemoryMode, RdmaOptions
 from memkv.rdma.driver import PyVerbs
 from memkv.rdma.rails import RailOptions, Rails
@@ -37,6 +43,8 @@ from memkv.wire.ticket import AnonymousVerifier
 
 NODE_ADDRESS, NODE_DEVICE, CLIENT_DEVICE = "10.98.0.1", "rxe0", "rxe1"
 UUID = b"a worker in a vm"
+WAIT_S = 60
+WIPED_BYTES = 4 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ def serve(drive: Path, memory_bytes: int, pipe: Connection) -> None:
         StoreConfig(memory_bytes, block_bytes_max=16 * MIB, worker_uuid=UUID, slots=SLOTS),
         SystemClock(), random.SystemRandom(),
     )  # fmt: skip
-    rails = Rails(PyVerbs(), store.memory, RailOptions((NODE_DEVICE,)))
+    rails = Rails(PyVerbs(), store.memory, RailOptions((NODE_DEVICE,)), SystemClock())
     server = WorkerServer(
         NodeStore(store), WorkerConfig(POOL, UUID, 1, NODE_ADDRESS, 0), SystemClock(),
         AnonymousVerifier(loopback=True), rails=rails,
@@ -110,6 +118,15 @@ def serve(drive: Path, memory_bytes: int, pipe: Connection) -> None:
     rails.close()
     store.close(clean=True)
     device.close()
+
+
+def wiped(drive: Path) -> Path:
+    """Take from a drive what other tests left at its ends, where a store looks; return it."""
+    with drive.open("r+b") as device:
+        for where, whence in ((0, os.SEEK_SET), (-WIPED_BYTES, os.SEEK_END)):
+            device.seek(where, whence)
+            device.write(bytes(WIPED_BYTES))
+    return drive
 
 
 @contextmanager
@@ -148,7 +165,55 @@ def client(
         made.close()
 
 
-def drive_path() -> Path:
-    """The first NVMe drive, by the name that stays."""
-    found = sorted(Path("/dev/disk/by-id").glob("nvme-*"))
-    return found[0] if found else Path(os.environ.get("MEMKV_VM_DRIVE", "/dev/nvme0n1"))
+class Arena:
+    """Registered memory of a client, whose lanes are up when this is made."""
+
+    def __init__(self, made: Client, size_bytes: int) -> None:
+        self.client = made
+        self.memory = mmap.mmap(-1, size_bytes)
+        self.view = memoryview(self.memory)
+        self.address = address_of(self.memory)
+        assert made.register_buffer(self.address, size_bytes) == 0
+        self.wait_for_lanes()
+
+    @property
+    def side(self) -> RdmaSide:
+        return self.client.attachment.core.sessions()[0].rdma
+
+    @property
+    def open_lanes(self) -> int:
+        lanes = self.side.lanes
+        return lanes.open_count if lanes is not None else 0
+
+    def wait_for_lanes(self) -> None:
+        eventually(lambda: self.open_lanes > 0, lambda: self.side.last_error)
+
+    def put(self, keys: list[str], size_bytes: int) -> None:
+        """Store blocks of the pattern, durably; they lie from the beginning of the memory on."""
+        for at in range(0, len(keys), len(self.view) // size_bytes):
+            some = keys[at : at + len(self.view) // size_bytes]
+            for n, key in enumerate(some):
+                self.view[n * size_bytes : (n + 1) * size_bytes] = block(seed_of(key), size_bytes)
+            options = PutOptions(durability="durable")
+            ptrs = [self.address + n * size_bytes for n in range(len(some))]
+            done = self.client.batch_put_from(some, ptrs, [size_bytes] * len(some), options)
+            assert done == [0] * len(some), done
+
+    def get(self, keys: list[str], size_bytes: int) -> list[int]:
+        """Read blocks to the beginning of the memory, one after another."""
+        ptrs = [self.address + n * size_bytes for n in range(len(keys))]
+        return self.client.batch_get_into(keys, ptrs, [size_bytes] * len(keys))
+
+    def is_right(self, keys: list[str], size_bytes: int) -> bool:
+        return all(
+            self.view[n * size_bytes : (n + 1) * size_bytes] == block(seed_of(key), size_bytes)
+            for n, key in enumerate(keys)
+        )
+
+
+def eventually(holds: Callable[[], bool], why_not: Callable[[], object]) -> None:
+    """Wait for background work, which has no other signal."""
+    end = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < end, why_not()
+        select.select([], [], [], 0.02)
