@@ -1,7 +1,8 @@
 """Runs tests/vm/inside/ in one boot of the virtual machine, and tells of each test here.
 
-The machine has soft-RoCE, two drives and two network namespaces (deploy/dev/vm/guest.sh). Its
-pytest is this one's, from the same environment, with as few plugins as can be.
+The machine has soft-RoCE, network namespaces (deploy/dev/vm/guest.sh) and a few raw drives, of
+which each room of tests takes its own: 0 a node over TCP, 1 overwritten by whoever wants, 2 the
+command, 3 RDMA. Its pytest is this one's, from the same environment, with as few plugins as can be.
 """
 
 import ast
@@ -18,6 +19,7 @@ import pytest
 from memkv.testing.virtual_machine import TREE, VirtualMachine, why_none
 
 INSIDE = Path(__file__).parent / "inside"
+DRIVES = 4
 SECONDS_MAX = 900
 SECONDS_PER_TEST_MAX = 240
 
@@ -61,7 +63,7 @@ class Boot:
     """The machine's run of the chosen tests, and what it told."""
 
     def __init__(self, folder: Path, chosen: Sequence[str]) -> None:
-        drives = [folder / "memkv0", folder / "memkv1"]
+        drives = [folder / f"memkv{number}" for number in range(DRIVES)]
         self.machine = VirtualMachine(folder / "out", drives, seconds_max=SECONDS_MAX)
         self.machine.start(job(chosen))
         try:

@@ -29,7 +29,8 @@ class WorkerReport:
     """What a poll says about one worker."""
 
     worker: Worker
-    """Identity and address; its state says ACTIVE, or DRAINING when its node is told to drain."""
+    """Identity and address; its state says ACTIVE, or DRAINING when its node is told to drain
+    or its drive is faulted."""
     ready: bool
     lineage: bytes = b""
     """Lineage of the map it applied; reports about another lineage say nothing."""

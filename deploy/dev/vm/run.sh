@@ -11,6 +11,8 @@
 # Exit status: JOB's; 124 when MAX (default 600) was over; 125 when the machine ended without one.
 # Each drive is an NVMe controller of its own; FILE is made (2 GiB, sparse) where there is none.
 # --modules few: without soft-RoCE and device-mapper, to start sooner.
+# Emulated, on two cores shared with other work: JOB starts 8 to 12 s after power on, 7 with few
+# modules; Python and a node's server are imported in 8 s, client and gRPC in 15, pytest in 7.
 # MEMKV_VM_ACCEL=kvm or tcg overrides what build.sh found to work.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
