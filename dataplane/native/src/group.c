@@ -110,15 +110,32 @@ static int is_quiet(const struct mkv_group *group)
     return 1;
 }
 
-/* Wait, with the lock, until no job is on a lane; 0 when the grace passed before. Who closes again
- * does not wait again. */
+/* With the lock: whether all that lanes still do is to close their fences, which may fail. */
+static int only_fences_are_left(const struct mkv_group *group)
+{
+    int left = 0;
+    for (uint32_t i = 0; i < group->lanes_max; i++) {
+        const struct mkv_lane *lane = &group->lanes[i];
+        if (lane->state == LANE_RESERVED || (lane->is_busy && !lane->unfenced.stream))
+            return 0;
+        left |= lane->is_busy;
+    }
+    return left;
+}
+
+/* Wait, with the lock, until no job is on a lane and no fence is open; 0 when the grace, or the
+ * budget of fences, passed before. Who closes again does not wait again. */
 static int wait_until_quiet(struct mkv_group *group, int is_first)
 {
-    uint64_t until_ns = mkv_monotonic_ns() + group->grace_ns;
-    struct timespec until = {(time_t)(until_ns / 1000000000u), (long)(until_ns % 1000000000u)};
-    int late = !is_first && group->grace_ns;
+    uint64_t until_ns = 0;
+    int late = 0;
     while (!is_quiet(group) && !late) {
-        if (group->grace_ns)
+        int is_bounded = group->grace_ns || only_fences_are_left(group);
+        uint64_t budget_ns = group->grace_ns ? group->grace_ns : FENCE_BUDGET_NS;
+        if (is_bounded && !until_ns)
+            until_ns = mkv_monotonic_ns() + (is_first ? budget_ns : 0);
+        struct timespec until = {(time_t)(until_ns / 1000000000u), (long)(until_ns % 1000000000u)};
+        if (is_bounded)
             late = pthread_cond_timedwait(&group->quiet, &group->lock, &until) != 0;
         else
             pthread_cond_wait(&group->quiet, &group->lock);
@@ -133,9 +150,12 @@ int mkv_group_close(struct mkv_group *group)
     group->is_closing = 1;
     struct mkv_job *queued = mkv_queue_take_all(&group->queue);
     for (uint32_t i = 0; i < group->lanes_max; i++) {
-        if (group->lanes[i].stream)
-            mkv_lane_end_stream(&group->lanes[i]);
-        pthread_cond_signal(&group->lanes[i].wake);
+        struct mkv_lane *lane = &group->lanes[i];
+        if (lane->stream)
+            mkv_lane_end_stream(lane);
+        if (!lane->is_busy)
+            mkv_lane_end_idle(lane);
+        pthread_cond_signal(&lane->wake);
     }
     pthread_mutex_unlock(&group->lock);
     mkv_queue_complete(queued, MKV_CLOSED);
@@ -199,14 +219,16 @@ uint32_t mkv_group_reap(struct mkv_group *group)
         struct mkv_job *orphans = NULL;
         pthread_mutex_lock(&group->lock);
         if (lane->state == LANE_OPEN && !lane->is_busy && !group->is_closing &&
-            !mkv_stream_is_idle(lane->stream))
+            !mkv_stream_is_idle(lane->stream)) {
+            lane->is_busy = 1; /* until it is retired */
             stream = mkv_lane_bury(lane, &orphans);
+        }
         pthread_mutex_unlock(&group->lock);
+        mkv_queue_complete(orphans, MKV_UNAVAILABLE);
         if (stream) {
-            mkv_stream_hang_up(stream);
+            mkv_lane_retire(lane, stream, NULL);
             gone++;
         }
-        mkv_queue_complete(orphans, MKV_UNAVAILABLE);
     }
     return gone;
 }

@@ -344,7 +344,7 @@ int mkv_job_is_done(struct mkv_job *job)
 
 static int may_be_overdue(const struct mkv_job *job)
 {
-    return mkv_job_awaits_node(job) && !job->is_done && job->wants_notify && !job->is_overdue;
+    return !job->is_done && job->wants_notify && !job->is_overdue;
 }
 
 int mkv_job_may_be_overdue(struct mkv_job *job)

@@ -51,6 +51,8 @@ struct mkv_stream *mkv_lane_bury(struct mkv_lane *lane, struct mkv_job **orphans
 
 static void let_go(struct mkv_lane *lane)
 {
+    if (mkv_lane_end_idle(lane))
+        return; /* of a group that closes: busy again, with its fence */
     lane->is_busy = 0;
     if (lane->state == LANE_DEAD || lane->group->is_closing)
         pthread_cond_signal(&lane->wake); /* its thread may end now */
@@ -79,38 +81,70 @@ static void claim(struct mkv_lane *lane, struct mkv_job *job)
     job->lane = lane;
 }
 
-/* Complete the last job of a lane: nobody can write into its buffers any more. The lane is busy
- * until then, so that closing the group waits for the completion. */
-static void conclude(struct mkv_lane *lane, const struct unfenced *last)
+/* Without the lock: free what a buried lane had, and complete its last job, if there is one: nobody
+ * can write into its buffers any more. The lane is busy until then, so that closing the group waits
+ * for the completion. */
+static void conclude(struct mkv_lane *lane, struct mkv_stream *stream, struct mkv_job *job)
 {
-    mkv_stream_hang_up(last->stream);
-    mkv_job_complete(last->job);
-    mkv_queue_complete(last->orphans, MKV_UNAVAILABLE);
+    mkv_stream_hang_up(stream);
+    if (job)
+        mkv_job_complete(job);
     pthread_mutex_lock(&lane->group->lock);
     let_go(lane);
     pthread_mutex_unlock(&lane->group->lock);
 }
 
-/* Under the lock: for the thread of a dead lane. A fence that could not be closed by whoever ran
- * the job, who perhaps has no time for it, is tried again here. */
+/* Under the lock: for the thread of a dead lane. Closing a fence may take long, and fail at first;
+ * whoever waits for the job has no time for either. */
 static void conclude_late(struct mkv_lane *lane)
 {
     const struct timespec pause = {.tv_nsec = FENCE_PAUSE_NS};
-    while (lane->is_busy && !lane->unfenced.job)
+    while (lane->is_busy && !lane->unfenced.stream)
         pthread_cond_wait(&lane->wake, &lane->group->lock);
     struct unfenced last = lane->unfenced;
-    lane->unfenced = (struct unfenced){0};
-    if (!last.job)
+    if (!last.stream)
         return;
     pthread_mutex_unlock(&lane->group->lock);
     while (mkv_stream_close_fence(last.stream))
         nanosleep(&pause, NULL);
-    conclude(lane, &last);
+    pthread_mutex_lock(&lane->group->lock);
+    lane->unfenced = (struct unfenced){0}; /* it is not late any more */
+    pthread_mutex_unlock(&lane->group->lock);
+    conclude(lane, last.stream, last.job);
     pthread_mutex_lock(&lane->group->lock);
 }
 
-/* Finish with `status` (0: the job has all its answers). A spent lane's socket is closed before the
- * job is completed: from then on nobody can write into its buffers. */
+void mkv_lane_retire(struct mkv_lane *lane, struct mkv_stream *stream, struct mkv_job *job)
+{
+    struct mkv_group *group = lane->group;
+    if (!mkv_stream_has_fence(stream)) {
+        conclude(lane, stream, job);
+        return;
+    }
+    uint64_t due_ns = job ? job->deadline_ns + FENCE_BUDGET_NS : UINT64_MAX;
+    mkv_stream_shutdown(stream);
+    pthread_mutex_lock(&group->lock);
+    lane->unfenced = (struct unfenced){stream, job};
+    pthread_cond_signal(&lane->wake);
+    pthread_mutex_unlock(&group->lock);
+    mkv_engine_watch_deadline(group->engine, due_ns);
+}
+
+int mkv_lane_end_idle(struct mkv_lane *lane)
+{
+    if (lane->state != LANE_OPEN || !lane->group->is_closing || !mkv_stream_has_fence(lane->stream))
+        return 0;
+    lane->unfenced = (struct unfenced){lane->stream, NULL};
+    lane->stream = NULL;
+    lane->state = LANE_DEAD;
+    lane->group->lanes_open--;
+    lane->is_busy = 1;
+    pthread_cond_signal(&lane->wake);
+    return 1;
+}
+
+/* Finish with `status` (0: the job has all its answers). A spent lane's socket and fence are closed
+ * before the job is completed: from then on nobody can write into its buffers. */
 static void finish(struct mkv_lane *lane, struct mkv_job *job, int status, int is_spent)
 {
     struct mkv_group *group = lane->group;
@@ -129,17 +163,11 @@ static void finish(struct mkv_lane *lane, struct mkv_job *job, int status, int i
     else
         let_go(lane);
     pthread_mutex_unlock(&group->lock);
-    struct unfenced last = {job, stream, orphans};
-    if (!stream) {
+    if (stream)
+        mkv_lane_retire(lane, stream, job);
+    else
         mkv_job_complete(job);
-    } else if (mkv_stream_close_fence(stream) == 0) {
-        conclude(lane, &last);
-    } else {
-        pthread_mutex_lock(&group->lock);
-        lane->unfenced = last;
-        pthread_cond_signal(&lane->wake);
-        pthread_mutex_unlock(&group->lock);
-    }
+    mkv_queue_complete(orphans, MKV_UNAVAILABLE);
 }
 
 /* The peer closed while the lane was idle, and nothing of this job was sent: another lane may try
@@ -159,7 +187,6 @@ static void pass_on(struct mkv_lane *lane, struct mkv_job *job)
         wake_one(group);
     }
     pthread_mutex_unlock(&group->lock);
-    mkv_stream_hang_up(stream);
     if (status == MKV_OK) {
         mkv_engine_watch_deadline(group->engine, deadline_ns);
     } else {
@@ -167,9 +194,7 @@ static void pass_on(struct mkv_lane *lane, struct mkv_job *job)
         mkv_job_complete(job);
     }
     mkv_queue_complete(orphans, MKV_UNAVAILABLE);
-    pthread_mutex_lock(&group->lock);
-    let_go(lane);
-    pthread_mutex_unlock(&group->lock);
+    mkv_lane_retire(lane, stream, NULL);
 }
 
 static void execute(struct mkv_lane *lane, struct mkv_job *job, int may_poll)
@@ -292,15 +317,26 @@ void mkv_group_cancel(struct mkv_group *group, struct mkv_job *job)
     }
 }
 
-/* Under the lock: report jobs that are on a lane for too long; return when the next one is. */
+/* Under the lock: the job of a lane that may outlast its deadline, and by how much before that is
+ * reported: one that awaits the node, or one whose lane ended and whose fence does not close. */
+static struct mkv_job *late_job(const struct mkv_lane *lane, uint64_t *grace_ns)
+{
+    struct mkv_job *job = lane->group->grace_ns ? lane->job : lane->unfenced.job;
+    *grace_ns = lane->group->grace_ns ? lane->group->grace_ns : FENCE_BUDGET_NS;
+    if (job && lane->group->grace_ns && !mkv_job_awaits_node(job))
+        return NULL;
+    return job && mkv_job_may_be_overdue(job) ? job : NULL;
+}
+
+/* Under the lock: report late jobs; return when the next one is. */
 static uint64_t report_overdue(struct mkv_group *group, uint64_t now_ns)
 {
-    uint64_t earliest_ns = UINT64_MAX;
-    for (uint32_t i = 0; i < group->lanes_max && group->grace_ns; i++) {
-        struct mkv_job *job = group->lanes[i].job;
-        if (!job || !mkv_job_may_be_overdue(job))
+    uint64_t earliest_ns = UINT64_MAX, grace_ns;
+    for (uint32_t i = 0; i < group->lanes_max; i++) {
+        struct mkv_job *job = late_job(&group->lanes[i], &grace_ns);
+        if (!job)
             continue;
-        uint64_t due_ns = job->deadline_ns + group->grace_ns;
+        uint64_t due_ns = job->deadline_ns + grace_ns;
         if (due_ns <= now_ns)
             mkv_job_report_overdue(job);
         else if (due_ns < earliest_ns)

@@ -10,6 +10,10 @@
  * nothing there. Its lanes go on waiting beyond the deadline, only its threads run jobs, and what
  * is not done after deadline and grace is reported as late.
  *
+ * A stream may have a fence (see stream.h). The thread of its lane closes it when the lane ends,
+ * tries again while that fails, and completes the lane's last job after that. A job whose fence is
+ * still open when deadline and FENCE_BUDGET_NS are over is reported as late, too.
+ *
  * Thread-safe. Locks: a group's lock is taken inside the engine's timer lock and never held over
  * I/O or over a job's completion. */
 #pragma once
@@ -20,6 +24,10 @@
 #include "stream.h"
 
 struct mkv_group;
+
+/* As FENCE_BUDGET_MS of limits.py: how long after its deadline a job may wait for the fence of its
+ * lane before that is reported, and a closing group for what is left of it. */
+enum { FENCE_BUDGET_NS = 250 * 1000 * 1000 };
 
 struct mkv_group_statistics {
     uint64_t jobs_run;      /* on a lane, by its thread or a caller */
@@ -40,14 +48,14 @@ struct mkv_group *mkv_group_new(struct mkv_engine *engine, uint32_t lanes_max, u
 /* Refuse new jobs, complete queued ones as CLOSED, close all lanes and wait for the jobs on them
  * (CLOSED too). Safe to call again. Returns 1.
  *
- * With a grace: end only the sending side and wait so long at most, the first time. Returns 0 when
- * a job is still on a lane: the group lives on until a later call returns 1. */
+ * With a grace: end only the sending side and wait so long at most, the first time. Where only
+ * fences are left that do not close: wait for the budget of fences. Returns 0 when a job is still
+ * on a lane, or a fence open: the group lives on until a later call returns 1. */
 int mkv_group_close(struct mkv_group *group);
 
 /* For mkv_engine_abandon: drop this process's copies of the sockets, and be closed. */
 void mkv_group_abandon(struct mkv_group *group);
 
-/* After mkv_group_close and when no other thread is inside. */
 /* After mkv_group_close returned 1 and when no other thread is inside. */
 void mkv_group_free(struct mkv_group *group);
 

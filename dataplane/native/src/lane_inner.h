@@ -20,10 +20,9 @@ struct mkv_lane {
     struct mkv_inbox inbox;
     struct mkv_job *job; /* that is on it, NULL when it is idle */
     struct unfenced {
-        struct mkv_job *job; /* ended, but its memory is not free; NULL: none */
-        struct mkv_stream *stream;
-        struct mkv_job *orphans;
-    } unfenced;
+        struct mkv_stream *stream; /* ended, but its fence is open; NULL: none */
+        struct mkv_job *job;       /* whose memory is not free yet, or NULL */
+    } unfenced; /* its thread closes it; the lane is DEAD and busy meanwhile */
     uint64_t request_id; /* of the last request */
     uint64_t round_trip_ns; /* of small gets in callers' threads, of late */
     pthread_t thread;
@@ -53,9 +52,17 @@ struct mkv_group {
 /* Thread of an open lane; the argument is the lane. */
 void *mkv_lane_run(void *lane);
 
-/* Under the lock: take an open lane out of service; the caller frees the stream, and completes
- * `orphans` when it was the last lane, without the lock. */
+/* Under the lock: take an open lane out of service; the caller retires it, and completes `orphans`
+ * when it was the last lane, without the lock. */
 struct mkv_stream *mkv_lane_bury(struct mkv_lane *lane, struct mkv_job **orphans);
+
+/* Without the lock, of a lane that was buried while it was busy: end its stream, close its fence,
+ * complete `job` (or NULL) and let the lane go. */
+void mkv_lane_retire(struct mkv_lane *lane, struct mkv_stream *stream, struct mkv_job *job);
+
+/* Under the lock, while the group closes: have an idle lane's thread close its fence; the lane is
+ * busy then. Returns 0 where there is no fence. */
+int mkv_lane_end_idle(struct mkv_lane *lane);
 
 /* Under the lock: end a lane's stream, or with a grace its sending side. */
 void mkv_lane_end_stream(const struct mkv_lane *lane);

@@ -163,11 +163,18 @@ void mkv_stream_set_fence(struct mkv_stream *stream, struct mkv_fence fence)
     stream->fence = fence;
 }
 
+int mkv_stream_has_fence(const struct mkv_stream *stream)
+{
+    return stream->fence.close != NULL;
+}
+
 int mkv_stream_close_fence(struct mkv_stream *stream)
 {
     mkv_stream_shutdown(stream);
-    if (!stream->fence.close || stream->fence.close(stream->fence.context))
-        return stream->fence.close ? -1 : 0;
+    if (!mkv_stream_has_fence(stream))
+        return 0;
+    if (stream->fence.close(stream->fence.context))
+        return -1;
     stream->fence.drop(stream->fence.context);
     stream->fence = (struct mkv_fence){0};
     return 0;

@@ -71,12 +71,15 @@ void mkv_stream_shutdown(struct mkv_stream *stream);
 /* Give a stream its fence, before anybody else has the stream. */
 void mkv_stream_set_fence(struct mkv_stream *stream, struct mkv_fence fence);
 
+int mkv_stream_has_fence(const struct mkv_stream *stream);
+
 /* End the connection and close its fence, if it has one. Returns 0; else try again. */
 int mkv_stream_close_fence(struct mkv_stream *stream);
 
 /* End the connection (its fence too, in one try), close and free. Closing alone would not end it: a
  * forked child may hold the socket too, and the peer would wait for what never comes. */
 void mkv_stream_hang_up(struct mkv_stream *stream);
+
 /* As mkv_stream_plain for a Unix socket, and keep up to MKV_PASSED_FDS_MAX file descriptors that
  * the peer passes; what comes beyond that, or is not taken, is closed. */
 struct mkv_stream *mkv_stream_local(int fd);
