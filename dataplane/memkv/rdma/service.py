@@ -64,17 +64,23 @@ class Seat:
             -> None:  # fmt: skip
         """Own a queue pair from now on."""
         self._rails, self._opened, self.device = rails, opened, device
-        self.transfers = Transfers(opened.pair, opened.local_key, lane.stream.fd, thread.clock)
+        try:
+            self.transfers = Transfers(opened.pair, opened.local_key, lane.stream.fd, thread.clock)
+        except OSError:  # out of file descriptors; the lane ends
+            opened.pair.close()
+            raise
 
     def close(self) -> None:
         """The lane is over: close its queue pair."""
         broken = False
-        if self.transfers is not None:
-            broken = self.transfers.is_closed
-            self.transfers.close()
-        if self._opened is not None and self._rails is not None:
-            self._rails.forget(self._opened.rail, self.cut, broken=broken)
-            self._opened = None
+        try:
+            if self.transfers is not None:
+                broken = self.transfers.is_closed
+                self.transfers.close()
+        finally:
+            if self._opened is not None and self._rails is not None:
+                self._rails.forget(self._opened.rail, self.cut, broken=broken)
+                self._opened = None
 
 
 Serve = Callable[[Lane, Seat, Frame, int, ServingThread], None]
@@ -189,51 +195,16 @@ class RdmaService:
             answer.deadline_ns,
             bool(answer.frame.header.flags & _VERIFY),
         )
-        moving: set[Placing] = set()
-
-        def settle(*, wait: bool) -> None:
-            for placed in transfers.completed(answer.deadline_ns, wait=wait):
-                assert placed is not None
-                moving.discard(placed)
-                try:
-                    answer.placed(placed.index, placed.result)
-                finally:
-                    self._let_go(placed)
-
+        move = _Move(answer, transfers, self._budget)
         try:
             for position, result in results:
                 index, _, pieces = wanted[position]
-                if result.status is not Status.OK:
-                    result.release()
-                    answer.status(index, result.status, result.length)
-                    continue
-                size_bytes = result.length
-                while not self._budget.take(size_bytes):
-                    if not moving:  # one block each may always be under way
-                        size_bytes = 0
-                        break
-                    settle(wait=True)
-                placing = Placing(index, result, size_bytes)
-                moving.add(placing)
-                transfers.write(
-                    placing, address_of(result.payload), _first(pieces, result.length),
-                    answer.deadline_ns,
-                )  # fmt: skip
-                settle(wait=False)
-            while moving:
-                settle(wait=True)
+                move.begin(index, result, pieces)
+            move.finish()
         except Broken as error:
             raise StreamClosed(str(error)) from error
         finally:
-            if moving:
-                transfers.close()  # before what it may still read is let go
-                for placing in moving:
-                    self._let_go(placing)
-
-    def _let_go(self, placing: Placing) -> None:
-        placing.result.release()
-        if placing.size_bytes:
-            self._budget.give_back(placing.size_bytes)
+            move.abandon()
 
     # --- put ----------------------------------------------------------------------------------
     def _put(
@@ -247,6 +218,74 @@ class RdmaService:
             return _InClientMemory(transfers, seat, frame)
 
         self._puts.put(lane, frame, deadline_ns, thread, incoming)
+
+
+class _Move:
+    """The blocks of one get on their way into the client's memory."""
+
+    def __init__(
+        self, answer: Answer, transfers: "Transfers[Placing | None]", budget: ByteBudget
+    ) -> None:
+        self._answer = answer
+        self._transfers = transfers
+        self._budget = budget
+        self._moving: set[Placing] = set()
+
+    def begin(self, index: int, result: ReadResult, pieces: Sequence[Piece]) -> None:
+        """Take over a result of the store, and answer as blocks have arrived. Raises Broken."""
+        if result.status is not Status.OK:
+            result.release()
+            self._answer.status(index, result.status, result.length)
+            return
+        try:
+            size_bytes = self._reserve(result.length)
+        except BaseException:
+            result.release()
+            raise
+        placing = Placing(index, result, size_bytes)
+        self._moving.add(placing)
+        self._transfers.write(
+            placing, address_of(result.payload), _first(pieces, result.length),
+            self._answer.deadline_ns,
+        )  # fmt: skip
+        # The next block may need the room of one that no budget counts: lanes that wait in the
+        # store with one each would wait for each other.
+        self._settle(wait=not size_bytes)
+
+    def finish(self) -> None:
+        """Wait until all have arrived. Raises Broken."""
+        while self._moving:
+            self._settle(wait=True)
+
+    def abandon(self) -> None:
+        """Let go of what is still under way, if anything is: then its queue pair closes first."""
+        if self._moving:
+            self._transfers.close()
+            for placing in self._moving:
+                self._let_go(placing)
+
+    def _reserve(self, size_bytes: int) -> int:
+        """Take a block's size of the budget, when blocks under way have to arrive first; 0: there
+        is none to wait for, and one block each may always be under way."""
+        while not self._budget.take(size_bytes):
+            if not self._moving:
+                return 0
+            self._settle(wait=True)
+        return size_bytes
+
+    def _settle(self, *, wait: bool) -> None:
+        for placed in self._transfers.completed(self._answer.deadline_ns, wait=wait):
+            assert placed is not None
+            self._moving.discard(placed)
+            try:
+                self._answer.placed(placed.index, placed.result)
+            finally:
+                self._let_go(placed)
+
+    def _let_go(self, placing: Placing) -> None:
+        placing.result.release()
+        if placing.size_bytes:
+            self._budget.give_back(placing.size_bytes)
 
 
 class _InClientMemory:

@@ -11,7 +11,9 @@ A completion that is near is awaited awake: falling asleep and waking up takes a
 on a fast link. Then the thread sleeps in epoll, without the GIL.
 """
 
+import logging
 import select
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Generic, NoReturn, Protocol, TypeVar
@@ -24,6 +26,9 @@ from memkv.rdma.verbs import Completion, QueuePair, VerbsError
 
 TransferT = TypeVar("TransferT")
 
+log = logging.getLogger(__name__)
+
+_CLOSE_PAUSE_S = 0.01
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
@@ -100,12 +105,25 @@ class Transfers(Generic[TransferT]):
         return found
 
     def close(self) -> None:
-        """Close the queue pair: from now on no buffer of any transfer is touched."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._pair.close()
-            self._epoll.close()
-            self._posted.clear()
+        """Close the queue pair: from now on no buffer of any transfer is touched.
+
+        A device that refuses is asked until it does not: whoever returned before could lend memory
+        that is still written or read. With nothing in flight that may be left to the device's end.
+        """
+        if self._is_closed:
+            return
+        while True:
+            try:
+                self._pair.close()
+                break
+            except VerbsError as error:
+                log.error("queue pair %d does not close: %s", self._pair.number, error)
+                if not self._posted:
+                    break
+                time.sleep(_CLOSE_PAUSE_S)
+        self._is_closed = True
+        self._epoll.close()
+        self._posted.clear()
 
     # --- inside -------------------------------------------------------------------------------
     def _begin(
