@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from memkv._hotpath import Job, LaneGroup, Wave
-from memkv.rdma.client_lane import ClientLane
+from memkv.client.rdma_side import RdmaLane
 from memkv.rdma.verbs import VerbsError, Window
 
 log = logging.getLogger("memkv.client")
@@ -61,18 +61,20 @@ class NativeRequest:
 class WindowRequest(NativeRequest):
     """A job whose memory a node reaches through windows, which end with it."""
 
-    __slots__ = ("_lane", "_windows")
+    __slots__ = ("_strict", "_windows")
 
     def __init__(
-        self, group: LaneGroup, job: Job, lane: ClientLane, windows: Sequence[Window]
+        self, group: LaneGroup, job: Job, strict: RdmaLane, windows: Sequence[Window]
     ) -> None:
         super().__init__(group, job)
-        self._lane = lane
+        self._strict = strict
         self._windows = windows
 
     def settled(self) -> None:
         try:
-            self._lane.close_windows(self._windows)
+            self._strict.lane.close_windows(self._windows)
         except VerbsError as error:
+            # The node was done with them. What it may still do by them ends with the lane, whose
+            # thread tries until the windows are closed.
             log.warning("a memory window does not close, so its lane does: %s", error)
-            self._lane.close()
+            self._strict.cut()

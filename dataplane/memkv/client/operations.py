@@ -36,8 +36,10 @@ class Workers(Router, Protocol):
     ) -> Started: ...
     def start_put(
         self, worker: int, keys: Keys, positions: list[int], scatters: Sequence[Scatter],
-        options: PutOptions,
-    ) -> Started: ...
+        options: PutOptions, again: bool = False,
+    ) -> Started:
+        """`again`: over another connection than what broke."""
+
     def start_exists(
         self, worker: int, keys: Keys, positions: list[int], lease_ms: int, *,
         by_this_map: bool = False,
@@ -108,7 +110,10 @@ def put_operation(
             results[position] = Status.TOO_LARGE if length else Status.INVALID
     waves = Waves(
         workers, keys, results,
-        lambda worker, positions, _: workers.start_put(worker, keys, positions, scatters, options),
+        lambda worker, positions, again: workers.start_put(
+            worker, keys, positions, scatters, options, again
+        ),
+        other_way=True,
     )
     waves.begin_with_owners(only=[p for p in range(keys.count) if results[p] == UNASKED])
     yield from waves.run(_ignore)

@@ -7,8 +7,9 @@ that the batch will use, and closed when the request is done.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from memkv._hotpath import Job, LaneGroup
@@ -17,7 +18,7 @@ from memkv.client.calls import Outcome
 from memkv.client.native import NativeRequest, WindowRequest
 from memkv.client.rdma_side import RdmaLane
 from memkv.limits import BULK_PART_BYTES_MIN, FRAME_BODY_BYTES_MAX, ITEMS_PER_FRAME_MAX
-from memkv.rdma.client_lane import ClientLane, WindowPart
+from memkv.rdma.client_lane import LaneBroken, WindowPart
 from memkv.rdma.client_memory import ClientMemory
 from memkv.rdma.verbs import Access as DeviceAccess
 from memkv.rdma.verbs import VerbsError, Window
@@ -63,18 +64,21 @@ class Batch:
     outcome: Outcome
     positions: list[int]
     parts: PartsOf
-    lane: ClientLane | None = None
-    windows: Sequence[Window] = ()
+    strict: RdmaLane | None = None
+    windows: dict[int, list[Window]] = field(default_factory=dict)
+    """By position, where they are opened for each request on its lane."""
 
     @property
     def flags(self) -> Flag:
         """Of its gets."""
         return Flag.VERIFY if self.way is RDMA_UNREAD else Flag.NONE
 
-    def request(self, job: Job) -> NativeRequest:
-        if self.lane is None:
+    def request(self, job: Job, positions: Sequence[int]) -> NativeRequest:
+        """Return the request for some of its positions."""
+        if self.strict is None:
             return NativeRequest(self.group, job)
-        return WindowRequest(self.group, job, self.lane, self.windows)
+        windows = [window for position in positions for window in self.windows[position]]
+        return WindowRequest(self.group, job, self.strict, windows)
 
 
 def dealt(parts: PartsOf, positions: list[int], lanes: int) -> list[list[int]]:
@@ -124,14 +128,18 @@ def windowed(
             wanted.append(WindowPart(registered, offset, length))
     rights = DeviceAccess.REMOTE_WRITE if access is Access.WRITE else DeviceAccess.REMOTE_READ
     try:
-        windows = strict.lane.open_windows(wanted, rights)
+        opened = iter(strict.lane.open_windows(wanted, rights))
+    except LaneBroken:
+        strict.cut()  # nobody else would notice: its node is not asked
+        return None
     except VerbsError:
         return None
-    keys = iter([window.remote_key for window in windows])
+    windows = {p: list(itertools.islice(opened, len(batch.parts[p]))) for p in batch.positions}
     parts = {
-        position: tuple([part._replace(key=next(keys)) for part in batch.parts[position]])
+        position: tuple([
+            part._replace(key=window.remote_key)
+            for part, window in zip(batch.parts[position], windows[position], strict=True)
+        ])
         for position in batch.positions
     }
-    return Batch(
-        batch.way, strict.group, batch.outcome, batch.positions, parts, strict.lane, windows
-    )
+    return replace(batch, group=strict.group, parts=parts, strict=strict, windows=windows)

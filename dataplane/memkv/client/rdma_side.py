@@ -2,12 +2,14 @@
 
     nothing registered, or the worker serves none     nothing is opened
     registered                                        the keeper tells of the memory, opens lanes
-    a lane lost, a refusal                            blocks go over TCP; retried after a backoff
+    a lane lost, a refusal                            blocks go over TCP; retried after a backoff,
+                                                      memory that a device refused as well
     the session lost                                  the worker has forgotten all; begin() again
 
-Lanes are dealt to the usable ports in turn, so that each carries its share; those of a port that
-went down come back on another. Lanes that break soon after they were opened make the next try wait
-longer: a network that lets connections be made and carries nothing costs a few calls, not each.
+Lanes are dealt to the usable ports, so that each carries its share; those of a port that went down
+come back on another, and some of them go back when it is up again. Lanes that break soon after they
+were opened make the next try wait longer: a network that lets connections be made and carries
+nothing costs a few calls, not each.
 
 Only keeper threads change anything but by close(); calls read `lanes`, one immutable value.
 """
@@ -113,7 +115,7 @@ class RdmaSide:
         self._is_offered = False
         self._session_uuid = b""
         self._registrar: Connected | None = None
-        self._told: set[tuple[int, int]] = set()  # (region, device)
+        self._told: dict[tuple[int, int], Registered] = {}  # by (region, device)
         self._doubtful: set[tuple[int, int]] = set()  # told, without an answer
         self._refused: dict[tuple[int, int], str] = {}
         self._open: list[RdmaLane] = []
@@ -136,9 +138,10 @@ class RdmaSide:
     @property
     def problem(self) -> str:
         """Why registered memory is not used over RDMA, and what to do; else empty."""
-        if not self.is_possible or not len(self._regions):
+        if not self.is_possible or self._memory is None or not len(self._regions):
             return ""
-        return self.last_error
+        refused = "; ".join(self._memory.refused)
+        return "; ".join([why for why in (self.last_error, refused) if why])
 
     def is_settled(self, version: int) -> bool:
         """Whether the worker was told of the regions of `version`, or cannot be."""
@@ -185,10 +188,11 @@ class RdmaSide:
         lost = self._drop_lost()
         if lost and self._options.clock.monotonic_ns() - self._opened_ns < _SOON_NS:
             self._backoff.failed()
+        elif lost:
+            self._backoff.reset()
         if not self._backoff.due():
             return False
-        missing = bool(self._told) and len(self._open) < self._wanted
-        return self._settled != self._regions.version or missing
+        return self._settled != self._regions.version or self._is_missing()
 
     def keep(self, tokens: list[bytes], renew: Callable[[], list[bytes]]) -> None:
         """Do what is missing. Never raises; failures set `last_error` and back off."""
@@ -196,18 +200,28 @@ class RdmaSide:
             return
         version = self._regions.version
         try:
+            self._memory.mend()
             if len(self._memory) or self._registrar is not None:
                 self._work(self._memory, Tokens(tokens, renew))
             elif len(self._regions):
                 self.last_error = "; ".join(self._memory.problems.values())
         except (MemKVError, OSError) as error:
             self.last_error = str(error)
-            self._backoff.failed()
             self._drop_registrar()
+        if self._is_missing():
+            self._backoff.failed()
         self._publish()
         self._settled = version
 
     # --- inside -------------------------------------------------------------------------------
+    def _is_missing(self) -> bool:
+        """Whether something that should be there is not, and may be soon."""
+        if self._memory is None or not len(self._regions):
+            return False
+        return (
+            len(self._open) < self._wanted or bool(self._refused) or self._memory.is_incomplete
+        )
+
     def _work(self, memory: ClientMemory, tokens: Tokens) -> None:
         ports = memory.ports()
         if not ports:
@@ -216,19 +230,23 @@ class RdmaSide:
         devices = sorted({port.device_number for port in ports})
         self._tell({(n, d): r for d in devices for n, r in memory.regions(d).items()}, tokens)
         failure = ""
-        while len(self._open) < self._wanted:
-            port = ports[self._turn % len(ports)]
+        while ports and len(memory) and len(self._open) < self._wanted:
+            port = self._least_used(ports)
             self._turn += 1
             try:
                 self._open_lane(memory, port, tokens)
             except (VerbsError, Refused) as error:
                 ports = [other for other in ports if other is not port]
                 failure = f"{port.name}: {error}"
-                if not ports:
-                    break
-        if not self._open:
+        if failure and not self._open:
             raise VerbsError(failure)
         self.last_error = failure or "; ".join(self._refused.values())
+
+    def _least_used(self, ports: Sequence[ClientPort]) -> ClientPort:
+        """Return the port with the fewest lanes; of several the next in turn."""
+        used = [one.lane.port.name for one in self._open]
+        first = self._turn % len(ports)
+        return min([*ports[first:], *ports[:first]], key=lambda port: used.count(port.name))
 
     def _tell(self, wanted: dict[tuple[int, int], Registered], tokens: Tokens) -> None:
         """Make the worker's regions the wanted ones."""
@@ -240,17 +258,18 @@ class RdmaSide:
                     registrar.close()
                     raise PeerGone("the client was closed")
                 self._registrar = registrar
-        for place in (self._told - wanted.keys()) | self._doubtful:
+        stale = {place for place, told in self._told.items() if wanted.get(place) is not told}
+        for place in stale | self._doubtful:
             frame = encode_frame(
                 Opcode.RDMA_UNREGISTER, Flag.NONE, 0, encode_rdma_unregister(*place)
             )
-            self._told.discard(place)
+            self._told.pop(place, None)
             self._doubtful.discard(place)
             with contextlib.suppress(Refused):
                 self._handshake().exchange(registrar, frame)
-        self._refused = {place: why for place, why in self._refused.items() if place in wanted}
+        self._refused.clear()
         for place, registered in wanted.items():
-            if place in self._told or place in self._refused:
+            if place in self._told:
                 continue
             region, device = place
             request = RdmaRegister(
@@ -261,13 +280,14 @@ class RdmaSide:
             self._doubtful.add(place)
             try:
                 self._handshake().exchange(registrar, frame)
-                self._told.add(place)
+                self._told[place] = registered
                 self._doubtful.discard(place)
             except Refused as refusal:
                 self._doubtful.discard(place)
                 if refusal.status is not Status.BUSY:
                     raise
                 self._refused[place] = str(refusal)
+                break  # nor is there room for others
 
     def _open_lane(self, memory: ClientMemory, port: ClientPort, tokens: Tokens) -> None:
         lane = ClientLane(memory, port, self._options.clock)
@@ -281,7 +301,8 @@ class RdmaSide:
         except BaseException:
             if connection is not None:
                 connection.close()
-            lane.close()
+            with contextlib.suppress(VerbsError):  # nothing was written by it; its device ends it
+                lane.close()
             raise
 
     def _add_lane(self, connection: Connected, lane: ClientLane) -> None:
@@ -307,11 +328,21 @@ class RdmaSide:
         return self._handshake().open_lane(self._session_uuid, tokens.take(), express=False)
 
     def _cut_where_down(self, memory: ClientMemory) -> None:
-        """End the lanes of ports that cannot be used any more, or have another address."""
-        usable = {(port.name, port.gid) for port in memory.ports()}
+        """End the lanes of ports that cannot be used any more, or have another address; and one of
+        several for each port without any, to come back there."""
+        ports = memory.ports()
+        usable = {(id(port.device), port.number, port.gid) for port in ports}
+        by_port: dict[str, list[RdmaLane]] = {port.name: [] for port in ports}
         for one in self._open:
-            if (one.lane.port.name, one.lane.port.gid) not in usable:
+            port = one.lane.port
+            if (id(port.device), port.number, port.gid) in usable:
+                by_port[port.name].append(one)
+            else:
                 one.cut()
+        for lanes in list(by_port.values()):
+            most = max(by_port.values(), key=len)
+            if not lanes and len(most) > 1:
+                most.pop().cut()
 
     def _drop_lost(self) -> int:
         """Forget the lanes that ended; return how many."""
@@ -319,7 +350,9 @@ class RdmaSide:
             group.reap()
         lost = [one for one in self._open if one.lane.is_closed]
         for one in lost:
-            self._open.remove(one)
+            with self._lock:
+                if one in self._open:  # close() was not faster
+                    self._open.remove(one)
             one.connection.close()
             if one.group is not self._group:
                 one.group.close()

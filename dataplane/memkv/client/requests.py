@@ -68,6 +68,7 @@ class _EveryRegion:
 
 
 EVERY_REGION = _EveryRegion()
+NO_REGION: frozenset[int] = frozenset()
 
 
 class Requests:
@@ -163,7 +164,7 @@ class Requests:
 
     def start_put(
         self, worker: int, keys: Keys, positions: list[int], scatters: Sequence[Scatter],
-        options: PutOptions,
+        options: PutOptions, again: bool = False,
     ) -> Started:
         session, lanes = self._lanes(worker)
         if isinstance(lanes, Status):
@@ -178,7 +179,9 @@ class Requests:
                 hint.prefix_id, hint.session_id, options.ttl_s or 0, hint.depth, durability,
             ))
 
-        batches, positions = self._placed(session, positions, scatters, Access.READ)
+        batches, positions = self._placed(
+            session, positions, scatters, Access.READ, again=again
+        )
         calls = [self._placed_put(worker, item, batch, scatters) for batch in batches]
         for group, part in self._parts(lanes, positions, scatters):
             buffers = [scatters[position] for position in part]
@@ -206,6 +209,9 @@ class Requests:
             positions = [p for p in positions if p not in foreign]
             batches = self._foreign(session, foreign, scatters, access)
         if again:
+            if session.rdma.is_possible and not session.local.is_possible:
+                _, _, missed = self._located(positions, scatters, Access.NONE, NO_REGION)
+                self.counters.rdma_fallbacks += missed
             return batches, positions
         if session.local.is_possible and regions.shared_count:
             found, positions = self._through_sharing(session, positions, scatters, access)
@@ -316,7 +322,7 @@ class Requests:
     ) -> Call:
         buffers = [scatters[p] for p in positions]
         return Call(
-            batch.request(job), positions, batch.outcome, worker, buffers,
+            batch.request(job, positions), positions, batch.outcome, worker, buffers,
             has_other_way=batch.way is RDMA,
         )
 

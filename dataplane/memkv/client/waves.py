@@ -5,7 +5,7 @@ A wave asks each worker once for the keys it should have. What answers lead to a
     WRONG_OWNER with a newer hint     learn the slot's owner, ask it
     not there, and the slot moves     ask the previous owners, newest first (gets and exists only)
     CORRUPT                           ask the same worker once more, with VERIFY (gets only)
-    a broken connection over RDMA     the same, over TCP
+    a broken connection over RDMA     the same, over TCP (gets and puts)
 
 No key asks a worker twice but for VERIFY, so an operation ends after a bounded number of waves.
 """
@@ -38,14 +38,10 @@ class Router(Protocol):
 
 
 Ask = Callable[[int, list[int], bool], "list[Call] | Status"]
-"""(worker, positions, verify) -> calls, or the status that all these keys get at once."""
+"""(worker, positions, verify or another way) -> calls, or the status that all these keys get."""
 
 OnAnswer = Callable[[Call, int, int, int], None]
 """(call, index in the call, position of the key, status)."""
-
-
-def _is_worth_asking_again(call: Call, status: int) -> bool:
-    return status == Status.CORRUPT or (status == Status.UNAVAILABLE and call.has_other_way)
 
 
 class Waves:
@@ -53,15 +49,18 @@ class Waves:
 
     def __init__(
         self, router: Router, keys: Keys, results: list[int], ask: Ask, *,
-        previous_owners: bool = False, verify: bool = False, every_answer: bool = False,
+        previous_owners: bool = False, verify: bool = False, other_way: bool = False,
+        every_answer: bool = False,
     ) -> None:
-        """`every_answer`: `run` shows good answers too, where nothing moves."""
+        """`verify`: ask again with VERIFY, and another way where there is one; `other_way`: only
+        that. `every_answer`: `run` shows good answers too, where nothing moves."""
         self._router = router
         self._keys = keys
         self._results = results
         self._ask = ask
         self._previous_owners = previous_owners
         self._verify = verify
+        self._other_way = verify or other_way
         self._every_answer = every_answer
         self._asked: dict[int, set[int]] = {}
         self._todo: dict[tuple[int, bool], list[int]] = {}
@@ -131,10 +130,15 @@ class Waves:
                 status = Status.UNAVAILABLE
             self._results[position] = status
             on_answer(call, index, position, status)
-            if self._verify and not call.verify and _is_worth_asking_again(call, status):
+            if not call.verify and self._is_worth_asking_again(call, status):
                 self.add(call.worker, position, verify=True)
             elif status in NOT_THERE:
                 self._follow(call.worker, position, status, hints.get(index))
+
+    def _is_worth_asking_again(self, call: Call, status: int) -> bool:
+        if status == Status.UNAVAILABLE:
+            return self._other_way and call.has_other_way
+        return self._verify and status == Status.CORRUPT
 
     def _follow(self, worker: int, position: int, status: int, hint: Hint | None) -> None:
         asked = self._asked.setdefault(position, set())

@@ -11,6 +11,7 @@ session's lanes, and a bounded time of one thread.
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -86,7 +87,7 @@ class WorkerServer:
         self._dispatcher = Dispatcher(
             ControlService(
                 config, store, self._sessions, self._current_ownership, lambda: self.local_path,
-                verifier, clock, lambda: bool(rails is not None and rails.usable),
+                verifier, clock, lambda: bool(rails),
             ),
             GetService(self._refused, payload_limits),
             puts,
@@ -102,6 +103,8 @@ class WorkerServer:
         self._local: LocalListener | None = None
         self._listeners: dict[int, socket.socket] = {}
         self._resting: set[int] = set()
+        self._rail_fds: set[int] = set()
+        self._watching_rails = threading.Lock()
         self._stopping = False
         self._control_threads: list[ServingThread] = []
         self._lane_threads: list[ServingThread] = []
@@ -149,9 +152,7 @@ class WorkerServer:
         )
         for fd in self._listeners:
             self._control.add(fd)
-        if self._rails is not None:
-            for fd in self._rails.event_fds:
-                self._control.add(fd)
+        self._watch_rails()
         self._lanes.start()
         self._control.start()
 
@@ -236,10 +237,8 @@ class WorkerServer:
 
     # --- events -------------------------------------------------------------------------------
     def _on_control_event(self, fd: int, index: int) -> None:
-        if self._rails is not None and fd in self._rails.event_fds:
-            self._rails.take_events(fd)
-            if self._control is not None:
-                self._control.arm(fd)
+        if fd in self._rail_fds:
+            self._take_rail_events(fd)
             return
         if fd in self._listeners:
             self._accept(fd)
@@ -261,6 +260,26 @@ class WorkerServer:
         finally:
             session.leave()
         self._after(connection, verdict)
+
+    def _take_rail_events(self, fd: int) -> None:
+        assert self._rails is not None
+        assert self._control is not None
+        try:
+            self._rails.take_events(fd)
+        finally:
+            self._watch_rails()
+            if fd in self._rail_fds:
+                self._control.arm(fd)
+
+    def _watch_rails(self) -> None:
+        """Look at the events of devices that were opened since."""
+        if self._rails is None or self._control is None:
+            return
+        with self._watching_rails:
+            now = set(self._rails.event_fds)
+            for fd in now - self._rail_fds:
+                self._control.add(fd)
+            self._rail_fds = now
 
     def _resume(self, connection: Connection, index: int) -> None:
         """Serve on a lane thread what a control thread read."""
@@ -315,9 +334,11 @@ class WorkerServer:
             self._poller_of(connection).remove(connection.fd)
         for lane in self._sessions.ended(connection):
             lane.cut()
-        if connection.rdma is not None:
-            connection.rdma.close()
-        connection.stream.close()
+        try:
+            if connection.rdma is not None:
+                connection.rdma.close()
+        finally:
+            connection.stream.close()
 
     # --- listening ----------------------------------------------------------------------------
     def _accept(self, fd: int) -> None:
@@ -359,6 +380,7 @@ class WorkerServer:
         self._unsettled.sweep()
         if self._rails is not None:
             self._rails.refresh_at_times()  # not every change comes with an event
+            self._watch_rails()
         while self._resting and self._control is not None:
             self._control.arm(self._resting.pop())
 

@@ -19,6 +19,10 @@ from memkv.wire.rdma import End
 _BIND_TIMEOUT_NS = 1_000_000_000  # a binding takes microseconds: the device is stuck
 
 
+class LaneBroken(VerbsError):
+    """The queue pair is of no use any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class WindowPart:
     """What one window opens."""
@@ -67,26 +71,34 @@ class ClientLane:
 
     # --- strict mode --------------------------------------------------------------------------
     def open_windows(self, parts: Sequence[WindowPart], access: Access) -> list[Window]:
-        """Open a window for each part, until `close_windows`. Raises VerbsError: none is open."""
+        """Open a window for each part, until `close_windows`. Raises VerbsError, LaneBroken where
+        it is the lane's fault: none is open."""
         opened: list[Window] = []
         with self._lock:
             if self._is_closed:
-                raise VerbsError("the lane is closed")
+                raise LaneBroken("the lane is closed")
             try:
                 for part in parts:
                     window = self.port.device.allocate_window()
                     opened.append(window)
                     self._windows.add(window)
-                    self._work += 1
-                    self._pair.bind(
-                        self._work, window, part.registered.memory,
-                        part.registered.address + part.offset, part.length, access,
-                    )  # fmt: skip
-                    self._await(self._work)
+                    self._bind(window, part, access)
             except VerbsError:
                 self._close_windows(opened)
                 raise
         return opened
+
+    def _bind(self, window: Window, part: WindowPart, access: Access) -> None:
+        self._work += 1
+        registered = part.registered
+        try:
+            self._pair.bind(
+                self._work, window, registered.memory, registered.address + part.offset,
+                part.length, access,
+            )  # fmt: skip
+            self._await(self._work)
+        except VerbsError as error:
+            raise LaneBroken(str(error), error.number) from error
 
     def close_windows(self, windows: Sequence[Window]) -> None:
         """Close what `open_windows` returned: no node can use it any more. VerbsError."""

@@ -4,12 +4,14 @@
     strict mode    a region is registered without; each request opens windows, closed after it
 
 Devices are opened with the first region: a client that registers nothing pays for nothing. What a
-device refuses goes over TCP, and `problems` says why.
+device refuses goes over TCP, and `problems` says why; `mend` asks again, and opens devices anew
+that were removed and came back.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,6 +82,27 @@ class Registered:
     key: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A region that was added."""
+
+    address: int
+    size_bytes: int
+    fd: int = -1
+    """Of a dma-buf, a duplicate."""
+
+    def register(self, device: Device, access: Access) -> Registered:
+        if self.fd < 0:
+            memory = device.register(self.address, self.size_bytes, access)
+        else:
+            memory = device.register_dmabuf(self.fd, self.address, self.size_bytes, access)
+        return Registered(memory, self.address, self.size_bytes, memory.remote_key)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
 class ClientMemory:
     """Thread-safe. Regions are named by the numbers of the client's table of them."""
 
@@ -90,10 +113,11 @@ class ClientMemory:
         """By device, port or region."""
         self._make_verbs = verbs
         self._lock = threading.Lock()
-        self._is_open = False
+        self._is_closed = False
         self._verbs: Verbs | None = None
         self._devices: list[Device] = []
         self._changes = 0
+        self._wanted: dict[int, _Wanted] = {}
         self._registered: dict[int, list[Registered]] = {}
         """By region; one a device, in the order of devices."""
 
@@ -107,47 +131,97 @@ class ClientMemory:
     # --- regions ------------------------------------------------------------------------------
     def add(self, region: int, address: int, size_bytes: int) -> None:
         """Register memory with every device. What is refused is a problem, never an error."""
-        access = self.access
-        self._add(
-            region, address, size_bytes,
-            lambda device: device.register(address, size_bytes, access),
-        )
+        self._add(region, _Wanted(address, size_bytes))
 
     def add_dmabuf(self, region: int, fd: int, offset: int, size_bytes: int) -> None:
         """Register memory of another device with every device. Raises VerbsError where none can."""
-        access = self.access
-        self._add(
-            region, offset, size_bytes,
-            lambda device: device.register_dmabuf(fd, offset, size_bytes, access),
-        )
+        self._add(region, _Wanted(offset, size_bytes, os.dup(fd)))
         if region not in self._registered:
-            why = self.problems.pop(f"region {region}", "")
+            why = self.problems.get(f"region {region}", "")
+            self.remove(region)
             raise VerbsError(why or "; ".join(self.problems.values()) or "no RDMA device")
 
-    def _add(
-        self, region: int, address: int, size_bytes: int,
-        register: Callable[[Device], MemoryRegion],
-    ) -> None:
-        found: list[Registered] = []
+    def _add(self, region: int, wanted: _Wanted) -> None:
         with self._lock:
-            self._open()
-            try:
-                for device in self._devices:
-                    memory = register(device)
-                    found.append(Registered(memory, address, size_bytes, memory.remote_key))
-            except VerbsError as error:  # all or none: lanes of all devices serve a region
-                self.problems[f"region {region}"] = str(error)
-                _close([one.memory for one in found])
-                return
-            if found:
-                self._registered[region] = found
+            self._wanted[region] = wanted
+            self._open_missing()
+            self._register(region)
+
+    def _register(self, region: int) -> None:
+        found: list[Registered] = []
+        wanted = self._wanted[region]
+        try:
+            # One after another: those before the one that is refused are taken back.
+            found.extend(wanted.register(device, self.access) for device in self._devices)
+        except VerbsError as error:  # all or none: lanes of all devices serve a region
+            self.problems[f"region {region}"] = str(error)
+            _close([one.memory for one in found])
+            return
+        self.problems.pop(f"region {region}", None)
+        if found:
+            self._registered[region] = found
 
     def remove(self, region: int) -> None:
         """Take memory back: from now on no node reaches it. Windows of it were closed before."""
         with self._lock:
             self.problems.pop(f"region {region}", None)
             found = self._registered.pop(region, [])
+            wanted = self._wanted.pop(region, None)
         _close([one.memory for one in found])
+        if wanted is not None:
+            wanted.close()
+
+    # --- what was refused, or went --------------------------------------------------------------
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether `mend` has something to do."""
+        return len(self._registered) < len(self._wanted) or any(
+            device.name in self.problems for device in self._devices
+        )
+
+    @property
+    def refused(self) -> list[str]:
+        """Why regions are not registered."""
+        return [why for name, why in list(self.problems.items()) if name.startswith("region ")]
+
+    def mend(self) -> None:
+        """Open devices anew that were removed and came back, and register what was refused."""
+        with self._lock:
+            if not self._wanted or self._is_closed:
+                return
+            self._open_missing()
+            for number in range(len(self._devices)):
+                self._replace_if_gone(number)
+            for region in self._wanted.keys() - self._registered.keys():
+                self._register(region)
+
+    def _replace_if_gone(self, number: int) -> None:
+        old = self._devices[number]
+        try:
+            old.ports()
+            return
+        except VerbsError as error:
+            self.problems[old.name] = str(error)
+        try:
+            assert self._verbs is not None
+            new = self._verbs.open(old.name)
+        except VerbsError:
+            return
+        try:
+            anew = {
+                region: self._wanted[region].register(new, self.access)
+                for region in self._registered
+            }
+        except VerbsError as error:
+            self.problems[old.name] = str(error)
+            _close_device(new)
+            return
+        self._devices[number] = new
+        for region, registered in anew.items():
+            self._registered[region][number] = registered
+        self.problems.pop(old.name, None)
+        log.info("RDMA device %s is back", new.name)
+        _close_device(old)  # with its regions, and the queue pairs of lanes that end just now
 
     def regions(self, device_number: int) -> dict[int, Registered]:
         """Return what a device has registered, by region."""
@@ -214,31 +288,42 @@ class ClientMemory:
         """Take all memory back and close the devices; every queue pair was closed before."""
         with self._lock:
             registered, self._registered = list(self._registered.values()), {}
+            wanted, self._wanted = list(self._wanted.values()), {}
             devices, self._devices = self._devices, []
-            self._is_open = True  # and stays without devices
+            self._is_closed = True
         for found in registered:
             _close([one.memory for one in found])
         for device in devices:
-            try:
-                device.close()
-            except VerbsError as error:
-                log.warning("an RDMA device does not close: %s", error)
+            _close_device(device)
+        for one in wanted:
+            one.close()
 
-    def _open(self) -> None:
-        if self._is_open:
+    def _open_missing(self) -> None:
+        """Open the devices, all or some of which may have been refused before."""
+        if self._devices or self._is_closed:
             return
-        self._is_open = True
         try:
             verbs = self._verbs = self._make_verbs()
             names = list(self.options.devices) or verbs.device_names()
         except VerbsError as error:
             self.problems["RDMA"] = str(error)
             return
+        self.problems.pop("RDMA", None)
+        if not names:
+            self.problems["RDMA"] = "this machine has no RDMA device; `memkv doctor` says more"
         for name in names[: limits.RDMA_DEVICES_MAX]:
             try:
                 self._devices.append(verbs.open(name))
+                self.problems.pop(name, None)
             except VerbsError as error:
                 self.problems[name] = str(error)
+
+
+def _close_device(device: Device) -> None:
+    try:
+        device.close()
+    except VerbsError as error:
+        log.warning("RDMA device %s does not close: %s", device.name, error)
 
 
 def _close(regions: list[MemoryRegion]) -> None:

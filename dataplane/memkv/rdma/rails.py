@@ -108,7 +108,9 @@ class Rails:
         self._options = options
         self._clock = clock
         self._verbs = verbs
+        self._memory = memory
         self._lock = threading.Lock()
+        self._refreshing = threading.Lock()
         self._rails: list[Rail] = []
         self._devices: dict[int, Device] = {}  # by event fd
         self._regions: list[MemoryRegion] = []
@@ -120,30 +122,63 @@ class Rails:
         """Queue pairs that broke."""
         for name in options.devices or verbs.device_names():
             try:
-                self._open(name, memory)
+                self._add(*self._opened(name))
             except VerbsError as error:
                 self._broken[name] = str(error)
         near = options.near_numa_node
         self._rails.sort(key=lambda rail: (near >= 0 and rail.device.numa_node != near, rail.name))
         self.refresh()
 
-    def _open(self, name: str, memory: memoryview) -> None:
+    def _opened(self, name: str) -> tuple[Device, MemoryRegion, list[int]]:
+        """Open a device and register the memory with it; the numbers are its ports'."""
         device = self._verbs.open(name)
         try:
+            memory = self._memory
             region = device.register(address_of(memory), memory.nbytes, Access.LOCAL_WRITE)
-            numbers = [port.number for port in device.ports()]
+            return device, region, [port.number for port in device.ports()]
         except VerbsError:
             device.close()
             raise
+
+    def _add(self, device: Device, region: MemoryRegion, numbers: Sequence[int]) -> None:
         self._devices[device.event_fd] = device
         self._regions.append(region)
         self._rails += [Rail(device, region, number) for number in numbers]
+
+    def _replace_if_back(self, old: Device) -> None:
+        """Open a device anew that was removed and came back, once no lane is on it any more."""
+        rails = [rail for rail in self._rails if rail.device is old]
+        if any(rail.cuts for rail in rails) or old.name not in self._verbs.device_names():
+            return
+        try:
+            device, region, _ = self._opened(old.name)
+        except VerbsError as error:
+            self._broken[old.name] = str(error)
+            return
+        self._broken.pop(old.name, None)
+        self._devices = {
+            fd: one for fd, one in self._devices.items() if one is not old
+        } | {device.event_fd: device}
+        gone = {rail.region for rail in rails}
+        self._regions = [one for one in self._regions if one not in gone] + [region]
+        for rail in rails:
+            rail.device, rail.region = device, region
+        log.info("RDMA device %s is back", device.name)
+        try:
+            for one in gone:
+                one.close()
+            old.close()
+        except VerbsError as error:
+            log.warning("RDMA device %s does not close: %s", old.name, error)
 
     # --- looking ------------------------------------------------------------------------------
     @property
     def event_fds(self) -> list[int]:
         """Of the devices: readable when `take_events` has something to do."""
         return list(self._devices)
+
+    def __len__(self) -> int:
+        return len(self._rails)
 
     @property
     def usable(self) -> list[str]:
@@ -166,7 +201,9 @@ class Rails:
 
     def take_events(self, fd: int) -> None:
         """Take the events of the device behind `fd`, and look at its rails."""
-        device = self._devices[fd]
+        device = self._devices.get(fd)
+        if device is None:  # it was replaced
+            return
         for event in device.events():
             log.log(
                 logging.INFO if event.kind is EventKind.OTHER else logging.WARNING,
@@ -183,15 +220,21 @@ class Rails:
             self.refresh()
 
     def refresh(self) -> None:
-        """Look at every port; lanes on a rail that is not usable any more are cut."""
+        """Look at every port; lanes on a rail that is not usable any more are cut. A device that is
+        opened anew has another event fd."""
         self._look_ns = self._clock.monotonic_ns() + limits.RDMA_REFRESH_MS * 1_000_000
+        with self._refreshing:
+            self._refresh()
+
+    def _refresh(self) -> None:
         interfaces = self._verbs.interfaces()
-        for device in self._devices.values():
+        for device in list(self._devices.values()):
             try:
                 ports = {port.number: port for port in device.ports()}
             except VerbsError as error:
                 ports = {}
                 log.debug("device %s: %s", device.name, error)
+                self._replace_if_back(device)
             for rail in self._rails:
                 if rail.device is device:
                     self._look(rail, ports.get(rail.number), interfaces)

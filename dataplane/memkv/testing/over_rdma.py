@@ -134,7 +134,7 @@ class BouncedRequests(Requests):
 
     def start_put(
         self, worker: int, keys: Keys, positions: list[int], scatters: Sequence[Scatter],
-        options: PutOptions,
+        options: PutOptions, again: bool = False,
     ) -> Started:
         bounced = self._bounced(positions, scatters)
         for position in positions:
@@ -142,7 +142,7 @@ class BouncedRequests(Requests):
             for source, size_bytes in scatters[position]:
                 ctypes.memmove(address, source, size_bytes)
                 address += size_bytes
-        return super().start_put(worker, keys, positions, bounced, options)
+        return super().start_put(worker, keys, positions, bounced, options, again)
 
 
 def _scatter(address: int, target: Scatter, size_bytes: int) -> None:

@@ -137,7 +137,7 @@ class ScriptedWorkers:
 
     def start_put(
         self, worker: int, keys: Keys, positions: list[int], scatters: Sequence[Scatter],
-        options: PutOptions,
+        options: PutOptions, again: bool = False,
     ) -> list[Call] | Status:
         return self._answer("put", worker, keys, positions, False, Status.OK, Status.OK)
 
