@@ -138,9 +138,9 @@ class FakeDevice:
                 return
             self._is_open = False
             for window in list(self.windows):
-                window.close()
+                window.revoke()
             for queue_pair in list(self.queue_pairs):
-                queue_pair.close()
+                queue_pair.destroy()
             for region in list(self.regions):
                 region.close()
             self.adapter.opened.remove(self)

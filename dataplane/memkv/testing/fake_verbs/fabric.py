@@ -115,7 +115,7 @@ class FakeFabric(Engine):
         left = self.knobs.fails_at.pop(kind, 0)
         if left > 1:
             self.knobs.fails_at[kind] = left - 1
-        return left == 1
+        return left == 1 or kind in self.knobs.refuses
 
     def find_ports(self, peer: Peer, kind: GidType) -> set[tuple[str, int]]:
         """Return the active ports that a peer's address leads to."""

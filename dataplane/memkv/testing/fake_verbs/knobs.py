@@ -49,6 +49,14 @@ class Knobs:
     """So many of the next completions are never seen."""
     fails_at: dict[str, int] = field(default_factory=dict)
     """"region", "window" or "queue pair" -> the n-th from now fails with ENOMEM."""
+    refuses: set[str] = field(default_factory=set)
+    """Kinds of which none can be had now."""
+    refuse_closes: dict[str, int] = field(default_factory=dict)
+    """Names of devices -> so many of the next closings of their queue pairs fail with EBUSY."""
+    refuse_window_closes: int = 0
+    """So many of the next closings of windows fail with EBUSY."""
+    close_delay_s: float = 0.0
+    """How long closing a queue pair takes."""
     accepts_dmabuf: bool = False
     """Takes any file that can be mapped for a dma-buf."""
     tells_of_broken_queue_pairs: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from errno import EINVAL
+from errno import EBUSY, EINVAL
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,6 +178,14 @@ class FakeWindow:
         del self.device.adapter.remote_keys[binding.key]
 
     def close(self) -> None:
+        knobs = self.device.adapter.fabric.knobs
+        if self.is_open and knobs.refuse_window_closes > 0:
+            knobs.refuse_window_closes -= 1
+            raise VerbsError("the window cannot be freed", EBUSY)
+        self.revoke()
+
+    def revoke(self) -> None:
+        """Close it whatever tests have set."""
         fabric = self.device.adapter.fabric
         with fabric.lock:
             if not self.is_open:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from errno import EBADF, EHOSTUNREACH, EINVAL, ENETUNREACH, ENOMEM
+from errno import EBADF, EBUSY, EHOSTUNREACH, EINVAL, ENETUNREACH, ENOMEM
 from typing import TYPE_CHECKING
 
 from memkv.rdma.verbs import (
@@ -255,6 +256,19 @@ class FakeQueuePair:
             self.flush()
 
     def close(self) -> None:
+        if self.state is not State.CLOSED:
+            time.sleep(self.fabric.knobs.close_delay_s)
+        with self.fabric.lock:
+            if self.state is State.CLOSED:
+                return
+            refusals = self.fabric.knobs.refuse_closes
+            if refusals.get(self.device.name, 0) > 0:
+                refusals[self.device.name] -= 1
+                raise VerbsError(f"queue pair {self._number} cannot be destroyed", EBUSY)
+            self.destroy()
+
+    def destroy(self) -> None:
+        """Close it whatever tests have set, as the end of its device does."""
         with self.fabric.lock:
             if self.state is State.CLOSED:
                 return
