@@ -60,6 +60,7 @@ RDMA_DEPTH = 64  # requests in flight of one queue pair: 32 MiB in pieces of 512
 RDMA_IN_FLIGHT_FRACTION = 0.25  # of DRAM held by writes under way, so that reads find some
 RDMA_POLL_NS = 20_000  # a completion that is near is awaited awake; then the thread sleeps
 RDMA_REFRESH_MS = 5_000  # between looks at ports that say nothing; a look is some system calls
+RDMA_SLOW_CONNECT_MS = 20  # a connect that fails sooner did not wait for an address
 RDMA_UNREACHABLE_MS = 5_000  # between tries to connect to an address that nobody has
 RDMA_MEMORY_PROBE_BYTES = 64 * MIB  # registered by `memkv doctor`: more than the usual 8 MiB allow
 

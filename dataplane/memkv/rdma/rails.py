@@ -145,16 +145,16 @@ class Rails:
         self._regions.append(region)
         self._rails += [Rail(device, region, number) for number in numbers]
 
-    def _replace_if_back(self, old: Device) -> None:
+    def _replace_if_back(self, old: Device) -> bool:
         """Open a device anew that was removed and came back, once no lane is on it any more."""
         rails = [rail for rail in self._rails if rail.device is old]
         if any(rail.cuts for rail in rails) or old.name not in self._verbs.device_names():
-            return
+            return False
         try:
             device, region, _ = self._opened(old.name)
         except VerbsError as error:
             self._broken[old.name] = str(error)
-            return
+            return False
         self._broken.pop(old.name, None)
         self._devices = {
             fd: one for fd, one in self._devices.items() if one is not old
@@ -170,6 +170,7 @@ class Rails:
             old.close()
         except VerbsError as error:
             log.warning("RDMA device %s does not close: %s", old.name, error)
+        return True
 
     # --- looking ------------------------------------------------------------------------------
     @property
@@ -222,8 +223,8 @@ class Rails:
     def refresh(self) -> None:
         """Look at every port; lanes on a rail that is not usable any more are cut. A device that is
         opened anew has another event fd."""
-        self._look_ns = self._clock.monotonic_ns() + limits.RDMA_REFRESH_MS * 1_000_000
         with self._refreshing:
+            self._look_ns = self._clock.monotonic_ns() + limits.RDMA_REFRESH_MS * 1_000_000
             self._refresh()
 
     def _refresh(self) -> None:
@@ -234,7 +235,8 @@ class Rails:
             except VerbsError as error:
                 ports = {}
                 log.debug("device %s: %s", device.name, error)
-                self._replace_if_back(device)
+                if self._replace_if_back(device):
+                    self._look_ns = 0  # and look at it soon
             for rail in self._rails:
                 if rail.device is device:
                     self._look(rail, ports.get(rail.number), interfaces)
@@ -264,11 +266,12 @@ class Rails:
                 raise Refused(Status.BUSY, f"the worker has {self._pairs} queue pairs")
             self._pairs += 1
             rail.cuts.add(cut)
+        started_ns = self._clock.monotonic_ns()
         try:
             return self._connected(rail, request.end)
         except VerbsError as error:
             self.forget(rail, cut)
-            self._remember_unreachable(request.end.gid)
+            self._remember_if_slow(request.end.gid, started_ns)
             raise Refused(Status.UNAVAILABLE, f"{rail.name}: {error}") from error
 
     def _connected(self, rail: Rail, client: End) -> Opened:
@@ -299,8 +302,12 @@ class Rails:
         if self._clock.monotonic_ns() < until_ns:
             raise Refused(Status.BUSY, "this GID could not be reached a moment ago; try later")
 
-    def _remember_unreachable(self, gid: bytes) -> None:
+    def _remember_if_slow(self, gid: bytes, started_ns: int) -> None:
+        """What was refused at once cost nobody anything, and may have been the fault of whoever
+        named the address of another client."""
         now_ns = self._clock.monotonic_ns()
+        if now_ns - started_ns < limits.RDMA_SLOW_CONNECT_MS * 1_000_000:
+            return
         with self._lock:
             if len(self._unreachable) >= limits.RDMA_QUEUE_PAIRS_MAX:
                 self._unreachable.clear()

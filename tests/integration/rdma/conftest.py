@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from memkv import limits
 from memkv.client import keeper
 from memkv.client.backoff import Backoff
 from memkv.limits import MIB
@@ -35,6 +36,12 @@ def pool(tmp_path: Path, fabric: FakeFabric) -> Iterator[LocalWorkers]:
 @pytest.fixture(params=[False, True], ids=["arena", "strict"])
 def strict(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a node finds without an event it finds within a test."""
+    monkeypatch.setattr(limits, "RDMA_REFRESH_MS", 100)
 
 
 @pytest.fixture
