@@ -85,7 +85,7 @@ def test_gets_of_more_than_dram_all_come(
 def test_lanes_with_a_block_each_do_not_wait_for_each_other(
     fabric: FakeFabric, tiny: LocalWorkers
 ) -> None:
-    """As many gets as DRAM has blocks begin at once; each has one block under way, and wants more."""
+    """More gets than DRAM has blocks begin at once; each has one under way, and wants more."""
     client, _ = tiny.client(tiny.map(), verbs=FakeVerbs(fabric, ["client0"]), deadline_ms=20_000)
     arena = Arena(client, 2 * MIB)
     keys = [f"k{n}" for n in range(64)]  # nobody finds in DRAM what another one is sent

@@ -51,6 +51,13 @@ from memkv.wire.messages import (
     pack_statuses,
 )
 from memkv.wire.opcodes import Flag, Opcode, Transport
+from memkv.wire.rdma import (
+    ConnectRequest,
+    End,
+    RdmaRegister,
+    encode_connected,
+    encode_rdma_unregister,
+)
 from memkv.wire.ticket import anonymous_ticket
 
 ROOT = Path(__file__).parents[3]
@@ -73,7 +80,10 @@ HINT = Hint(0, 1234, 8, 2, UUID_WORKER, "127.0.0.1", 7071)
 
 def golden_frames() -> dict[str, bytes]:
     """Return every frame this file freezes, by name."""
-    return {**session_frames(), **payload_frames(), **local_frames(), **control_frames()}
+    return {
+        **session_frames(), **payload_frames(), **local_frames(), **rdma_frames(),
+        **control_frames(),
+    }  # fmt: skip
 
 
 def session_frames() -> dict[str, bytes]:
@@ -191,6 +201,53 @@ def local_frames() -> dict[str, bytes]:
         ),
         "local_put_response": encode_frame(
             Opcode.LOCAL_PUT, DONE, 22, pack_statuses([0]), count=1
+        ),
+    }  # fmt: skip
+
+
+def rdma_frames() -> dict[str, bytes]:
+    """Return the frames of RDMA."""
+    gids = [bytes(10) + b"\xff\xff" + bytes([10, 0, 0, host]) for host in (1, 2)]
+    client, node = End(0x123456, 0xABCDEF, 4096, 0, gids[0]), End(17, 99, 1024, 0, gids[1])
+    region = RdmaRegister(1, 2, Access.READ | Access.WRITE, 0xCAFE, 0x7F00_0000_1000, 1 << 20)
+    put = PutItem(ID_A, len(PAYLOAD), ROOT_SUM, SUMS, b"prefix01", b"session1", 60, 3)
+    wanted = [
+        LocalGetItem(ID_A, (Part(1, 4096, 16), Part(2, 0, 16, key=0xBEEF))),
+        LocalGetItem(ID_B, (Part(1, 8192, 8192),)),
+    ]
+    result = encode_get_result(0, 0, len(PAYLOAD), ROOT_SUM, SUMS, Source.DRAM)
+    parts = [Part(1, 0, 20), Part(2, 4, len(PAYLOAD) - 20, key=0xBEEF)]
+    return {
+        "rdma_connect": encode_frame(
+            Opcode.RDMA_CONNECT, 0, 23, ConnectRequest(client, 2, 3).encode(), deadline_ms=2000
+        ),
+        "rdma_connect_response": encode_frame(
+            Opcode.RDMA_CONNECT, DONE, 23, encode_connected(node)
+        ),
+        "rdma_connect_refused": encode_error(Opcode.RDMA_CONNECT, 23, Status.UNAVAILABLE, "no"),
+        "rdma_register": encode_frame(
+            Opcode.RDMA_REGISTER, 0, 24, region.encode(), deadline_ms=2000
+        ),
+        "rdma_register_response": encode_frame(Opcode.RDMA_REGISTER, DONE, 24),
+        "rdma_unregister": encode_frame(
+            Opcode.RDMA_UNREGISTER, 0, 25, encode_rdma_unregister(1, 2), deadline_ms=2000
+        ),
+        "rdma_unregister_response": encode_frame(Opcode.RDMA_UNREGISTER, DONE, 25),
+        "rdma_get": encode_frame(
+            Opcode.RDMA_GET, 0, 26, encode_local_get(wanted), count=2, deadline_ms=2000, **VERSION
+        ),
+        "rdma_get_response_placed": encode_frame(
+            Opcode.RDMA_GET, Flag.RESPONSE, 26, result, count=1
+        ),
+        "rdma_get_response_miss": encode_frame(
+            Opcode.RDMA_GET, DONE, 26, encode_get_result(1, Status.MISS), count=1
+        ),
+        "rdma_put": encode_frame(
+            Opcode.RDMA_PUT, Flag.LAST, 27, encode_local_put(put, parts), count=1,
+            deadline_ms=2000, **VERSION,
+        ),
+        "rdma_put_response": encode_frame(
+            Opcode.RDMA_PUT, DONE, 27, pack_statuses([0]), count=1
         ),
     }  # fmt: skip
 
