@@ -60,6 +60,8 @@ class Answer(Request):
     def wait(self, deadline_ns: int) -> bool:
         return True
 
+    def settled(self) -> None: ...
+
 
 class Noted:
     def __init__(self) -> None:

@@ -50,7 +50,7 @@ def check(owner: type, name: str, arguments: list[str]) -> None:
     assert [parameter.name for parameter in parameters] == arguments
     for parameter in parameters:
         assert parameter.annotation is not inspect.Parameter.empty, "typed"
-        wanted = inspect.Parameter.empty
+        wanted: object = inspect.Parameter.empty
         if name != "register_dmabuf":  # its fd has no default
             wanted = DEFAULTS.get(parameter.name, inspect.Parameter.empty)
         assert parameter.default is wanted or parameter.default == wanted
