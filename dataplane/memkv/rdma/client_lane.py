@@ -7,6 +7,7 @@ here any more. It needs no word from the node, and works in whatever state both 
 
 from __future__ import annotations
 
+import select
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from memkv.rdma.client_memory import ClientMemory, ClientPort, Registered
 from memkv.rdma.verbs import Access, Peer, QueuePair, VerbsError, Window
 from memkv.wire.rdma import End
 
+_BIND_WAIT_MS = 50
 _BIND_TIMEOUT_NS = 1_000_000_000  # a binding takes microseconds: the device is stuck
 
 
@@ -112,10 +114,14 @@ class ClientLane:
 
     def _await(self, work: int) -> None:
         until_ns = self._clock.monotonic_ns() + _BIND_TIMEOUT_NS
+        ready = select.poll()
+        ready.register(self._pair.event_fd, select.POLLIN)
         while self._clock.monotonic_ns() < until_ns:
+            self._pair.arm()
             for completion in self._pair.poll():
                 if completion.error:
                     raise VerbsError(f"a window was not opened: {completion.error}")
                 if completion.work == work:
                     return
+            ready.poll(_BIND_WAIT_MS)  # asleep: looking again and again keeps others from Python
         raise VerbsError("a window was not opened in time")

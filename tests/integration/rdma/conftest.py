@@ -40,8 +40,10 @@ def strict(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a node finds without an event it finds within a test."""
+    """What takes seconds to be found or tried again takes tenths of them."""
     monkeypatch.setattr(limits, "RDMA_REFRESH_MS", 100)
+    monkeypatch.setattr(keeper, "IDLE_TICK_S", 0.05)
+    monkeypatch.setattr(Backoff.__init__, "__defaults__", (None, 300))
 
 
 @pytest.fixture

@@ -43,13 +43,15 @@ def others(fabric: FakeFabric, pool: LocalWorkers) -> Iterator[list[int]]:
         while not stop.is_set():
             results.extend(client.batch_get_into(["k"], [arena.address], [SIZE]))
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    yield results
-    seen = len(results)
-    eventually(lambda: len(results) > seen, "one more get")
-    stop.set()
-    thread.join()
+    try:
+        yield results
+        seen = len(results)
+        eventually(lambda: len(results) > seen, "one more get")
+    finally:
+        stop.set()
+        thread.join(30)
     assert set(results) == {SIZE}
     assert client.stats().rdma_fallbacks <= 1  # the put may have been before the lanes
 
