@@ -34,6 +34,13 @@ def parse_rdma_mode(text: str) -> str:
     return text.lower()
 
 
+def parse_fabric(text: str) -> str:
+    """Return auto, rocev2 or infiniband."""
+    if text.lower() not in ("auto", "rocev2", "infiniband"):
+        raise ValueError(f"{text!r} is none of auto, rocev2 and infiniband")
+    return text.lower()
+
+
 NAME: Field[str] = Field(
     "name", units.parse_name, platform.node() or "node", "name of the node in the map", "node",
     "NAME", default_shown="this machine's name",
@@ -112,6 +119,10 @@ RDMA_GID_INDEX: Field[int] = Field(
 RDMA_TRAFFIC_CLASS: Field[int] = Field(
     "rdma_traffic_class", units.parse_index, 0, "traffic class of RoCE packets", "node", "0-255"
 )
+RDMA_FABRIC: Field[str] = Field(
+    "rdma_fabric", parse_fabric, "auto",
+    "use ports of one fabric only: rocev2 or infiniband; auto: of both", "node", "FABRIC",
+)  # fmt: skip
 INSECURE: Field[bool] = Field(
     "insecure", units.parse_flag, False, "allow an address other than loopback without TLS", "node"
 )
@@ -120,6 +131,7 @@ INSECURE: Field[bool] = Field(
 def run(call: Call) -> int:
     from memkv.node.node_config import DriveConfig, NodeConfig, RdmaConfig, RdmaMode
     from memkv.node.supervisor import run_node
+    from memkv.rdma.discovery import Fabric
 
     settings = call.settings
     if not settings[DIR]:
@@ -151,7 +163,7 @@ def run(call: Call) -> int:
         local_dir=path_of(settings, LOCAL_DIR),
         rdma=RdmaConfig(
             RdmaMode(settings[RDMA]), settings[RDMA_DEVICES], settings[RDMA_GID_INDEX],
-            settings[RDMA_TRAFFIC_CLASS],
+            settings[RDMA_TRAFFIC_CLASS], Fabric(settings[RDMA_FABRIC]),
         ),
         insecure=settings[INSECURE],
         tls=NODE_TLS.read(settings),
@@ -184,8 +196,8 @@ COMMAND = Command(
     run,
     (NAME, POOL, DIR, DRIVES, CAPACITY, MEMORY, HUGE_PAGES, NO_DISCARD, METADATA, HOST,
      ADVERTISE, DATA_PORT, ADMIN_PORT, HTTP_PORT, SLOTS, FAILURE_DOMAIN, LOCAL_DIR, RDMA,
-     RDMA_DEVICES, RDMA_GID_INDEX, RDMA_TRAFFIC_CLASS, *NODE_TLS.all(), NODE_TOKEN, PAYLOAD,
-     TICKET_KEYS, INSECURE, LOG_LEVEL),
+     RDMA_DEVICES, RDMA_GID_INDEX, RDMA_TRAFFIC_CLASS, RDMA_FABRIC, *NODE_TLS.all(), NODE_TOKEN,
+     PAYLOAD, TICKET_KEYS, INSECURE, LOG_LEVEL),
     examples=(
         "memkv node --dir /var/lib/memkv --capacity 20GiB",
         "memkv node --dir /var/lib/memkv --drives /dev/nvme1n1,/dev/nvme2n1 \\\n"

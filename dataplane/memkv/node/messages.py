@@ -66,6 +66,7 @@ class Start:
     rdma_devices: tuple[str, ...] = ()
     rdma_gid_index: int = -1
     rdma_traffic_class: int = 0
+    rdma_fabric: str = "auto"
     discard: bool = True
     """Tell the drive which of its blocks are unused."""
 

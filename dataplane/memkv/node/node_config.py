@@ -9,6 +9,7 @@ from memkv.errors import ConfigError
 from memkv.io.huge_pages import page_name
 from memkv.metadata.certificates import ClientTls, TlsFiles, client_tls
 from memkv.metadata.endpoint import check_exposure, is_loopback
+from memkv.rdma.discovery import Fabric
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,14 @@ class RdmaMode(Enum):
 @dataclass(frozen=True, slots=True)
 class RdmaConfig:
     """`devices`: names, all when empty; `gid_index`: instead of the choice, -1 for none;
-    `traffic_class`: of RoCE packets, as the fabric's administrators say."""
+    `traffic_class`: of RoCE packets, as the network's administrators say; `fabric`: whose ports
+    alone are used."""
 
     mode: RdmaMode = RdmaMode.AUTO
     devices: tuple[str, ...] = ()
     gid_index: int = -1
     traffic_class: int = 0
+    fabric: Fabric = Fabric.AUTO
 
 
 @dataclass(frozen=True, slots=True)

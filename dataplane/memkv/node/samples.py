@@ -6,7 +6,7 @@ from memkv.node.messages import Sample, TenantUsage
 from memkv.node.metrics import counter, gauge
 from memkv.node.moves.keeper import MoveStatistics
 from memkv.node.statistics import ConnectionCounts, WorkerStatistics
-from memkv.rdma.rails import Rails
+from memkv.rdma.rails import RailStatistics
 from memkv.store.drive import DriveState
 from memkv.store.statistics import StoreStatistics
 
@@ -95,10 +95,10 @@ def event_samples(events: ConnectionCounts) -> Iterator[Sample]:
         yield counter(f"memkv_connection_{name}", text, getattr(events, name))
 
 
-def rail_samples(rails: Rails) -> Iterator[Sample]:
+def rail_samples(rails: RailStatistics) -> Iterator[Sample]:
     """Yield what there is to say about RDMA."""
-    usable = rails.usable
-    yield gauge("memkv_rdma_rails_usable", "RDMA ports that clients can use", len(usable))
+    text = "RDMA ports that clients can use"
+    yield gauge("memkv_rdma_rails_usable", text, len(rails.usable))
     text = "RDMA ports and devices that clients cannot use"
     yield gauge("memkv_rdma_rails_unusable", text, len(rails.problems))
     text = "Connections to clients, one a lane"

@@ -240,6 +240,7 @@ class Supervisor:
             rdma_devices=config.rdma.devices,
             rdma_gid_index=config.rdma.gid_index,
             rdma_traffic_class=config.rdma.traffic_class,
+            rdma_fabric=config.rdma.fabric.value,
             discard=config.discard,
             host=config.host,
             port=config.data_port + position if config.data_port else 0,

@@ -50,8 +50,9 @@ from memkv.node.samples import (
 )
 from memkv.node.server import WorkerServer
 from memkv.node.store_adapter import NodeStore
+from memkv.rdma.discovery import Fabric
 from memkv.rdma.driver import PyVerbs
-from memkv.rdma.rails import RailOptions, Rails
+from memkv.rdma.rails import RailOptions, Rails, RailStatistics
 from memkv.rdma.verbs import VerbsError
 from memkv.shardmap import MapInvalid, MapVersion, ShardMap, decode_map
 from memkv.shardmap import Worker as ShardWorker
@@ -119,8 +120,9 @@ def rail_options(start: Start) -> RailOptions:
     """Return what the supervisor says of RDMA. Drives and NICs are best on one NUMA node."""
     near = numa_node_of(Path(start.drive))
     return RailOptions(
-        start.rdma_devices, start.rdma_gid_index, start.rdma_traffic_class, near
-    )
+        start.rdma_devices, start.rdma_gid_index, start.rdma_traffic_class, near,
+        Fabric(start.rdma_fabric),
+    )  # fmt: skip
 
 
 def problem_text(rails: Rails | str) -> str:
@@ -315,8 +317,8 @@ class Worker:
         if serving:
             samples += server_samples(self._server.statistics())
             samples += move_samples(moves)
-        if isinstance(rails, Rails):
-            samples += rail_samples(rails)
+        rdma = rails.statistics() if isinstance(rails, Rails) else RailStatistics()
+        samples += rail_samples(rdma)
         if self._health is not None:
             samples += self._health.samples()
         return Report(
@@ -334,7 +336,7 @@ class Worker:
             drive_state=statistics.drive_state,
             drive_problem=statistics.drive_problem,
             samples=tuple(samples),
-            rdma_rails=tuple(rails.usable) if isinstance(rails, Rails) else (),
+            rdma_rails=rdma.usable,
             rdma_problem=problem_text(rails),
         )
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from memkv import limits
-from memkv.rdma.discovery import choose
+from memkv.rdma.discovery import Fabric, choose
 from memkv.rdma.verbs import (
     REMOTE,
     Access,
@@ -45,12 +45,14 @@ class MemoryMode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RdmaOptions:
-    """`devices`: names, all when empty; `gid_index`: an override that is checked, -1 for none."""
+    """`devices`: names, all when empty; `gid_index`: an override that is checked, -1 for none;
+    `fabric`: whose ports alone are used."""
 
     mode: MemoryMode = MemoryMode.ARENA
     devices: tuple[str, ...] = ()
     gid_index: int = -1
     traffic_class: int = 0
+    fabric: Fabric = Fabric.AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,8 @@ class ClientMemory:
                 continue
             self.problems.pop(device.name, None)
             for port in ports:
+                if not self.options.fabric.takes(port.link_layer):
+                    continue
                 name = f"{port.device}/{port.number}"
                 choice = choose(port, interfaces, gid_index=self.options.gid_index)
                 if choice.gid is None:
@@ -313,10 +317,22 @@ class ClientMemory:
             self.problems["RDMA"] = "this machine has no RDMA device; `memkv doctor` says more"
         for name in names[: limits.RDMA_DEVICES_MAX]:
             try:
-                self._devices.append(verbs.open(name))
-                self.problems.pop(name, None)
+                self._add_device(name, verbs.open(name))
             except VerbsError as error:
                 self.problems[name] = str(error)
+
+    def _add_device(self, name: str, device: Device) -> None:
+        """Keep a device with ports of the fabric; memory is not registered with others."""
+        fabric = self.options.fabric
+        try:
+            if fabric is Fabric.AUTO or any(fabric.takes(p.link_layer) for p in device.ports()):
+                self._devices.append(device)
+                self.problems.pop(name, None)
+                return
+            self.problems[name] = f"it has no port of {fabric.value}, which is asked for"
+        except VerbsError as error:
+            self.problems[name] = str(error)
+        _close_device(device)
 
 
 def _close_device(device: Device) -> None:

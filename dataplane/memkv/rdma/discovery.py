@@ -7,11 +7,28 @@ peers are told the GID itself, and a configured index is checked before it is be
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 
 from memkv.rdma.verbs import Gid, GidType, LinkLayer, Port
 
 Address = IPv4Address | IPv6Address
+
+
+class Fabric(Enum):
+    """Of which network ports are used: a host may have ports of both."""
+
+    AUTO = "auto"
+    """Of any."""
+    ROCE_V2 = "rocev2"
+    INFINIBAND = "infiniband"
+
+    def takes(self, layer: LinkLayer) -> bool:
+        """Return whether a port of this link layer is one of the fabric."""
+        return self is Fabric.AUTO or layer is _LAYERS[self]
+
+
+_LAYERS = {Fabric.ROCE_V2: LinkLayer.ETHERNET, Fabric.INFINIBAND: LinkLayer.INFINIBAND}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ Memory is registered for local use only: no peer ever reads or writes it by itse
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memkv import limits
 from memkv._hotpath import address_of
 from memkv.clock import Clock
-from memkv.rdma.discovery import choose
+from memkv.rdma.discovery import Fabric, choose
 from memkv.rdma.verbs import (
     Access,
     Device,
@@ -39,12 +39,13 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class RailOptions:
     """`devices`: names, all when empty; `gid_index`: an override that is checked, -1 for none;
-    `near_numa_node`: of the drive, -1 when unknown."""
+    `near_numa_node`: of the drive, -1 when unknown; `fabric`: whose ports alone are rails."""
 
     devices: tuple[str, ...] = ()
     gid_index: int = -1
     traffic_class: int = 0
     near_numa_node: int = -1
+    fabric: Fabric = Fabric.AUTO
 
 
 class Refused(Exception):
@@ -53,6 +54,10 @@ class Refused(Exception):
     def __init__(self, status: Status, text: str) -> None:
         super().__init__(text)
         self.status = status
+
+
+class OtherFabric(VerbsError):
+    """A device has no port of the fabric that is asked for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +102,19 @@ class Opened:
     end: End
 
 
+@dataclass(frozen=True, slots=True)
+class RailStatistics:
+    """What a worker's rails are like now."""
+
+    usable: tuple[str, ...] = ()
+    """Names of the rails that clients can use."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """Why a device or a rail is not usable, by its name."""
+    queue_pairs: int = 0
+    broken: int = 0
+    """Queue pairs that broke."""
+
+
 class Rails:
     """All rails of one worker. Thread-safe."""
 
@@ -115,6 +133,7 @@ class Rails:
         self._devices: dict[int, Device] = {}  # by event fd
         self._regions: list[MemoryRegion] = []
         self._broken: dict[str, str] = {}
+        self._foreign: dict[str, str] = {}
         self._pairs = 0
         self._look_ns = 0
         self._unreachable: dict[bytes, int] = {}
@@ -123,6 +142,8 @@ class Rails:
         for name in options.devices or verbs.device_names():
             try:
                 self._add(*self._opened(name))
+            except OtherFabric as error:
+                self._foreign[name] = str(error)
             except VerbsError as error:
                 self._broken[name] = str(error)
         near = options.near_numa_node
@@ -130,12 +151,16 @@ class Rails:
         self.refresh()
 
     def _opened(self, name: str) -> tuple[Device, MemoryRegion, list[int]]:
-        """Open a device and register the memory with it; the numbers are its ports'."""
-        device = self._verbs.open(name)
+        """Open a device and register the memory with it; the numbers are its ports' of the fabric.
+        VerbsError; OtherFabric where there are none."""
+        device, fabric = self._verbs.open(name), self._options.fabric
         try:
             memory = self._memory
+            numbers = [port.number for port in device.ports() if fabric.takes(port.link_layer)]
+            if not numbers and fabric is not Fabric.AUTO:
+                raise OtherFabric(f"it has no port of {fabric.value}, which is asked for")
             region = device.register(address_of(memory), memory.nbytes, Access.LOCAL_WRITE)
-            return device, region, [port.number for port in device.ports()]
+            return device, region, numbers
         except VerbsError:
             device.close()
             raise
@@ -188,13 +213,17 @@ class Rails:
 
     @property
     def problems(self) -> dict[str, str]:
-        """Why a device or a rail is not usable, by its name."""
+        """Why a device or a rail is not usable, by its name. That devices are of another fabric
+        than is asked for is a problem only where there is no other."""
         down = {rail.name: rail.problem for rail in self._rails if rail.problem}
-        return {**self._broken, **down}
+        return {**({} if self._rails else self._foreign), **self._broken, **down}
 
     @property
     def queue_pairs(self) -> int:
         return self._pairs
+
+    def statistics(self) -> RailStatistics:
+        return RailStatistics(tuple(self.usable), self.problems, self._pairs, self.broken)
 
     def regions(self) -> Sequence[MemoryRegion]:
         """Return every registration of the node's memory."""
