@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from memkv.client.options import rdma_options
+from memkv.client.rdma_settings import RdmaSettings
 from memkv.io.file_device import FileDevice
 from memkv.limits import MIB
 from memkv.rdma.driver import PyVerbs
@@ -54,10 +54,10 @@ if os.environ.get("MEMKV_TEST_TRANSPORT") == "rdma":
             "MEMKV_RDMA_MODE": os.environ.get("MEMKV_RDMA_MODE", ""),
             "MEMKV_RDMA_DEVICES": "" if named == FAKE else named,
         }
+        options = RdmaSettings(environment, {}, "").options
         with pytest.MonkeyPatch.context() as patch:
             go_over_rdma(
-                patch, lambda: verbs("node"), lambda: verbs("client"), rdma_options(environment),
-                COUNTS.append,
+                patch, lambda: verbs("node"), lambda: verbs("client"), options, COUNTS.append
             )
             drives = os.environ.get("MEMKV_TEST_DRIVES")
             if drives:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from memkv.client.credentials import CREDENTIAL_NAMES, Credentials, credentials_of
+from memkv.client.rdma_settings import RDMA_AUTO, RDMA_OFF, RDMA_ON, RdmaSettings
 from memkv.clock import Clock, SystemClock
 from memkv.errors import CallerError
 from memkv.limits import DEADLINE_MS_DEFAULT, MAP_BOOTSTRAP_TIMEOUT_MS
-from memkv.rdma.client_memory import MemoryMode, RdmaOptions
+from memkv.rdma.client_memory import RdmaOptions
 from memkv.rdma.driver import PyVerbs
 from memkv.rdma.verbs import Verbs
 
@@ -24,7 +25,6 @@ HINT_ID_BYTES = 8
 TTL_S_MAX = 10 * 365 * 24 * 3600  # ten years: the expiry of a record is 32 bits of seconds
 
 LOCAL_OFF = "off"
-RDMA_AUTO, RDMA_ON, RDMA_OFF = "auto", "on", "off"
 DEFAULT_ENDPOINT = "127.0.0.1:7443"
 DEFAULT_POOL = "default/local"
 CONNECTION_FILE = Path("/etc/memkv/connection.json")
@@ -169,59 +169,55 @@ class ConnectOptions:
                 {name: os.environ.get(f"MEMKV_{name.upper()}", "") for name in CREDENTIAL_NAMES},
                 "MEMKV_* variables",
             )
+        document: Mapping[str, object] = {}
         if found is None and CONNECTION_FILE.exists():
-            found, pool, given = _read_connection_file(CONNECTION_FILE, pool)
+            document = _read_connection_file(CONNECTION_FILE)
+            found, pool, given = _named_pool(document, CONNECTION_FILE, pool)
             credentials = credentials or given
         found = found or DEFAULT_ENDPOINT
         host, _, port = found.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise CallerError(f"endpoint {found!r} is not HOST:PORT, such as {DEFAULT_ENDPOINT}")
+        rdma = RdmaSettings(os.environ, document, str(CONNECTION_FILE))
         return cls(
             found, pool, tenant, deadline_ms, credentials,
             local_dir=os.environ.get("MEMKV_LOCAL_DIR", ""),
-            rdma=os.environ.get("MEMKV_RDMA", "") or RDMA_AUTO,
-            rdma_options=rdma_options(os.environ),
+            rdma=rdma.switch,
+            rdma_options=rdma.options,
             cache_dir=Path(cache) if (cache := os.environ.get("MEMKV_CACHE_DIR")) else None,
         )
 
 
-def rdma_options(environment: Mapping[str, str]) -> RdmaOptions:
-    """Return what the MEMKV_RDMA_* variables say. CallerError."""
-    mode = environment.get("MEMKV_RDMA_MODE") or MemoryMode.ARENA.value
-    names = environment.get("MEMKV_RDMA_DEVICES", "")
-    numbers = {}
-    for name, default in (("GID_INDEX", "-1"), ("TRAFFIC_CLASS", "0")):
-        text = environment.get(f"MEMKV_RDMA_{name}") or default
-        try:
-            numbers[name] = int(text)
-        except ValueError as error:
-            raise CallerError(f"MEMKV_RDMA_{name} must be a number, not {text!r}") from error
-    if mode not in {known.value for known in MemoryMode}:
-        raise CallerError(f"MEMKV_RDMA_MODE must be arena or strict, not {mode!r}")
-    return RdmaOptions(
-        MemoryMode(mode), tuple(name.strip() for name in names.split(",") if name.strip()),
-        numbers["GID_INDEX"], numbers["TRAFFIC_CLASS"],
-    )
-
-
-def _read_connection_file(path: Path, pool: str) -> tuple[str, str, Credentials | None]:
-    """Return (endpoint, pool, credentials) of the file that the operator mounts into inference
-    pods.
-
-    A pool that the caller names wins over the file's.
-    """
+def _read_connection_file(path: Path) -> Mapping[str, object]:
+    """Return the file that the operator mounts into inference pods; it may have more keys than this
+    version knows."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        endpoint = content["endpoint"]
-        named = content.get("pool", pool) if pool == DEFAULT_POOL else pool
-        texts = {name: str(content.get(name) or "") for name in CREDENTIAL_NAMES}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CallerError(
-            f"{path} does not name a pool ({error!r}); it is the ConfigMap <pool>-connection: "
-            "mount it whole, or pass the endpoint"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _not_a_connection(path, repr(error)) from error
+    if not isinstance(content, dict):
+        raise _not_a_connection(path, f"{type(content).__name__}, not an object")
+    return content
+
+
+def _named_pool(
+    content: Mapping[str, object], path: Path, pool: str
+) -> tuple[str, str, Credentials | None]:
+    """Return (endpoint, pool, credentials). A pool that the caller names wins over the file's."""
+    endpoint = content.get("endpoint")
+    if endpoint is None:
+        raise _not_a_connection(path, "it has no endpoint")
+    named = content.get("pool", pool) if pool == DEFAULT_POOL else pool
+    texts = {name: str(content.get(name) or "") for name in CREDENTIAL_NAMES}
     if not isinstance(endpoint, str) or not isinstance(named, str):
         raise CallerError(f"{path}: endpoint and pool must be text")
     if texts["ca"]:
         texts["ca"] = str(path)  # a program lives longer than a CA: it is read there anew
     return endpoint, named, credentials_of(texts, str(path))
+
+
+def _not_a_connection(path: Path, why: str) -> CallerError:
+    return CallerError(
+        f"{path} does not name a pool ({why}); it is the ConfigMap <pool>-connection: mount it "
+        "whole, or pass the endpoint"
+    )

@@ -20,7 +20,8 @@ from memkv.client.buffers import Region, Scatter, scatter_bytes
 from memkv.client.calls import Call, Request
 from memkv.client.core import ClientCore, Routes
 from memkv.client.operations import Started
-from memkv.client.options import LOCAL_OFF, RDMA_ON, ConnectOptions, PutOptions
+from memkv.client.options import LOCAL_OFF, ConnectOptions, PutOptions
+from memkv.client.rdma_settings import RDMA_ON
 from memkv.client.requests import Requests
 from memkv.client.routing import Keys
 from memkv.client.source import MapSource

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from memkv._hotpath import address_of
 from memkv.client.attach import Attachment
-from memkv.client.options import LOCAL_OFF, RDMA_ON, ConnectOptions, PutOptions
+from memkv.client.options import LOCAL_OFF, ConnectOptions, PutOptions
+from memkv.client.rdma_settings import RDMA_ON
 from memkv.client.rdma_side import RdmaSide
 from memkv.client.sync import Client
 from memkv.clock import SystemClock
