@@ -24,8 +24,8 @@ STYLES = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "broken": "[bol
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dir", metavar="DIR", default=tempfile.gettempdir(),
-        help="directory where nodes would keep their files (default: %(default)s)",
+        "--dir", metavar="DIR", default="",
+        help="directory where nodes would keep their files (default: that of temporary files)",
     )  # fmt: skip
     parser.add_argument(
         "--strict", action="store_true",
@@ -37,7 +37,7 @@ def run(call: Call) -> int:
     from memkv.cli.check import BROKEN, WARNING
     from memkv.cli.checks import all_checks
 
-    directory = Path(call.arguments.dir)
+    directory = Path(call.arguments.dir or temporary())
     if not directory.is_dir():
         raise UsageError(f"--dir {directory}: no such directory; make it first")
     checks = all_checks(directory)
@@ -61,6 +61,14 @@ def run(call: Call) -> int:
     if broken:
         return Exit.UNFIT
     return Exit.FAILED if warnings and call.arguments.strict else Exit.OK
+
+
+def temporary() -> str:
+    """Return the directory of temporary files. A pod's root may be read-only and have none."""
+    try:
+        return tempfile.gettempdir()
+    except OSError as error:
+        raise UsageError("nothing can be written to here: name a directory by --dir") from error
 
 
 def row(check: Check) -> tuple[str, str, str, str]:

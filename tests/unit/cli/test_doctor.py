@@ -1,6 +1,8 @@
 """`memkv doctor`: exit code by severity, and what it prints."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +59,18 @@ def test_what_fails_while_looking_is_a_finding() -> None:
     (found,) = checks.several("drives", failing)
     assert (found.name, found.state) == ("drives", WARNING)
     assert "Input/output error" in found.found
+
+
+def test_a_pod_that_can_write_nowhere_names_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The root of data-plane pods is read-only, and there is no /tmp in them."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    monkeypatch.setattr(checks, "all_checks", lambda directory: [FINE])
+    assert main.main(["doctor"]) == Exit.USAGE
+    assert "name a directory by --dir" in capsys.readouterr().err
+    assert main.main(["doctor", "--dir", str(tmp_path)]) == Exit.OK
