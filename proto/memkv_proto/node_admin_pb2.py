@@ -25,41 +25,41 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmemkv_proto/node_admin.proto\x12\x08memkv.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x0c\x46inishedMove\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x13\n\x0bsince_epoch\x18\x02 \x01(\x04\"\x89\x01\n\x0bTenantUsage\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0b\x66lash_bytes\x18\x02 \x01(\x04\x12\x1e\n\x16\x66lash_guaranteed_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x1f\n\x17memory_guaranteed_bytes\x18\x05 \x01(\x04\"\xe2\x03\n\x0bWorkerFacts\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\r\x12$\n\x05phase\x18\x04 \x01(\x0e\x32\x15.memkv.v1.WorkerPhase\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x0c\n\x04port\x18\x06 \x01(\r\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x07 \x01(\x04\x12\x12\n\nused_bytes\x18\x08 \x01(\x04\x12\x15\n\rapplied_epoch\x18\t \x01(\x04\x12\x13\n\x0bmap_lineage\x18\n \x01(\x0c\x12.\n\x0e\x66inished_moves\x18\x0b \x03(\x0b\x32\x16.memkv.v1.FinishedMove\x12\x10\n\x08restarts\x18\x0c \x01(\r\x12\x0f\n\x07message\x18\r \x01(\t\x12\"\n\x1a\x66lash_guaranteed_bytes_max\x18\x0e \x01(\x04\x12#\n\x1bmemory_guaranteed_bytes_max\x18\x0f \x01(\x04\x12&\n\x07tenants\x18\x10 \x03(\x0b\x32\x15.memkv.v1.TenantUsage\x12)\n\x0b\x64rive_state\x18\x11 \x01(\x0e\x32\x14.memkv.v1.DriveState\x12\x15\n\rdrive_problem\x18\x12 \x01(\t\"=\n\x05\x44rive\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\r\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\"h\n\x0bTenantQuota\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0b\x66lash_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x13\n\x06worker\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_worker\"^\n\tTicketKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12-\n\tnot_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc6\x01\n\x08NodeSpec\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.memkv.v1.NodeState\x12\x1f\n\x06\x64rives\x18\x03 \x03(\x0b\x32\x0f.memkv.v1.Drive\x12%\n\x06quotas\x18\x04 \x03(\x0b\x32\x15.memkv.v1.TenantQuota\x12(\n\x0bticket_keys\x18\x05 \x03(\x0b\x32\x13.memkv.v1.TicketKey\x12\x10\n\x08revision\x18\x06 \x01(\t\"\x11\n\x0fGetFactsRequest\"\xd2\x02\n\x10GetFactsResponse\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x16\n\x0e\x66\x61ilure_domain\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\"\n\x05state\x18\x05 \x01(\x0e\x32\x13.memkv.v1.NodeState\x12\x17\n\x0fspec_generation\x18\x06 \x01(\x04\x12&\n\x07workers\x18\x07 \x03(\x0b\x32\x15.memkv.v1.WorkerFacts\x12\x18\n\x10software_version\x18\x08 \x01(\t\x12\x1a\n\x12metadata_connected\x18\t \x01(\x08\x12\x15\n\rspec_revision\x18\n \x01(\t\x12\x12\n\ntransports\x18\x0b \x03(\t\x12\x17\n\x0fhuge_page_bytes\x18\x0c \x01(\x04\x12\x16\n\x0eticket_key_ids\x18\r \x03(\t\"0\n\x0c\x41pplyRequest\x12 \n\x04spec\x18\x01 \x01(\x0b\x32\x12.memkv.v1.NodeSpec\"9\n\rApplyResponse\x12\x17\n\x0fspec_generation\x18\x01 \x01(\x04\x12\x0f\n\x07pending\x18\x02 \x01(\t*\xab\x01\n\x0bWorkerPhase\x12\x1c\n\x18WORKER_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_PHASE_STARTING\x10\x01\x12\x16\n\x12WORKER_PHASE_READY\x10\x02\x12\x18\n\x14WORKER_PHASE_BACKOFF\x10\x03\x12\x17\n\x13WORKER_PHASE_FAILED\x10\x04\x12\x18\n\x14WORKER_PHASE_STOPPED\x10\x05*t\n\nDriveState\x12\x1b\n\x17\x44RIVE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44RIVE_STATE_HEALTHY\x10\x01\x12\x17\n\x13\x44RIVE_STATE_SUSPECT\x10\x02\x12\x17\n\x13\x44RIVE_STATE_FAULTED\x10\x03*W\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_STATE_ACTIVE\x10\x01\x12\x17\n\x13NODE_STATE_DRAINING\x10\x02\x32\x88\x01\n\tNodeAdmin\x12\x41\n\x08GetFacts\x12\x19.memkv.v1.GetFactsRequest\x1a\x1a.memkv.v1.GetFactsResponse\x12\x38\n\x05\x41pply\x12\x16.memkv.v1.ApplyRequest\x1a\x17.memkv.v1.ApplyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmemkv_proto/node_admin.proto\x12\x08memkv.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x0c\x46inishedMove\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x13\n\x0bsince_epoch\x18\x02 \x01(\x04\"\x89\x01\n\x0bTenantUsage\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0b\x66lash_bytes\x18\x02 \x01(\x04\x12\x1e\n\x16\x66lash_guaranteed_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x1f\n\x17memory_guaranteed_bytes\x18\x05 \x01(\x04\"\x8c\x04\n\x0bWorkerFacts\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\r\x12$\n\x05phase\x18\x04 \x01(\x0e\x32\x15.memkv.v1.WorkerPhase\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x0c\n\x04port\x18\x06 \x01(\r\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x07 \x01(\x04\x12\x12\n\nused_bytes\x18\x08 \x01(\x04\x12\x15\n\rapplied_epoch\x18\t \x01(\x04\x12\x13\n\x0bmap_lineage\x18\n \x01(\x0c\x12.\n\x0e\x66inished_moves\x18\x0b \x03(\x0b\x32\x16.memkv.v1.FinishedMove\x12\x10\n\x08restarts\x18\x0c \x01(\r\x12\x0f\n\x07message\x18\r \x01(\t\x12\"\n\x1a\x66lash_guaranteed_bytes_max\x18\x0e \x01(\x04\x12#\n\x1bmemory_guaranteed_bytes_max\x18\x0f \x01(\x04\x12&\n\x07tenants\x18\x10 \x03(\x0b\x32\x15.memkv.v1.TenantUsage\x12)\n\x0b\x64rive_state\x18\x11 \x01(\x0e\x32\x14.memkv.v1.DriveState\x12\x15\n\rdrive_problem\x18\x12 \x01(\t\x12\x12\n\nrdma_rails\x18\x13 \x03(\t\x12\x14\n\x0crdma_problem\x18\x14 \x01(\t\"=\n\x05\x44rive\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\r\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\"h\n\x0bTenantQuota\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0b\x66lash_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x13\n\x06worker\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_worker\"^\n\tTicketKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12-\n\tnot_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc6\x01\n\x08NodeSpec\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.memkv.v1.NodeState\x12\x1f\n\x06\x64rives\x18\x03 \x03(\x0b\x32\x0f.memkv.v1.Drive\x12%\n\x06quotas\x18\x04 \x03(\x0b\x32\x15.memkv.v1.TenantQuota\x12(\n\x0bticket_keys\x18\x05 \x03(\x0b\x32\x13.memkv.v1.TicketKey\x12\x10\n\x08revision\x18\x06 \x01(\t\"\x11\n\x0fGetFactsRequest\"\xe7\x02\n\x10GetFactsResponse\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x16\n\x0e\x66\x61ilure_domain\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\"\n\x05state\x18\x05 \x01(\x0e\x32\x13.memkv.v1.NodeState\x12\x17\n\x0fspec_generation\x18\x06 \x01(\x04\x12&\n\x07workers\x18\x07 \x03(\x0b\x32\x15.memkv.v1.WorkerFacts\x12\x18\n\x10software_version\x18\x08 \x01(\t\x12\x1a\n\x12metadata_connected\x18\t \x01(\x08\x12\x15\n\rspec_revision\x18\n \x01(\t\x12\x12\n\ntransports\x18\x0b \x03(\t\x12\x17\n\x0fhuge_page_bytes\x18\x0c \x01(\x04\x12\x16\n\x0eticket_key_ids\x18\r \x03(\t\x12\x13\n\x0brdma_wanted\x18\x0e \x01(\x08\"0\n\x0c\x41pplyRequest\x12 \n\x04spec\x18\x01 \x01(\x0b\x32\x12.memkv.v1.NodeSpec\"9\n\rApplyResponse\x12\x17\n\x0fspec_generation\x18\x01 \x01(\x04\x12\x0f\n\x07pending\x18\x02 \x01(\t*\xab\x01\n\x0bWorkerPhase\x12\x1c\n\x18WORKER_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_PHASE_STARTING\x10\x01\x12\x16\n\x12WORKER_PHASE_READY\x10\x02\x12\x18\n\x14WORKER_PHASE_BACKOFF\x10\x03\x12\x17\n\x13WORKER_PHASE_FAILED\x10\x04\x12\x18\n\x14WORKER_PHASE_STOPPED\x10\x05*t\n\nDriveState\x12\x1b\n\x17\x44RIVE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44RIVE_STATE_HEALTHY\x10\x01\x12\x17\n\x13\x44RIVE_STATE_SUSPECT\x10\x02\x12\x17\n\x13\x44RIVE_STATE_FAULTED\x10\x03*W\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_STATE_ACTIVE\x10\x01\x12\x17\n\x13NODE_STATE_DRAINING\x10\x02\x32\x88\x01\n\tNodeAdmin\x12\x41\n\x08GetFacts\x12\x19.memkv.v1.GetFactsRequest\x1a\x1a.memkv.v1.GetFactsResponse\x12\x38\n\x05\x41pply\x12\x16.memkv.v1.ApplyRequest\x1a\x17.memkv.v1.ApplyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'memkv_proto.node_admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERPHASE']._serialized_start=1687
-  _globals['_WORKERPHASE']._serialized_end=1858
-  _globals['_DRIVESTATE']._serialized_start=1860
-  _globals['_DRIVESTATE']._serialized_end=1976
-  _globals['_NODESTATE']._serialized_start=1978
-  _globals['_NODESTATE']._serialized_end=2065
+  _globals['_WORKERPHASE']._serialized_start=1750
+  _globals['_WORKERPHASE']._serialized_end=1921
+  _globals['_DRIVESTATE']._serialized_start=1923
+  _globals['_DRIVESTATE']._serialized_end=2039
+  _globals['_NODESTATE']._serialized_start=2041
+  _globals['_NODESTATE']._serialized_end=2128
   _globals['_FINISHEDMOVE']._serialized_start=75
   _globals['_FINISHEDMOVE']._serialized_end=124
   _globals['_TENANTUSAGE']._serialized_start=127
   _globals['_TENANTUSAGE']._serialized_end=264
   _globals['_WORKERFACTS']._serialized_start=267
-  _globals['_WORKERFACTS']._serialized_end=749
-  _globals['_DRIVE']._serialized_start=751
-  _globals['_DRIVE']._serialized_end=812
-  _globals['_TENANTQUOTA']._serialized_start=814
-  _globals['_TENANTQUOTA']._serialized_end=918
-  _globals['_TICKETKEY']._serialized_start=920
-  _globals['_TICKETKEY']._serialized_end=1014
-  _globals['_NODESPEC']._serialized_start=1017
-  _globals['_NODESPEC']._serialized_end=1215
-  _globals['_GETFACTSREQUEST']._serialized_start=1217
-  _globals['_GETFACTSREQUEST']._serialized_end=1234
-  _globals['_GETFACTSRESPONSE']._serialized_start=1237
-  _globals['_GETFACTSRESPONSE']._serialized_end=1575
-  _globals['_APPLYREQUEST']._serialized_start=1577
-  _globals['_APPLYREQUEST']._serialized_end=1625
-  _globals['_APPLYRESPONSE']._serialized_start=1627
-  _globals['_APPLYRESPONSE']._serialized_end=1684
-  _globals['_NODEADMIN']._serialized_start=2068
-  _globals['_NODEADMIN']._serialized_end=2204
+  _globals['_WORKERFACTS']._serialized_end=791
+  _globals['_DRIVE']._serialized_start=793
+  _globals['_DRIVE']._serialized_end=854
+  _globals['_TENANTQUOTA']._serialized_start=856
+  _globals['_TENANTQUOTA']._serialized_end=960
+  _globals['_TICKETKEY']._serialized_start=962
+  _globals['_TICKETKEY']._serialized_end=1056
+  _globals['_NODESPEC']._serialized_start=1059
+  _globals['_NODESPEC']._serialized_end=1257
+  _globals['_GETFACTSREQUEST']._serialized_start=1259
+  _globals['_GETFACTSREQUEST']._serialized_end=1276
+  _globals['_GETFACTSRESPONSE']._serialized_start=1279
+  _globals['_GETFACTSRESPONSE']._serialized_end=1638
+  _globals['_APPLYREQUEST']._serialized_start=1640
+  _globals['_APPLYREQUEST']._serialized_end=1688
+  _globals['_APPLYRESPONSE']._serialized_start=1690
+  _globals['_APPLYRESPONSE']._serialized_end=1747
+  _globals['_NODEADMIN']._serialized_start=2131
+  _globals['_NODEADMIN']._serialized_end=2267
 # @@protoc_insertion_point(module_scope)

@@ -200,6 +200,8 @@ class WorkerFacts(_message.Message):
     TENANTS_FIELD_NUMBER: _builtins.int
     DRIVE_STATE_FIELD_NUMBER: _builtins.int
     DRIVE_PROBLEM_FIELD_NUMBER: _builtins.int
+    RDMA_RAILS_FIELD_NUMBER: _builtins.int
+    RDMA_PROBLEM_FIELD_NUMBER: _builtins.int
     uuid: _builtins.bytes
     """UUID (16 bytes) from its superblock; empty until it was read once."""
     incarnation: _builtins.int
@@ -232,6 +234,10 @@ class WorkerFacts(_message.Message):
     """What its drive is good for."""
     drive_problem: _builtins.str
     """What failed last or, of a faulted drive, why it is so."""
+    rdma_problem: _builtins.str
+    """Why there are none, or which more there are and why those are not used; empty also where RDMA is
+    off.
+    """
     @_builtins.property
     def finished_moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___FinishedMove]:
         """Moves that ended and that the newest applied map still lists."""
@@ -239,6 +245,10 @@ class WorkerFacts(_message.Message):
     @_builtins.property
     def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantUsage]:
         """Tenants with a guarantee, and some of the others: those with the most flash."""
+
+    @_builtins.property
+    def rdma_rails(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ports of RDMA devices that clients can use now, as device/port."""
 
     def __init__(
         self,
@@ -261,10 +271,12 @@ class WorkerFacts(_message.Message):
         tenants: _abc.Iterable[Global___TenantUsage] | None = ...,
         drive_state: Global___DriveState.ValueType = ...,
         drive_problem: _builtins.str = ...,
+        rdma_rails: _abc.Iterable[_builtins.str] | None = ...,
+        rdma_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_epoch", b"applied_epoch", "capacity_bytes", b"capacity_bytes", "drive_problem", b"drive_problem", "drive_state", b"drive_state", "finished_moves", b"finished_moves", "flash_guaranteed_bytes_max", b"flash_guaranteed_bytes_max", "host", b"host", "incarnation", b"incarnation", "map_lineage", b"map_lineage", "memory_guaranteed_bytes_max", b"memory_guaranteed_bytes_max", "message", b"message", "phase", b"phase", "port", b"port", "position", b"position", "restarts", b"restarts", "tenants", b"tenants", "used_bytes", b"used_bytes", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_epoch", b"applied_epoch", "capacity_bytes", b"capacity_bytes", "drive_problem", b"drive_problem", "drive_state", b"drive_state", "finished_moves", b"finished_moves", "flash_guaranteed_bytes_max", b"flash_guaranteed_bytes_max", "host", b"host", "incarnation", b"incarnation", "map_lineage", b"map_lineage", "memory_guaranteed_bytes_max", b"memory_guaranteed_bytes_max", "message", b"message", "phase", b"phase", "port", b"port", "position", b"position", "rdma_problem", b"rdma_problem", "rdma_rails", b"rdma_rails", "restarts", b"restarts", "tenants", b"tenants", "used_bytes", b"used_bytes", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -456,6 +468,7 @@ class GetFactsResponse(_message.Message):
     TRANSPORTS_FIELD_NUMBER: _builtins.int
     HUGE_PAGE_BYTES_FIELD_NUMBER: _builtins.int
     TICKET_KEY_IDS_FIELD_NUMBER: _builtins.int
+    RDMA_WANTED_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     """The node's name."""
     pool: _builtins.str
@@ -476,6 +489,8 @@ class GetFactsResponse(_message.Message):
     """`revision` of the NodeSpec in force."""
     huge_page_bytes: _builtins.int
     """Bytes of the reserved huge pages that hold blocks in DRAM; 0: ordinary pages."""
+    rdma_wanted: _builtins.bool
+    """Whether its workers look for RDMA devices; without rails their payload goes over TCP."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerFacts]:
         """Its workers by position."""
@@ -506,10 +521,11 @@ class GetFactsResponse(_message.Message):
         transports: _abc.Iterable[_builtins.str] | None = ...,
         huge_page_bytes: _builtins.int = ...,
         ticket_key_ids: _abc.Iterable[_builtins.str] | None = ...,
+        rdma_wanted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_domain", b"failure_domain", "huge_page_bytes", b"huge_page_bytes", "metadata_connected", b"metadata_connected", "node_name", b"node_name", "pool", b"pool", "software_version", b"software_version", "spec_generation", b"spec_generation", "spec_revision", b"spec_revision", "state", b"state", "ticket_key_ids", b"ticket_key_ids", "transports", b"transports", "weight", b"weight", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_domain", b"failure_domain", "huge_page_bytes", b"huge_page_bytes", "metadata_connected", b"metadata_connected", "node_name", b"node_name", "pool", b"pool", "rdma_wanted", b"rdma_wanted", "software_version", b"software_version", "spec_generation", b"spec_generation", "spec_revision", b"spec_revision", "state", b"state", "ticket_key_ids", b"ticket_key_ids", "transports", b"transports", "weight", b"weight", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,6 +78,7 @@ def facts_of(config: NodeConfig, view: NodeView, software_version: str) -> pb.Ge
         transports=_transports(config, view),
         huge_page_bytes=config.huge_page_bytes,
         ticket_key_ids=view.ticket_key_ids,
+        rdma_wanted=config.serves_rdma,
     )
 
 
@@ -116,6 +117,9 @@ def _worker_facts(config: NodeConfig, worker: WorkerView) -> pb.WorkerFacts:
         facts.drive_problem = report.drive_problem
     if facts.drive_state == pb.DRIVE_STATE_FAULTED and not facts.message:
         facts.message = f"its drive is faulted: {report.drive_problem}. {FAULTED_FIX}"
+    if worker.phase is Phase.READY:
+        facts.rdma_rails.extend(report.rdma_rails)
+        facts.rdma_problem = report.rdma_problem
     for usage in report.tenants:
         facts.tenants.add(**asdict(usage))
     for slot, since_epoch in report.finished:

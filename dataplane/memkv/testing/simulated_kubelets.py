@@ -42,6 +42,9 @@ class SimulatedNode:
     """What identity follows; empty: the name of the node."""
     drives: Sequence[bytes] = ()
     """Workers of the drives that it was handed; empty: it has a file, and one worker."""
+    rails: Sequence[str] = ()
+    """RDMA ports that serve."""
+    rdma_problem: str = ""
 
     @property
     def uuids(self) -> Sequence[bytes]:
@@ -61,6 +64,8 @@ class SimulatedNode:
             spec_generation=self.spec.generation,
             spec_revision=self.spec.revision,
             software_version="1.2.3",
+            transports=["tcp", "rdma"] if self.rails else ["tcp"],
+            rdma_wanted=bool(self.rails or self.rdma_problem),
             ticket_key_ids=[
                 key.key_id for key in self.spec.ticket_keys if not key.HasField("not_after")
             ],
@@ -83,6 +88,8 @@ class SimulatedNode:
                         )
                         for quota in self.spec.quotas
                     ],
+                    rdma_rails=self.rails,
+                    rdma_problem=self.rdma_problem,
                     map_lineage=self.applied[0],
                     applied_epoch=self.applied[1],
                     finished_moves=[

@@ -37,6 +37,10 @@ class Network:
     rdma_mode: str = "Required"
     rdma_resources: tuple[tuple[str, int], ...] = ()
     """(extended resource, count) of each rail."""
+    rdma_fabric: str = "Auto"
+    rdma_gid_index: int = -1
+    """-1: each side looks it up."""
+    rdma_traffic_class: int = 0
 
     @property
     def host(self) -> bool:
@@ -298,6 +302,9 @@ def _network(network: Reader) -> Network:
         network.text("payloadEncryption", "TLS"),
         rdma.text("mode", "Required"),
         tuple((r.text("name"), r.integer("count", 1)) for r in rdma.objects("resources")),
+        rdma.text("fabric", "Auto"),
+        rdma.integer("gidIndex", -1),
+        rdma.integer("trafficClass"),
     )
 
 

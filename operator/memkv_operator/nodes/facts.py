@@ -32,6 +32,7 @@ def facts_of(answer: pb.GetFactsResponse, pool: str, node_name: str) -> NodeFact
         workers=tuple(_worker(worker) for worker in answer.workers),
         reports=tuple(reports_of(answer, pool)),
         transports=frozenset(answer.transports),
+        rdma_wanted=answer.rdma_wanted,
         ticket_keys=frozenset(answer.ticket_key_ids),
     )
 
@@ -83,4 +84,6 @@ def _worker(worker: pb.WorkerFacts) -> WorkerFacts:
             )
             for usage in worker.tenants
         ),
+        rdma_rails=tuple(worker.rdma_rails),
+        rdma_problem=worker.rdma_problem,
     )

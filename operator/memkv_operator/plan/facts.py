@@ -40,6 +40,10 @@ class WorkerFacts:
     """What can be guaranteed to all tenants together; 0: not known yet."""
     memory_guaranteed_bytes_max: int = 0
     tenants: tuple[TenantFacts, ...] = ()
+    rdma_rails: tuple[str, ...] = ()
+    """Ports, as device/port, that clients can use now."""
+    rdma_problem: str = ""
+    """Why there are none, or which more are not used."""
 
     @property
     def used_bytes_roughly(self) -> int:
@@ -62,6 +66,8 @@ class NodeFacts:
     """The same for the publisher."""
     transports: frozenset[str] = frozenset({"tcp"})
     """Of payload, that its workers serve."""
+    rdma_wanted: bool = False
+    """Whether its workers look for RDMA devices."""
     ticket_keys: frozenset[str] = frozenset()
     """Ids of the keys whose tickets its workers take; empty: it does not say."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue, Manifest, Reader
-from memkv_operator.api.conditions import Condition, condition, merged
+from memkv_operator.api.conditions import Condition, condition, merged, shortened
 from memkv_operator.api.meta import child_meta
 from memkv_operator.api.names import (
     COMPONENT_NODE,
@@ -22,7 +22,10 @@ from memkv_operator.plan.holding import announces_maintenance
 from memkv_operator.plan.membership import Member, Refusal
 from memkv_operator.plan.node_drives import chosen_of, drives_condition, trouble_of_drives
 from memkv_operator.plan.pod_trouble import explained
+from memkv_operator.plan.rdma import rdma_of_node
 from memkv_operator.plan.weights import counted_bytes
+
+RAILS_SHOWN = 32  # the schema's limit; a server has 8 NICs, rarely 10
 
 
 def node_actions(
@@ -125,6 +128,7 @@ def node_status(member: Member, owned: Ownership, restart: Restart | None, time:
             status["podIP"] = pod.ip
     if facts is not None:
         status["version"] = facts.version
+        status["transports"] = sorted(facts.transports)
         status["workers"] = [_worker_status(existing, worker) for worker in facts.workers]
     elif existing.status.get("workers"):
         status["workers"] = existing.status["workers"]  # identity outlives pods
@@ -164,6 +168,10 @@ def _worker_status(node: MemKVNode, worker: WorkerFacts) -> JsonValue:
         status["host"], status["port"] = worker.host, worker.port
     if worker.message:
         status["message"] = worker.message[:1024]
+    if worker.rdma_rails:
+        status["rdmaRails"] = list(worker.rdma_rails[:RAILS_SHOWN])
+    if worker.rdma_problem:
+        status["rdmaProblem"] = shortened(worker.rdma_problem)
     return status
 
 
@@ -182,6 +190,7 @@ def node_conditions(member: Member, owned: Ownership) -> list[Condition]:
         ),
         _maintenance(member),
         *([drives_condition(member.drives)] if member.drives is not None else []),
+        *([rdma] if (rdma := rdma_of_node(member)) is not None else []),
     ]
 
 

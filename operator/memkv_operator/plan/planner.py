@@ -41,6 +41,7 @@ from memkv_operator.plan.orders import Order, orders_of
 from memkv_operator.plan.ownership import slots_by_node
 from memkv_operator.plan.preflight import Finding, Preflight
 from memkv_operator.plan.quotas import Sharing, quotas_guaranteed, share_quotas
+from memkv_operator.plan.rdma import payload_encrypted
 from memkv_operator.plan.reboots import reboot_actions
 from memkv_operator.plan.rollout import Rolling, at_rest, rolling_update
 from memkv_operator.plan.status import pool_figures
@@ -316,6 +317,8 @@ def _status(
             now.append(ticket_keys_valid(observed.identity.tickets))
     if (quotas := quotas_guaranteed(pool, sharing)) is not None:
         now.append(quotas)
+    if (encrypted := payload_encrypted(pool)) is not None:
+        now.append(encrypted)
     if observed.monitored is not None:
         now.append(observed.monitored)
     generation = pool.meta.generation
@@ -340,13 +343,14 @@ _WORTH_AN_EVENT = frozenset(
         "DrivesReady",
         "Paused",
         "RDMAReady",
+        "PayloadEncrypted",
         "QuotasGuaranteed",
         "Monitored",
     }
 )
 
 
-_NEWS_FROM_THE_FIRST = frozenset({"ConfigValid", "DrivesReady", "Monitored"})
+_NEWS_FROM_THE_FIRST = frozenset({"ConfigValid", "DrivesReady", "Monitored", "PayloadEncrypted"})
 """Conditions that wait for a person."""
 
 

@@ -10,6 +10,7 @@ from memkv_operator.plan.drive_health import drive_figures
 from memkv_operator.plan.health import MapView
 from memkv_operator.plan.membership import Member
 from memkv_operator.plan.ownership import lost_nodes, unserved_slots
+from memkv_operator.plan.rdma import falling_back
 from memkv_operator.plan.rollout import Rolling
 from memkv_operator.render.endpoints import metadata_endpoint
 
@@ -32,6 +33,8 @@ def pool_figures(
         "updateRevision": revision,
         "capacity": _capacity(members),
     }
+    if any(group.network.rdma for group in pool.spec.groups):
+        figures["fallbackNodes"] = len(falling_back(members))
     if pool.spec.tenants:
         figures["tenants"] = _tenants(pool, members)
     if rolling.update is not None:

@@ -14,6 +14,7 @@ from memkv_operator.api.names import (
 from memkv_operator.api.pool import Pool
 from memkv_operator.render.endpoints import metadata_endpoint
 from memkv_operator.render.identity import TOKEN_FILE, asks_tokens
+from memkv_operator.render.rdma import rdma_of_clients
 
 FILE_NAME = "connection.json"
 
@@ -23,7 +24,8 @@ def connection(pool: Pool, authority: str) -> Manifest:
 
     `authority`: the pool's CA in PEM, if it has one.
     """
-    document = {"endpoint": metadata_endpoint(pool), "pool": pool.key}
+    document: dict[str, str | int] = {"endpoint": metadata_endpoint(pool), "pool": pool.key}
+    document.update(rdma_of_clients(pool))
     if pool.has_tls:
         document["ca"] = authority
         document["payload_encryption"] = pool.spec.groups[0].network.payload_encryption

@@ -37,6 +37,7 @@ from memkv_operator.render.memory_store import (
     memory_mount,
     memory_volume,
 )
+from memkv_operator.render.rdma import rdma_flags
 from memkv_operator.render.resources import resources_of
 from memkv_operator.render.storage import state_path
 
@@ -222,6 +223,7 @@ def _arguments(pool: Pool, group: NodeGroup) -> list[JsonValue]:
     return [
         "node",
         *(f"--{name}={value}" for name, value in flags.items()),
+        *rdma_flags(group.network),
         *node_flags(pool, group.network.payload_encryption),
         *pool.spec.pod_template.extra_args,
     ]

@@ -115,7 +115,7 @@ class PoolCollector(Collector):
             epoch.add_metric([namespace, name], shard_map.integer("epoch"))
             for state, field in (("moving", "movingSlots"), ("unserved", "unservedSlots")):
                 slots.add_metric([namespace, name, state], shard_map.integer(field))
-            for state in ("desired", "ready", "draining", "lost"):
+            for state in ("desired", "ready", "draining", "lost", "fallback"):
                 nodes.add_metric([namespace, name, state], status.integer(f"{state}Nodes"))
             said = status.text("version")
             versions.add_metric([namespace, name], len(said.split(", ")) if said else 0)

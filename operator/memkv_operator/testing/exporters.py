@@ -19,8 +19,9 @@ from memkv.node.messages import Report
 from memkv.node.metrics import NodeCollector
 from memkv.node.moves.keeper import MoveStatistics
 from memkv.node.moves.pull_slot import PullCounts
-from memkv.node.samples import move_samples, server_samples, store_samples
+from memkv.node.samples import move_samples, rail_samples, server_samples, store_samples
 from memkv.node.statistics import LATENCY_BUCKETS, ConnectionCounts, WorkerStatistics
+from memkv.rdma.rails import RailStatistics
 from memkv.shardmap import ShardMap
 from memkv.status import Status
 from memkv.store.statistics import (
@@ -42,6 +43,8 @@ POD = {"namespace": NAMESPACE, "pool": POOL, "node": "n1", "job": "pools", "inst
 AGENT = {"namespace": "memkv-system", "node": "n1", "job": "agents", "instance": "n1"}
 OPERATOR = {"namespace": "memkv-system", "pod": "operator-0", "job": "operator", "instance": "o0"}
 """Of its ServiceMonitor; labels of a figure itself go before these (honorLabels)."""
+
+ONE_RAIL = RailStatistics(("mlx5_0/1",))
 
 Scrape = Mapping[str, float]
 """Series, as PromQL writes it -> its value."""
@@ -99,6 +102,7 @@ def node(
     events: ConnectionCounts | None = None,
     drive_state: str = "healthy",
     wear_percent: int = 1,
+    rails: RailStatistics = ONE_RAIL,
 ) -> Scrape:
     """Return what a node with one worker serves."""
     buckets = (1,) * LATENCY_BUCKETS
@@ -113,8 +117,10 @@ def node(
         drive_state,
     )  # fmt: skip
     moves = MoveStatistics(b"", epoch, frozenset(), 0, 0, PullCounts())
-    drive = health_samples("nvme-1", Health(wear_percent, 0))
-    samples = (*server_samples(served), *store_samples(stored), *move_samples(moves), *drive)
+    samples = (
+        *server_samples(served), *store_samples(stored), *move_samples(moves),
+        *rail_samples(rails), *health_samples("nvme-1", Health(wear_percent, 0)),
+    )  # fmt: skip
     report = Report("0a" * 16, 1, 7070, applied_epoch=epoch, samples=samples)
     worker = WorkerView(0, phase, report, 42, restarts)
     view = NodeView([worker], pb.NODE_STATE_ACTIVE, 1, "r", connected, True)

@@ -11,6 +11,7 @@ import pytest
 from memkv.metadata.kubernetes.json_values import JsonValue
 from memkv.node.facts import Phase
 from memkv.node.statistics import ConnectionCounts
+from memkv.rdma.rails import RailStatistics
 from memkv.store.statistics import Counters
 from memkv.testing.clock import ManualClock
 from memkv_operator.api.cluster import KubeNode, Rollout
@@ -18,7 +19,7 @@ from memkv_operator.api.names import POOLS
 from memkv_operator.api.pool import read_pool
 from memkv_operator.plan.actions import WritePoolStatus
 from memkv_operator.plan.drives import Drive, DriveState
-from memkv_operator.plan.facts import NodeFacts, NodeSeen
+from memkv_operator.plan.facts import NodeFacts, NodeSeen, WorkerFacts
 from memkv_operator.plan.node_drives import NodeDrives
 from memkv_operator.plan.planner import Observed, plan
 from memkv_operator.run.metrics import OperatorMetrics
@@ -41,6 +42,7 @@ ON_NODE = (
 )
 ON_WORKER = f'{ON_NODE},worker="0"'
 OF_POOL = 'severity="warning",namespace="inference",pool="pool-a"'
+NO_RAIL = RailStatistics(problems={"mlx5_0/1": "it is DOWN"})
 
 Scene = tuple[Scrape, int]
 """What is served, and how often it is scraped."""
@@ -100,7 +102,8 @@ def with_a_faulted_drive() -> Mapping[str, JsonValue]:
 
 def over_tcp() -> Mapping[str, JsonValue]:
     network = {"mode": "HostNetwork", "rdma": {"mode": "Preferred", "resources": [{"name": "r/a"}]}}
-    facts = NodeFacts("1", False, 0, "", (), (), frozenset({"tcp"}))
+    worker = WorkerFacts(0, "0a" * 16, 1, "Ready", "h", 7070, 1 << 30, 0, 0, 0, "")
+    facts = NodeFacts("1", False, 0, "", (worker,), (), frozenset({"tcp"}), True)
     return status_of(spec={"network": network}, seen={"n1": NodeSeen("u", facts)})
 
 
@@ -200,6 +203,9 @@ STATES: dict[str, Callable[[], tuple[list[Scene], str]]] = {
     ),
     "MemKVRDMAFallback": lambda: (
         [(exporters.pools(over_tcp()), 30)], f'{OF_POOL},reason="FallbackToTCP"',
+    ),
+    "MemKVRDMARailLost": lambda: (
+        [(exporters.node(), 5), (exporters.node(rails=NO_RAIL), 20)], ON_WORKER,
     ),
     "MemKVVersionsDiffer": lambda: ([(exporters.pools(of_two_versions()), 150)], OF_POOL),
 }  # fmt: skip

@@ -42,6 +42,12 @@ def drive(state: str) -> str:
     return f'memkv_store_drive_state{{{NODE[1:-1]},state="{state}"}}'
 
 
+def rails(usable: str, unusable: str) -> dict[str, str]:
+    return {
+        **on_node("rdma_rails_usable", usable), **on_node("rdma_rails_unusable", unusable),
+    }
+
+
 def of_pool(name: str, state: str, values: str) -> dict[str, str]:
     return {f'memkv_pool_{name}{{{POOL},state="{state}"}}': values}
 
@@ -184,6 +190,11 @@ CASES = [
         "MemKVRDMAFallback", "over TCP", 20, stated("RDMAReady", "FallbackToTCP", "1x30"),
         f'{OF_POOL},reason="FallbackToTCP"',
     ),
+    Case("MemKVRDMARailLost", "down", 30, rails("2x9 1x40", "0x9 1x40"), ON_NODE),
+    Case("MemKVRDMARailLost", "just down", 20, rails("2x9 1x40", "0x9 1x40")),
+    Case("MemKVRDMARailLost", "back", 40, rails("2x9 1x5 2x40", "0x9 1x5 0x40")),
+    Case("MemKVRDMARailLost", "never plugged in", 30, rails("1x50", "1x50")),
+    Case("MemKVRDMARailLost", "turned off", 30, rails("2x9 0x40", "0x50")),
     Case("MemKVRDMAFallback", "not asked yet", 20, stated("RDMAReady", "WaitingForNodes", "1x30")),
     Case("MemKVVersionsDiffer", "a day", 1450, {VERSIONS: "2x150"}, OF_POOL, 10),
     Case("MemKVVersionsDiffer", "an update", 1450, {VERSIONS: "1x20 2x60 1x90"}, "", 10),

@@ -12,7 +12,7 @@ from memkv.node.children import restart_pause_ms
 from memkv.node.facts import NodeView, Phase, WorkerView, facts_of
 from memkv.node.messages import Report, Sample
 from memkv.node.metrics import NodeCollector, families
-from memkv.node.node_config import DriveConfig, NodeConfig
+from memkv.node.node_config import DriveConfig, NodeConfig, RdmaConfig, RdmaMode
 from memkv.node.samples import server_samples
 from memkv.node.statistics import ConnectionCounts, WorkerStatistics
 from memkv.shardmap import WorkerState
@@ -75,6 +75,30 @@ def test_facts_name_the_transports_that_are_served() -> None:
     assert list(facts_of(config(), view(READY), "1.0").transports) == ["tcp"]
     local = facts_of(config(local_dir=Path("run")), view(READY), "1.0")
     assert list(local.transports) == ["tcp", "local"]
+
+
+def test_facts_say_which_rails_serve_and_what_keeps_others() -> None:
+    down = "mlx5_1/1: it is DOWN"
+    both = replace(READY, report=replace(REPORT, rdma_rails=("mlx5_0/1",), rdma_problem=down))
+    facts = facts_of(config(), view(both), "1.0")
+    assert list(facts.transports) == ["tcp", "rdma"]
+    assert list(facts.workers[0].rdma_rails) == ["mlx5_0/1"]
+    assert facts.workers[0].rdma_problem == down
+    none = replace(READY, position=1, report=replace(REPORT, rdma_problem=down))
+    assert list(facts_of(config(), view(both, none), "1.0").transports) == ["tcp"]
+
+
+def test_rails_of_a_worker_that_ended_are_not_told() -> None:
+    served = replace(REPORT, rdma_rails=("mlx5_0/1",))
+    facts = facts_of(config(), view(WorkerView(0, Phase.BACKOFF, served)), "1.0")
+    assert list(facts.transports) == ["tcp"]
+    assert not facts.workers[0].rdma_rails
+
+
+@pytest.mark.parametrize("mode", RdmaMode)
+def test_facts_say_whether_rdma_is_wanted(mode: RdmaMode) -> None:
+    made = config(rdma=RdmaConfig(mode))
+    assert facts_of(made, view(READY), "1.0").rdma_wanted is (mode is not RdmaMode.OFF)
 
 
 def test_facts_name_the_keys_of_tickets_that_are_taken() -> None:

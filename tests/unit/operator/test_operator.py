@@ -362,25 +362,6 @@ def test_what_this_version_cannot_do_is_said_and_nothing_is_made() -> None:
     run_on_a_cluster(test)
 
 
-@pytest.mark.parametrize("mode", ["Required", "Preferred"])
-def test_a_pool_that_asks_for_rdma_serves_over_tcp_and_says_so(mode: str) -> None:
-    network = {
-        "mode": "DRA", "resourceClaimTemplateName": "nic", "payloadEncryption": "None",
-        "rdma": {"mode": mode},
-    }  # fmt: skip
-    wanted = "RDMAUnavailable" if mode == "Required" else "Ready"
-
-    async def test(cluster: Cluster) -> None:
-        await ready_pool(cluster, 1, network=network)
-        async with cluster.operator():
-            await cluster.until(lambda: cluster.condition("Ready")["reason"] == wanted)
-            assert cluster.condition("RDMAReady")["status"] == "False"
-            assert cluster.has_map
-            assert cluster.ready_pods() == 1
-
-    run_on_a_cluster(test)
-
-
 def test_a_namespace_that_forbids_the_pods_is_named_until_it_allows_them() -> None:
     enforce = "pod-security.kubernetes.io/enforce"
     namespace: Any = {

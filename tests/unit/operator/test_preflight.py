@@ -11,14 +11,10 @@ from memkv.limits import GIB, MIB
 from memkv.metadata.kubernetes.json_values import JsonObject, Reader
 from memkv_operator.api.cluster import KubeNode, Taint, read_kube_node, read_pod
 from memkv_operator.api.pool import Pool, read_pool
-from memkv_operator.plan.facts import NodeFacts, NodeSeen
-from memkv_operator.plan.health import MapView, pool_conditions
-from memkv_operator.plan.membership import Member, members_of
+from memkv_operator.plan.membership import members_of
 from memkv_operator.plan.nodes import trouble_of
 from memkv_operator.plan.pod_trouble import explained
 from memkv_operator.plan.preflight import Preflight
-from memkv_operator.plan.rdma import rdma_ready
-from memkv_operator.plan.rollout import Rolling
 from memkv_operator.plan.validity import findings
 from memkv_operator.render.children import children_of
 from memkv_operator.render.memory_store import file_bytes, flight_bytes
@@ -188,46 +184,6 @@ def test_only_the_end_of_long_last_words_is_shown() -> None:
     trouble = read_pod(pod(status)).trouble
     assert trouble.endswith("end")
     assert len(trouble) < 500
-
-
-def member(mode: str, transports: frozenset[str] | None) -> Member:
-    rdma = {"mode": mode, "resources": [{"name": "rdma/a"}]}
-    group = pool_of({"mode": "HostNetwork", "rdma": rdma}).spec.groups[0]
-    facts = None
-    if transports is not None:
-        facts = NodeFacts("1", False, 0, "", (), (), transports)
-    return Member("n1", group, node(), None, None, NodeSeen("u", facts))
-
-
-@pytest.mark.parametrize(
-    ("mode", "transports", "holds", "reason"),
-    [
-        ("Preferred", {"tcp"}, False, "FallbackToTCP"),
-        ("Required", {"tcp"}, False, "RDMAUnavailable"),
-        ("Required", {"tcp", "rdma"}, True, "AllNodesServeRDMA"),
-        ("Preferred", None, False, "WaitingForNodes"),
-    ],
-)
-def test_rdma_is_ready_by_itself_once_nodes_serve_it(
-    mode: str, transports: set[str] | None, holds: bool, reason: str
-) -> None:
-    stated = rdma_ready([member(mode, None if transports is None else frozenset(transports))])
-    assert stated is not None
-    assert (stated.holds, stated.reason) == (holds, reason)
-
-
-def test_nothing_is_stated_of_rdma_that_nobody_wants() -> None:
-    assert rdma_ready([member("Disabled", frozenset({"tcp"}))]) is None
-
-
-def test_only_required_rdma_keeps_a_pool_from_being_ready() -> None:
-    for mode, reason in (("Required", "RDMAUnavailable"), ("Preferred", None)):
-        one = member(mode, frozenset({"tcp"}))
-        stated = pool_conditions([], [one], MapView(), None, Rolling(), False)
-        assert any(c.type == "RDMAReady" and not c.holds for c in stated)
-        # What else fails comes first: nodes, map and metadata are not there in this test.
-        assert [c.reason for c in stated if c.type == "Ready"] == ["NodesNotReady"]
-        assert (rdma_ready([one]) or stated[0]).reason == (reason or "FallbackToTCP")
 
 
 @pytest.mark.parametrize(

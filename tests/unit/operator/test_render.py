@@ -91,7 +91,10 @@ POOLS: dict[str, JsonObject] = {
             },
         ],
         "network": {
-            "rdma": {"mode": "Preferred", "resources": [{"name": "rdma/rail0", "count": 1}]}
+            "rdma": {
+                "mode": "Preferred", "resources": [{"name": "rdma/rail0", "count": 1}],
+                "fabric": "RoCEv2", "gidIndex": 3, "trafficClass": 106,
+            },
         },
         "podTemplate": {
             "labels": {"team": "inference"}, "annotations": {"note": "x"},
@@ -124,6 +127,7 @@ POOLS["memory-only-localhost"] = {
         "rdma": {
             "mode": "Preferred",
             "resources": [{"name": "nvidia.com/rdma_rail0"}, {"name": "nvidia.com/rdma_rail1"}],
+            "fabric": "InfiniBand", "gidIndex": 0, "trafficClass": 0,
         },
     },
 }  # fmt: skip
