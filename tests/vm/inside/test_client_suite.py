@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rdma_pool import CLIENT_DEVICE, NODE_DEVICE
+from memkv.testing.rdma_pool import CLIENT_DEVICE, NODE_DEVICE
 
 from memkv.limits import MIB
 from memkv.testing.guest_node import drive

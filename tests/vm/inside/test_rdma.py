@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from rdma_pool import Arena, NodeProcess, client, eventually, node, wiped
+from memkv.testing.rdma_pool import Arena, NodeProcess, client, eventually, node, wiped
 
 from memkv.limits import KIB, MIB
 from memkv.rdma.client_memory import MemoryMode

@@ -8,7 +8,7 @@ ib_write_bw, whichever is less; and a node's user time of a get of 16 MiB at mos
 import time
 from itertools import cycle
 
-from rdma_pool import Arena, NodeProcess, client, node, wiped
+from memkv.testing.rdma_pool import Arena, NodeProcess, client, node, wiped
 
 from memkv.bench.statistics import gb_per_s
 from memkv.limits import KIB, MIB

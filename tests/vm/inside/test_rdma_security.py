@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from rdma_pool import CLIENT_DEVICE, NODE_DEVICE
+from memkv.testing.rdma_pool import CLIENT_DEVICE, NODE_DEVICE
 
 from memkv.rdma.driver import PyVerbs
 from memkv.rdma.verbs import REMOTE, Access, Completion, Device, Peer, QueuePair
