@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from memkv.testing.rdma_pool import CLIENT_DEVICE, NODE_DEVICE
 
 from memkv.limits import MIB
 from memkv.testing.guest_node import drive
+from memkv.testing.rdma_pool import CLIENT_DEVICE, NODE_DEVICE
 
 SUITE = Path(__file__).parents[2] / "integration/test_client_operations.py"
 WORKERS = 3

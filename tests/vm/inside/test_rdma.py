@@ -6,12 +6,12 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from memkv.testing.rdma_pool import Arena, NodeProcess, client, eventually, node, wiped
 
 from memkv.limits import KIB, MIB
 from memkv.rdma.client_memory import MemoryMode
 from memkv.status import Status
 from memkv.testing.guest_node import drive
+from memkv.testing.rdma_pool import Arena, NodeProcess, client, eventually, node, wiped
 
 SIZES = (1, 64 * KIB, 300_000, 2 * MIB, 16 * MIB)
 CUTS = {MemoryMode.ARENA: 200, MemoryMode.STRICT: 20}

@@ -8,13 +8,12 @@ ib_write_bw, whichever is less; and a node's user time of a get of 16 MiB at mos
 import time
 from itertools import cycle
 
-from memkv.testing.rdma_pool import Arena, NodeProcess, client, node, wiped
-
 from memkv.bench.statistics import gb_per_s
 from memkv.limits import KIB, MIB
 from memkv.testing.guest_limits import drive_reads_gbps, fill_drive, write_bandwidth_gbps
 from memkv.testing.guest_node import drive
 from memkv.testing.interleaved import Figure, compare, table
+from memkv.testing.rdma_pool import Arena, NodeProcess, client, node, wiped
 
 BLOCK_BYTES = 2 * MIB
 DEPTH = 8

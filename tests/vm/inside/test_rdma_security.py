@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from memkv.testing.rdma_pool import CLIENT_DEVICE, NODE_DEVICE
 
 from memkv.rdma.driver import PyVerbs
 from memkv.rdma.verbs import REMOTE, Access, Completion, Device, Peer, QueuePair
+from memkv.testing.rdma_pool import CLIENT_DEVICE, NODE_DEVICE
 from memkv.testing.verbs_ends import OPEN, End, wait
 
 TRIES = 100
