@@ -137,6 +137,9 @@ def test_bad_image_stops_at_the_canary_and_is_rolled_back(
     before = data_plane_pods(release, home)
     begun = time.monotonic()
     want(release, home, "memkvpool", POOL, {"paused": False})
+    # Until then the conditions are of the paused pool, whose update is paused as well.
+    generation = child(release.get(home, "memkvpool", POOL), "metadata")["generation"]
+    wait_for_pool(release, home, f"jsonpath={{.status.observedGeneration}}={generation}")
     reason = 'jsonpath={.status.conditions[?(@.type=="UpToDate")].reason}=UpdatePaused'
     wait_for_pool(release, home, reason)
     print(f"update stopped {time.monotonic() - begun:.1f} s after it began")

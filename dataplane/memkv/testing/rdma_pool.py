@@ -186,8 +186,15 @@ class Arena:
         lanes = self.side.lanes
         return lanes.open_count if lanes is not None else 0
 
-    def wait_for_lanes(self) -> None:
-        eventually(lambda: self.open_lanes > 0, lambda: self.side.last_error)
+    def wait_for_lanes(self, *, hurry: bool = False) -> None:
+        """`hurry`: without the pauses after lanes that broke."""
+
+        def are_open() -> bool:
+            if hurry:
+                self.side._backoff.reset()
+            return self.open_lanes > 0
+
+        eventually(are_open, lambda: self.side.last_error)
 
     def put(self, keys: list[str], size_bytes: int) -> None:
         """Store blocks of the pattern, durably; they lie from the beginning of the memory on."""

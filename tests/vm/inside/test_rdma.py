@@ -62,7 +62,7 @@ def test_no_byte_is_late(running: NodeProcess, mode: MemoryMode) -> None:
         while arena.side.lost_lanes < CUTS[mode]:  # each one is a transfer that was cut
             at = asked % turns * BLOCK_BYTES
             late += arena.view[at : at + BLOCK_BYTES] != pattern
-            arena.wait_for_lanes()
+            arena.wait_for_lanes(hurry=True)
             made._deadline_ms = random.randint(20, 120)
             (result,) = made.batch_get_into(["cut"], [arena.address + at], [BLOCK_BYTES])
             arena.view[at : at + BLOCK_BYTES] = pattern
