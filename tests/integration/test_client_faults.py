@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from memkv.shardmap.map import Move, ShardMap
 from memkv.status import Status
 from memkv.testing.local_workers import SLOTS, LocalWorkers, local_workers
 from memkv.testing.proxy import FaultProxy
+from memkv.testing.waiting import eventually
 
 WAIT_S = 30
 SIZE = 600 * KIB
@@ -49,13 +50,6 @@ def through(shard_map: ShardMap, proxy: FaultProxy) -> ShardMap:
 
 def content(key: str) -> bytes:
     return bytes(block(seed_of(key), SIZE))
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Poll a condition; background work (reconnecting) has no other signal."""
-    end = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end, f"{what} did not happen in {WAIT_S} s"
 
 
 def get_into(client: Client, key: str, target: bytearray) -> int:

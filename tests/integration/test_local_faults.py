@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from memkv.localpool.pool import LocalPool, PoolPlan
 from memkv.pattern import block, seed_of
 from memkv.status import Status
 from memkv.testing.shared_memory import SharedMemory
+from memkv.testing.waiting import eventually
 
 DEADLINE_MS = 1_000
 BLOCKS, SIZE = 12, 4 * MIB
@@ -96,12 +97,6 @@ def put(client: Client, memory: SharedMemory, n: int, key: str) -> int:
 
 def places(memory: SharedMemory) -> list[int]:
     return [memory.address + n * SIZE for n in range(BLOCKS)]
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end, f"{what} did not happen in {WAIT_S} s"
 
 
 def worker_pid(pool: LocalPool) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from memkv.status import Status
 from memkv.testing.memory_store import MemoryStore
 from memkv.testing.running_worker import RunningWorker, running_worker
 from memkv.testing.shared_memory import SharedMemory
+from memkv.testing.waiting import eventually
 from memkv.testing.wire_client import Block, Lane, RequestFailed, Wire, WireClient
 from memkv.wire.frame import encode_frame
 from memkv.wire.local import (
@@ -34,7 +34,6 @@ SIZE = MIB
 ALL = Access.READ | Access.WRITE
 ID = bytes(range(32))
 DATA = os.urandom(100_000)
-WAIT_S = 30
 
 
 @pytest.fixture
@@ -72,12 +71,6 @@ def lane(client: WireClient, memory: SharedMemory) -> Lane:
     lane = client.local_lane()
     assert lane.register(RegisterRequest(1, ALL, 0, SIZE), [memory.fd])
     return lane
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end, f"{what} did not happen in {WAIT_S} s"
 
 
 def get(lane: Lane, *parts: Part) -> Status:

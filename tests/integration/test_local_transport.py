@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,24 +21,22 @@ from memkv.node.connection import Connection
 from memkv.pattern import block, seed_of
 from memkv.shardmap.map import ShardMap
 from memkv.status import Status
-from memkv.testing.local_workers import LocalWorkers, StaticSource, local_workers
+from memkv.testing.local_workers import (
+    LocalWorkers,
+    StaticSource,
+    local_workers,
+    open_breaker,
+)
 from memkv.testing.shared_memory import SharedMemory
+from memkv.testing.waiting import eventually
 from memkv.wire.opcodes import Opcode
 
 ROOM = 52 * MIB
 KINDS = ("sealed memfd", "unsealed memfd", "file")
-WAIT_S = 30
 
 
 def content(key: str, size: int) -> bytes:
     return bytes(block(seed_of(key), size))
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Poll a condition; background work has no other signal."""
-    end = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end, f"{what} did not happen in {WAIT_S} s"
 
 
 @pytest.fixture
@@ -423,3 +420,17 @@ def test_the_asyncio_face_uses_it_too(
 
     asyncio.run(run())
     assert served(pool, Opcode.LOCAL_GET) == 1
+
+
+def test_single_gets_through_shared_memory_close_the_breaker_again(
+    pool: LocalWorkers, stack: ExitStack, tmp_path: Path
+) -> None:
+    """The short way asked for the breaker's one probe, and then left the get to the long way."""
+    client, _ = pool.client(pool.map())
+    memory = shared(client, stack, tmp_path)
+    session = client.attachment.core.sessions()[0]
+    memory.write(0, content("k", MIB))
+    assert client.batch_put_from(["k"], [memory.address], [MIB]) == [0]
+    open_breaker(session)
+    assert client.batch_get_into(["k"], [memory.address], [MIB]) == [MIB]
+    assert session.breaker_state == "closed"

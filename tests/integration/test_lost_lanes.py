@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from memkv.shardmap.map import ShardMap
 from memkv.status import Status
 from memkv.testing.local_workers import LocalWorkers, local_workers
 from memkv.testing.proxy import FaultProxy, faithful
+from memkv.testing.waiting import eventually
 
 WAIT_S = 60
 SMALL = b"s" * 1000
@@ -43,12 +43,6 @@ def client(pool: LocalWorkers, proxy: FaultProxy) -> Iterator[Client]:
     assert client.wait_ready(WAIT_S * 1000)
     yield client
     client.close()
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end, f"{what} did not happen in {WAIT_S} s"
 
 
 def lanes_at_node(pool: LocalWorkers) -> list[Connection]:

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from memkv._hotpath import address_of
-from memkv.client.sync import Client
 from memkv.limits import KIB, MIB
-from memkv.pattern import block, seed_of
 from memkv.rdma.verbs import REMOTE, VerbsError
 from memkv.status import Status
 from memkv.testing.fake_verbs import FakeFabric, FakeVerbs
-from memkv.testing.local_workers import LocalWorkers, local_workers
+from memkv.testing.local_workers import LocalWorkers, local_workers, open_breaker
+from memkv.testing.registered import Arena, content
+from memkv.testing.waiting import eventually
 
 ROOM = 64 * MIB
-WAIT_S = 30
-
-
-def content(key: str, size: int) -> bytes:
-    return bytes(block(seed_of(key), size))
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Poll a condition; background work has no other signal."""
-    end = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end, f"{what} did not happen in {WAIT_S} s"
 
 
 @pytest.fixture
@@ -49,20 +34,6 @@ def pool(tmp_path: Path, fabric: FakeFabric) -> Iterator[LocalWorkers]:
     ) as pool:
         yield pool
     (tmp_path / "flash-0").unlink()
-
-
-class Arena:
-    """Registered memory of one client."""
-
-    def __init__(self, client: Client, size_bytes: int = ROOM) -> None:
-        self.memory = mmap.mmap(-1, size_bytes)
-        self.view = memoryview(self.memory)
-        self.address = address_of(self.memory)
-        client.register_buffer(self.address, size_bytes)
-
-    def fill(self, offset: int, data: bytes) -> int:
-        self.view[offset : offset + len(data)] = data
-        return self.address + offset
 
 
 @pytest.fixture(params=[False, True], ids=["arena", "strict"])
@@ -143,3 +114,17 @@ def test_a_device_that_takes_no_dmabuf_is_a_clear_error(
     with pytest.raises(VerbsError, match="dma-buf"):
         client.register_dmabuf(exported, 0, MIB, ptr=GPU_ADDRESS)
     assert client.register_buffer(GPU_ADDRESS, MIB) == 0  # nothing of it was kept
+
+
+def test_answers_over_rdma_close_the_breaker_again(
+    pool: LocalWorkers, fabric: FakeFabric
+) -> None:
+    client, _ = pool.client(pool.map(), verbs=FakeVerbs(fabric, ["client0"]))
+    arena = Arena(client)
+    session = client.attachment.core.sessions()[0]
+    eventually(lambda: session.rdma.lanes is not None, "lanes")
+    assert client.batch_put_from(["k"], [arena.fill(0, content("k", MIB))], [MIB]) == [0]
+    open_breaker(session)
+    assert client.batch_get_into(["k"], [arena.address], [MIB]) == [MIB]
+    assert session.breaker_state == "closed"
+    assert client.stats().rdma_fallbacks == 0

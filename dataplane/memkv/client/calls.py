@@ -85,6 +85,13 @@ class Call:
     has_other_way: bool = False
     quarantined: bool = False
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the worker answered in time, whatever it said."""
+        return not self.quarantined and self.request.status not in (
+            Status.TIMEOUT, Status.UNAVAILABLE, Status.PROTOCOL
+        )
+
     def statuses(self) -> Sequence[int]:
         """Return one result a position: bytes or OK, or a negative Status."""
         if self.quarantined:

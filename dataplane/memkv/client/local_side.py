@@ -27,7 +27,7 @@ from memkv.client.handshake import Handshake, Refused
 from memkv.client.options import LOCAL_OFF, ConnectOptions
 from memkv.client.tokens import Tokens
 from memkv.errors import MemKVError, PeerGone
-from memkv.limits import FENCE_BUDGET_MS, LANES_PER_SESSION_MAX
+from memkv.limits import FENCE_BUDGET_MS
 from memkv.local.sockets import socket_path
 from memkv.shardmap.map import Worker
 from memkv.status import Status
@@ -71,8 +71,7 @@ class LocalSide:
         self._refused: dict[int, str] = {}  # and why
         self._doubtful: set[int] = set()
         self._settled = -1
-        others = options.bulk_lanes + options.express_lanes + 1  # the registrar is a lane, too
-        self._lanes_wanted = max(1, min(options.local_lanes, LANES_PER_SESSION_MAX - others))
+        self._lanes_wanted = options.lanes_beside_tcp(options.local_lanes)
         self._lock = threading.Lock()  # of what close() changes
         self._closed = False
 

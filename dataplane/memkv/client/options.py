@@ -13,7 +13,11 @@ from memkv.client.credentials import CREDENTIAL_NAMES, Credentials, credentials_
 from memkv.client.rdma_settings import RDMA_AUTO, RDMA_OFF, RDMA_ON, RdmaSettings
 from memkv.clock import Clock, SystemClock
 from memkv.errors import CallerError
-from memkv.limits import DEADLINE_MS_DEFAULT, MAP_BOOTSTRAP_TIMEOUT_MS
+from memkv.limits import (
+    DEADLINE_MS_DEFAULT,
+    LANES_PER_SESSION_MAX,
+    MAP_BOOTSTRAP_TIMEOUT_MS,
+)
 from memkv.rdma.client_memory import RdmaOptions
 from memkv.rdma.driver import PyVerbs
 from memkv.rdma.verbs import Verbs
@@ -146,6 +150,12 @@ class ConnectOptions:
             raise CallerError("the numbers of lanes must be at least 1")
         if self.rdma not in (RDMA_AUTO, RDMA_ON, RDMA_OFF):
             raise CallerError(f'rdma must be "auto", "on" or "off", not {self.rdma!r}')
+
+    def lanes_beside_tcp(self, wanted: int) -> int:
+        """Return how many of `wanted` lanes a session has room for, beside those of TCP and the
+        registrar, which is a lane, too. At least one."""
+        others = self.bulk_lanes + self.express_lanes + 1
+        return max(1, min(wanted, LANES_PER_SESSION_MAX - others))
 
     @property
     def wants_rdma(self) -> bool:

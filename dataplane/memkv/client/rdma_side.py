@@ -33,7 +33,6 @@ from memkv.client.handshake import Handshake, Refused
 from memkv.client.options import ConnectOptions
 from memkv.client.tokens import Tokens
 from memkv.errors import MemKVError, PeerGone
-from memkv.limits import LANES_PER_SESSION_MAX
 from memkv.rdma.client_lane import ClientLane
 from memkv.rdma.client_memory import ClientMemory, ClientPort, MemoryMode, Registered
 from memkv.rdma.verbs import VerbsError
@@ -97,8 +96,10 @@ class RdmaSide:
     def __init__(
         self, engine: Engine, name: str, options: ConnectOptions, regions: RegionTable,
         memory: ClientMemory | None, handshake: Callable[[], Handshake],
+        answered: Callable[[], None],
     ) -> None:
-        """`memory`: None where RDMA is off."""
+        """`memory`: None where RDMA is off; `answered()` is called when the worker answers."""
+        self._answered = answered
         self.lanes: RdmaLanes | None = None
         self.last_error = ""
         self.lost_lanes = 0
@@ -124,8 +125,7 @@ class RdmaSide:
         self._changes = 0
         self._turn = 0
         self._settled = -1
-        others = options.bulk_lanes + options.express_lanes + 1  # the registrar is a lane, too
-        self._wanted = max(1, min(options.rdma_lanes, LANES_PER_SESSION_MAX - others))
+        self._wanted = options.lanes_beside_tcp(options.rdma_lanes)
         self._lock = threading.Lock()  # of what close() changes
         self._closed = False
 
@@ -148,8 +148,10 @@ class RdmaSide:
         return not self.is_possible or self._closed or self._settled >= version
 
     def finished(self, call: Call) -> None:
-        """Outcome of a request over RDMA. A rail that fails is not a worker that fails: TCP is
-        next, and its requests feed the breaker."""
+        """Outcome of a request over RDMA. An answer is the worker's, so its breaker may close. But
+        a rail that fails is not a worker that fails: TCP is next, and its requests tell."""
+        if call.is_answered:
+            self._answered()
 
     # --- for the session ----------------------------------------------------------------------
     def begin(self, session_uuid: bytes, *, offered: bool) -> None:

@@ -77,7 +77,9 @@ class WorkerSession:
         self.backoff = Backoff(options.clock)
         self.local = LocalSide(engine, worker, options, regions, self._handshake)
         name = f"{worker.host}:{worker.port}"
-        self.rdma = RdmaSide(engine, name, options, regions, memory, self._handshake)
+        self.rdma = RdmaSide(
+            engine, name, options, regions, memory, self._handshake, self.succeeded
+        )
         self._engine = engine
         self._options = options
         self._lock = threading.Lock()
@@ -100,10 +102,7 @@ class WorkerSession:
 
     def finished(self, call: Call) -> None:
         """Feed the breaker with how a call ended (Outcome)."""
-        failed = call.quarantined or call.request.status in (
-            Status.TIMEOUT, Status.UNAVAILABLE, Status.PROTOCOL
-        )
-        if not failed:
+        if call.is_answered:
             self.succeeded()
             return
         with self._lock:

@@ -42,11 +42,11 @@ def get_one(
     if worker == UNASSIGNED:
         return None
     session = routes.sessions[worker]
-    lanes = session.lanes_or_status()
-    if isinstance(lanes, Status):
-        return None
     is_small = size_bytes <= SMALL_PAYLOAD_BYTES_MAX
     if len(core.regions) and _goes_another_way(core, session, address, size_bytes, is_small):
+        return None
+    lanes = session.lanes_or_status()  # who asks has to report: it may be the breaker's one probe
+    if isinstance(lanes, Status):
         return None
     group = lanes.express if is_small else lanes.bulk
     deadline_ns = deadline_after_ms(core.options.clock, deadline_ms)

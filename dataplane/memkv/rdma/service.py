@@ -19,7 +19,7 @@ from memkv.tcp.get import Answer
 from memkv.tcp.lane import Lane, Refuse, ServingThread
 from memkv.tcp.put import PutService
 from memkv.tcp.store_api import ReadResult
-from memkv.wire.frame import Frame, encode_error, encode_frame
+from memkv.wire.frame import Frame, encode_frame
 from memkv.wire.items import PutItem, malformed
 from memkv.wire.local import Access, decode_local_get, decode_local_put, parts_bytes
 from memkv.wire.opcodes import Flag, Opcode
@@ -145,12 +145,11 @@ class RdmaService:
         why: str = "",
     ) -> None:  # fmt: skip
         header = frame.header
+        if status is not Status.OK:
+            thread.fail(lane.stream, header.opcode, header.request_id, status, why)
+            return
         thread.tally.item(header.opcode, status)
-        if status is Status.OK:
-            answer = encode_frame(header.opcode, _DONE, header.request_id, body)
-        else:
-            answer = encode_error(header.opcode, header.request_id, status, why)
-        thread.send_late(lane.stream, answer)
+        thread.send_late(lane.stream, encode_frame(header.opcode, _DONE, header.request_id, body))
 
     # --- get ----------------------------------------------------------------------------------
     def _get(

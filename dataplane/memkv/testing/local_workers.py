@@ -13,11 +13,12 @@ from pathlib import Path
 
 from memkv.client.attach import Attachment
 from memkv.client.options import LOCAL_OFF, ConnectOptions
+from memkv.client.session import WorkerSession
 from memkv.client.source import TicketGrant
 from memkv.client.sync import Client
 from memkv.clock import SystemClock
 from memkv.io.file_device import FileDevice
-from memkv.limits import MIB
+from memkv.limits import BREAKER_FAILURES, MIB
 from memkv.node.config import WorkerConfig
 from memkv.node.server import WorkerServer
 from memkv.node.store_adapter import NodeStore
@@ -138,6 +139,13 @@ class LocalWorkers:
         client = Client(options, Attachment(options, source))
         self.stack.callback(client.close)
         return client, source
+
+
+def open_breaker(session: WorkerSession) -> None:
+    """Have a client's breaker be open, as after failures in a row, and its pause be over."""
+    for _ in range(BREAKER_FAILURES):
+        session._breaker.failure(0)
+    assert session.breaker_state == "open"
 
 
 @contextmanager

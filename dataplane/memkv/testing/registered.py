@@ -1,8 +1,6 @@
-"""Registered memory of a client in tests, and waiting for what its background work does."""
+"""Registered memory of a client in tests."""
 
 import mmap
-import time
-from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 from memkv._hotpath import address_of
@@ -10,8 +8,8 @@ from memkv.client.rdma_side import RdmaSide
 from memkv.client.sync import Client
 from memkv.limits import MIB
 from memkv.pattern import block, seed_of
+from memkv.testing.waiting import eventually
 
-WAIT_S = 30
 _KEPT: "WeakKeyDictionary[Client, list[Arena]]" = WeakKeyDictionary()
 """Registered memory stays mapped as long as its client."""
 
@@ -19,31 +17,6 @@ _KEPT: "WeakKeyDictionary[Client, list[Arena]]" = WeakKeyDictionary()
 def content(key: str, size: int) -> bytes:
     """Return the bytes of a key's block."""
     return bytes(block(seed_of(key), size))
-
-
-def eventually(holds: Callable[[], bool], what: str, wait_s: float = WAIT_S) -> None:
-    """Poll a condition; background work has no other signal."""
-    end = time.monotonic() + wait_s
-    while not holds():
-        assert time.monotonic() < end, f"{what} did not happen in {wait_s} s"
-        time.sleep(0.002)
-
-
-def stays(holds: Callable[[], bool], what: str, for_s: float = 0.1) -> None:
-    """Look again and again whether something goes on to hold."""
-    end = time.monotonic() + for_s
-    while time.monotonic() < end:
-        assert holds(), f"{what} did not hold for {for_s} s"
-        time.sleep(0.002)
-
-
-def at_rest(measure: Callable[[], int]) -> int:
-    """Return a figure once it has not changed for a while."""
-    seen = [measure()]
-    while len(seen) < 30 or len(set(seen[-30:])) > 1:
-        time.sleep(0.005)
-        seen.append(measure())
-    return seen[-1]
 
 
 class Arena:

@@ -15,7 +15,8 @@ from memkv.status import Status
 from memkv.testing import wire_rdma
 from memkv.testing.fake_verbs import FakeFabric, FakeVerbs
 from memkv.testing.local_workers import POOL, LocalWorkers, local_workers
-from memkv.testing.registered import Arena, content, eventually, wait_for_lanes
+from memkv.testing.registered import Arena, content, wait_for_lanes
+from memkv.testing.waiting import eventually
 from memkv.testing.wire_client import Block, Lane, RequestFailed
 from memkv.testing.wire_rdma import RdmaClient, RdmaPeer, new_id, request
 from memkv.wire.local import Access as Rights

@@ -19,7 +19,8 @@ from memkv.status import Status
 from memkv.testing.fake_verbs import FakeFabric, FakeVerbs
 from memkv.testing.local_workers import LocalWorkers, local_workers
 from memkv.testing.oracle import ContentOracle, Verdict, content_seed
-from memkv.testing.registered import Arena, eventually, lanes_open
+from memkv.testing.registered import Arena, lanes_open
+from memkv.testing.waiting import eventually
 
 RUN_S = 4.0
 SIZES = [1, 4 * KIB, 100_000, 512 * KIB, MIB]

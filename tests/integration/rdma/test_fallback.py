@@ -16,14 +16,8 @@ from memkv.node.store_adapter import NodeStore
 from memkv.rdma.verbs import Verbs
 from memkv.testing.fake_verbs import FakeFabric, FakeVerbs
 from memkv.testing.local_workers import POOL, LocalWorker, LocalWorkers, local_workers
-from memkv.testing.registered import (
-    Arena,
-    content,
-    eventually,
-    lanes_open,
-    sides,
-    wait_for_lanes,
-)
+from memkv.testing.registered import Arena, content, lanes_open, sides, wait_for_lanes
+from memkv.testing.waiting import eventually
 from memkv.wire.ticket import AnonymousVerifier
 
 SIZE = 256 * KIB

@@ -13,15 +13,8 @@ from memkv.limits import FENCE_BUDGET_MS, KIB, MIB
 from memkv.status import Status
 from memkv.testing.fake_verbs import FakeFabric, FakeVerbs
 from memkv.testing.local_workers import LocalWorkers
-from memkv.testing.registered import (
-    Arena,
-    content,
-    eventually,
-    lanes_open,
-    sides,
-    stays,
-    wait_for_lanes,
-)
+from memkv.testing.registered import Arena, content, lanes_open, sides, wait_for_lanes
+from memkv.testing.waiting import eventually, stays
 
 SIZE = 2 * MIB
 PIECE = 32 * KIB

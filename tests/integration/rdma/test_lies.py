@@ -8,7 +8,8 @@ from memkv.limits import KIB, MIB
 from memkv.status import Status
 from memkv.testing.fake_verbs import FakeFabric, FakeVerbs
 from memkv.testing.local_workers import LocalWorkers
-from memkv.testing.registered import Arena, content, eventually, lanes_open, wait_for_lanes
+from memkv.testing.registered import Arena, content, lanes_open, wait_for_lanes
+from memkv.testing.waiting import eventually
 
 SIZE = 512 * KIB
 COUNT = 6

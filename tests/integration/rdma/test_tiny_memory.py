@@ -12,7 +12,8 @@ from memkv.status import Status
 from memkv.testing.fake_verbs import FakeFabric, FakeVerbs
 from memkv.testing.fake_verbs.queue_pair import FakeQueuePair
 from memkv.testing.local_workers import LocalWorkers, local_workers
-from memkv.testing.registered import Arena, at_rest, content, wait_for_lanes
+from memkv.testing.registered import Arena, content, wait_for_lanes
+from memkv.testing.waiting import at_rest
 
 SIZE = 2 * MIB - 8 * KIB
 COUNT = 10

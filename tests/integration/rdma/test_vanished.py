@@ -11,14 +11,8 @@ from memkv.limits import KIB, MIB, SECTOR_BYTES
 from memkv.testing import wire_rdma
 from memkv.testing.fake_verbs import FakeFabric, FakeVerbs
 from memkv.testing.local_workers import POOL, LocalWorkers
-from memkv.testing.registered import (
-    Arena,
-    at_rest,
-    content,
-    eventually,
-    stays,
-    wait_for_lanes,
-)
+from memkv.testing.registered import Arena, content, wait_for_lanes
+from memkv.testing.waiting import at_rest, eventually, stays
 from memkv.testing.wire_rdma import RdmaClient
 from memkv.wire.local import LocalGetItem, Part, encode_local_get
 from memkv.wire.opcodes import Flag, Opcode
