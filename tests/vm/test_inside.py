@@ -1,8 +1,8 @@
 """Runs tests/vm/inside/ in one boot of the virtual machine, and tells of each test here.
 
-The machine has soft-RoCE, network namespaces (deploy/dev/vm/guest.sh) and a few raw drives, of
-which each room of tests takes its own: 0 a node over TCP, 1 overwritten by whoever wants, 2 the
-command, 3 RDMA. Its pytest is this one's, from the same environment, with as few plugins as can be.
+The machine has soft-RoCE, network namespaces (deploy/dev/vm/guest.sh) and a few raw drives, which
+each test wipes first (`guest_node.wiped`) but for drive 2, which is the command's alone. Its
+pytest is this one's, from the same environment, with as few plugins as can be.
 """
 
 import ast
@@ -19,7 +19,7 @@ import pytest
 from memkv.testing.virtual_machine import TREE, VirtualMachine, why_none
 
 INSIDE = Path(__file__).parent / "inside"
-DRIVES = 4
+DRIVES = 3
 SECONDS_MAX = 900
 SECONDS_PER_TEST_MAX = 240
 

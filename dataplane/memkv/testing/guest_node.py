@@ -5,6 +5,7 @@ No supervisor and no services: what imports little starts soon under emulation.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +26,22 @@ POOL = "default/test"
 WORKER_UUID = b"worker of the VM"
 PORT = 7070
 DRIVES = Path("/dev/disk/by-id")
+WIPED_BYTES = 4 * MIB  # at each end
 
 
 def drive(number: int = 0) -> Path:
     """Return a drive of the machine by its stable name."""
     [path] = DRIVES.glob(f"nvme-*_memkv{number}")
+    return path
+
+
+def wiped(path: Path) -> Path:
+    """Take from a drive what other tests left at its ends, where a store looks; return it."""
+    with path.open("r+b", buffering=0) as device:
+        for where, whence in ((0, os.SEEK_SET), (-WIPED_BYTES, os.SEEK_END)):
+            device.seek(where, whence)
+            device.write(bytes(WIPED_BYTES))
+        os.fsync(device.fileno())
     return path
 
 

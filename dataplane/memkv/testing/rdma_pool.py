@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
-import os
 import random
 import resource
 import select
@@ -45,7 +44,6 @@ from memkv.wire.ticket import AnonymousVerifier
 NODE_ADDRESS, NODE_DEVICE, CLIENT_DEVICE = "10.98.0.1", "rxe0", "rxe1"
 UUID = b"a worker in a vm"
 WAIT_S = 60
-WIPED_BYTES = 4 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +117,6 @@ def serve(drive: Path, memory_bytes: int, pipe: Connection) -> None:
     rails.close()
     store.close(clean=True)
     device.close()
-
-
-def wiped(drive: Path) -> Path:
-    """Take from a drive what other tests left at its ends, where a store looks; return it."""
-    with drive.open("r+b") as device:
-        for where, whence in ((0, os.SEEK_SET), (-WIPED_BYTES, os.SEEK_END)):
-            device.seek(where, whence)
-            device.write(bytes(WIPED_BYTES))
-    return drive
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pytest
 from memkv.limits import MIB
 from memkv.pattern import block, seed_of
 from memkv.status import Status
-from memkv.testing.guest_node import GuestNode, drive
+from memkv.testing.guest_node import GuestNode, drive, wiped
 from memkv.testing.namespaces import within
 from memkv.testing.wire_client import Block, Lane, RequestFailed
 from memkv.wire.items import Durability
@@ -34,7 +34,7 @@ class Flaky:
     """The second drive behind dm-flakey."""
 
     def __init__(self) -> None:
-        self._below = drive(1).resolve()
+        self._below = wiped(drive(1)).resolve()
         self.path = Path("/dev/mapper") / NAME
         self._dmsetup("create", NAME, "--table", self._table(""))
 

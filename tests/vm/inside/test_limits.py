@@ -8,7 +8,7 @@ from memkv.limits import MIB
 from memkv.pattern import block, seed_of
 from memkv.status import Status
 from memkv.testing.guest_limits import drive_reads_gbps, fill_drive, write_bandwidth_gbps
-from memkv.testing.guest_node import GuestNode, drive
+from memkv.testing.guest_node import GuestNode, drive, wiped
 from memkv.testing.interleaved import Figure, compare, table
 from memkv.testing.namespaces import within
 from memkv.testing.wire_client import Block, Lane
@@ -27,7 +27,7 @@ def gets_gbps(lane: Lane, ids: bytes) -> float:
 
 def test_limits_and_gets_over_tcp_are_measured_in_turns() -> None:
     fill_drive(drive(1), 64 * MIB)
-    node = GuestNode(drive(0))
+    node = GuestNode(wiped(drive(0)))
     node.start()
     try:
         with within("client"):

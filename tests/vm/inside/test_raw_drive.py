@@ -2,7 +2,6 @@
 for longer than a pause (device mapper's error target over it)."""
 
 import contextlib
-import os
 import random
 import subprocess
 import threading
@@ -15,7 +14,7 @@ from memkv.limits import MIB
 from memkv.node.drive_health import DriveHealth
 from memkv.pattern import block, seed_of
 from memkv.status import Status
-from memkv.testing.guest_node import GuestNode, drive
+from memkv.testing.guest_node import GuestNode, drive, wiped
 from memkv.testing.namespaces import within
 from memkv.testing.wire_client import Block, RequestFailed, WireClient
 from memkv.wire.items import Durability
@@ -29,15 +28,8 @@ def new_block() -> Block:
     return Block(made, block(seed_of(made), MIB), Durability.DURABLE)
 
 
-def wipe(path: Path) -> None:
-    with path.open("r+b", buffering=0) as device:
-        device.write(bytes(MIB))
-        os.fsync(device.fileno())
-
-
 def test_an_nvme_drive_is_told_what_is_unused_when_it_is_formatted() -> None:
-    path = drive(1)
-    wipe(path)
+    path = wiped(drive(1))
     node = GuestNode(path)
     node.start()
     try:
@@ -79,10 +71,9 @@ def put_until_faulted(client: WireClient) -> None:
 
 
 def test_a_drive_that_fails_for_long_is_faulted_until_the_node_starts_again() -> None:
-    below = drive(1)
+    below = wiped(drive(1))
     sectors = bytes_of(below) // 512
     tables = {"linear": f"0 {sectors} linear {below.resolve()} 0", "error": f"0 {sectors} error"}
-    wipe(below)
     dmsetup("create", NAME, "--table", tables["linear"])
     dmsetup("mknodes")  # there is no udev
     node = GuestNode(Path("/dev/mapper") / NAME)

@@ -10,8 +10,8 @@ import pytest
 from memkv.limits import KIB, MIB
 from memkv.rdma.client_memory import MemoryMode
 from memkv.status import Status
-from memkv.testing.guest_node import drive
-from memkv.testing.rdma_pool import Arena, NodeProcess, client, eventually, node, wiped
+from memkv.testing.guest_node import drive, wiped
+from memkv.testing.rdma_pool import Arena, NodeProcess, client, eventually, node
 
 SIZES = (1, 64 * KIB, 300_000, 2 * MIB, 16 * MIB)
 CUTS = {MemoryMode.ARENA: 200, MemoryMode.STRICT: 20}

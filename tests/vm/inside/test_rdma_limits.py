@@ -11,9 +11,9 @@ from itertools import cycle
 from memkv.bench.statistics import gb_per_s
 from memkv.limits import KIB, MIB
 from memkv.testing.guest_limits import drive_reads_gbps, fill_drive, write_bandwidth_gbps
-from memkv.testing.guest_node import drive
+from memkv.testing.guest_node import drive, wiped
 from memkv.testing.interleaved import Figure, compare, table
-from memkv.testing.rdma_pool import Arena, NodeProcess, client, node, wiped
+from memkv.testing.rdma_pool import Arena, NodeProcess, client, node
 
 BLOCK_BYTES = 2 * MIB
 DEPTH = 8

@@ -9,7 +9,7 @@ import pytest
 from memkv.limits import KIB, MIB
 from memkv.pattern import block, seed_of
 from memkv.status import Status
-from memkv.testing.guest_node import GuestNode, drive
+from memkv.testing.guest_node import GuestNode, drive, wiped
 from memkv.testing.namespaces import within
 from memkv.testing.wire_client import Block, Lane
 from memkv.wire.items import Durability, Source
@@ -19,7 +19,7 @@ LENGTHS = (1, 4 * KIB, 70_000, MIB + 1, 2 * MIB)
 
 @pytest.fixture
 def node() -> Iterator[GuestNode]:
-    started = GuestNode(drive())
+    started = GuestNode(wiped(drive()))
     started.start()
     yield started
     started.kill()
