@@ -129,33 +129,46 @@ def test_a_wrong_argument_is_named() -> None:
     assert "unknown argument 'fly'" in result.stderr
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_no_kubernetes_is_built_where_a_cluster_is_named(tmp_path: Path, given: bool) -> None:
-    """As CI runs, with nothing behind its lanes but notes of what was called."""
-    (tmp_path / ".ci").mkdir()
-    shutil.copy(DEV.parents[1] / ".ci/run", tmp_path / ".ci/run")
-    cluster = tmp_path / "deploy/dev/cluster"
+def ci_run(folder: Path, **settings: str) -> tuple[str, list[list[str]]]:
+    """Run CI with nothing behind its lanes but notes of their calls; return output and notes."""
+    (folder / ".ci").mkdir()
+    shutil.copy(DEV.parents[1] / ".ci/run", folder / ".ci/run")
+    cluster = folder / "deploy/dev/cluster"
     cluster.mkdir(parents=True)
-    shutil.copy(DEV / "lane.sh", tmp_path / "deploy/dev/lane.sh")
-    command(tmp_path / "deploy/dev", "demo_check.sh", "exit 0")
-    note = f'echo "$(basename "$0") $*" >>{tmp_path}/called'
+    shutil.copy(DEV / "lane.sh", folder / "deploy/dev/lane.sh")
+    command(folder / "deploy/dev", "demo_check.sh", "exit 0")
+    called = folder / "called"
+    called.touch()
+    note = f'echo "$(basename "$0") $*" >>{called}'
     command(cluster, "build.sh", f'{note}; [ "$1" != missing ] || echo kubelet')
     for lane in (DEV / "cluster").glob("lane_*.sh"):
         command(cluster, lane.name, note)
-    command(tmp_path, "make", "exit 0")
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    for name in ("KUBECONFIG", "MEMKV_TEST_IMAGE"):
+    command(folder, "make", f"{note}; exit 0")
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **settings}
+    for name in {"KUBECONFIG", "MEMKV_TEST_IMAGE"} - settings.keys():
         environment.pop(name, None)
-        if given:
-            environment[name] = f"some {name}"
     result = subprocess.run(
-        [tmp_path / ".ci/run"], env=environment, capture_output=True, text=True, timeout=60
+        [folder / ".ci/run"], env=environment, capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    called = [line.split() for line in (tmp_path / "called").read_text().splitlines()]
+    return result.stdout, [line.split() for line in called.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_no_kubernetes_is_built_where_a_cluster_is_named(tmp_path: Path, given: bool) -> None:
+    names = ("KUBECONFIG", "MEMKV_TEST_IMAGE") if given else ()
+    told, called = ci_run(tmp_path, **{name: f"some {name}" for name in names})
     assert (["build.sh"] in called) != given
     assert ["lane_cluster.sh"] in called
-    assert ("name a cluster" in result.stdout) == given
+    assert ("name a cluster" in told) == given
+
+
+def test_lanes_without_time_are_skipped_and_the_table_is_printed(tmp_path: Path) -> None:
+    told, called = ci_run(tmp_path, MEMKV_CI_MINUTES="2")
+    assert not [words for words in called if words[0] != "build.sh"]
+    for lane in ("test", "sanitize", "crash", "vm", "demo", "apiserver", "scale", "cluster"):
+        assert re.search(rf"^{lane} +skipped .*no time left", told, re.MULTILINE), told
+    assert "\n0 passed, 0 failed" in told
 
 
 def test_packages_of_the_image_are_pinned_by_version_and_sum() -> None:
