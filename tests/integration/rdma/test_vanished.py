@@ -58,6 +58,11 @@ def budget_left(pool: LocalWorkers) -> int:
     return service._budget._left
 
 
+def wait_for_write(fabric: FakeFabric, moved_bytes: int) -> None:
+    """Wait until a node's WRITE has moved more than what was moved before."""
+    eventually(lambda: fabric.moved_bytes["write"] > moved_bytes, "the beginning of the WRITE")
+
+
 @pytest.mark.parametrize("is_put", [False, True], ids=["get", "put"])
 @pytest.mark.parametrize(
     "end", [cut_connection, cut_session, destroy_queue_pair, take_memory, vanish],
@@ -135,9 +140,10 @@ def test_a_broken_write_gives_back_the_block_that_waited_for_the_budget(
     for _ in range(30):  # 30 blocks that stay pinned are more than the rest of DRAM bears
         client = RdmaClient(fabric, "client1", address, POOL)
         fabric.hold(2)
+        moved = fabric.moved_bytes["write"]
         items = [LocalGetItem(one, (Part(1, 0, SIZE),)) for one in ids]
         wire_rdma.send(client.lane, Opcode.RDMA_GET, encode_local_get(items), len(items))
-        fabric.settle()
+        wait_for_write(fabric, moved)
         client.lane.close()
         eventually(lambda: service._budget._left == whole, "the budget")
         fabric.release()
@@ -161,7 +167,7 @@ def test_a_queue_pair_that_does_not_close_keeps_its_block(
     fabric.hold(1)
     body = encode_local_get([LocalGetItem(block_id, parts)])
     wire_rdma.send(client.lane, Opcode.RDMA_GET, body, 1)
-    fabric.settle()
+    wait_for_write(fabric, 0)
     fabric.knobs.refuse_closes["node0"] = 1_000_000
     client.lane.close()
     left = budget_left(pool)
