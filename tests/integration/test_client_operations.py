@@ -191,6 +191,21 @@ def test_the_eventfd_face(client: Client) -> None:
     assert targets == sources
 
 
+def test_jobs_with_several_pieces_a_key_and_lookups(client: Client) -> None:
+    keys = ["pieces-0", "pieces-1"]
+    sources = [[bytearray(content(f"{key}-{n}", 90 * KIB)) for n in range(3)] for key in keys]
+    targets = [[bytearray(90 * KIB) for _ in range(3)] for _ in keys]
+    sizes = [[90 * KIB] * 3 for _ in keys]
+    put_job = client.submit_put_from_multi(keys, [addresses(one) for one in sources], sizes)
+    assert collect(client, {put_job}) == {put_job: [0, 0]}
+    lookup = client.submit_is_exist([*keys, "pieces-none"], lease_ms=1_000)
+    get_job = client.submit_get_into_multi(keys, [addresses(one) for one in targets], sizes)
+    assert collect(client, {lookup, get_job}) == {
+        lookup: [1, 1, 0], get_job: [270 * KIB, 270 * KIB],
+    }  # fmt: skip
+    assert targets == sources
+
+
 def test_a_job_wakes_its_reader_once(client: Client) -> None:
     size = 300 * KIB
     keys = [f"once-{n}" for n in range(12)]  # over all workers and lanes
@@ -211,6 +226,8 @@ def test_a_job_without_anybody_to_ask_wakes_its_reader(pool: LocalWorkers) -> No
     client.close()
     job = client.submit_get_into(["key"], [_hotpath.address_of(bytearray(10))], [10])
     assert collect(client, {job}) == {job: [Status.UNAVAILABLE]}
+    lookup = client.submit_is_exist(["key"])
+    assert collect(client, {lookup}) == {lookup: [Status.UNAVAILABLE]}
 
 
 def collect(client: Client, jobs: set[int]) -> dict[int, list[int]]:

@@ -219,22 +219,32 @@ class Client:
         self, keys: Sequence[Key], ptrs: Sequence[int], sizes: Sequence[int]
     ) -> int:
         """Start a `batch_get_into`; return its job id. The result comes from `completions()`."""
-        hashed, requests = self._begin(keys)
-        scatters = single_segments(ptrs, sizes)
-        check_scatters(scatters, len(keys))
-        return self._events.submit_get(hashed, requests, scatters, len(keys))
+        return self._submit_get(keys, single_segments(ptrs, sizes))
+
+    def submit_get_into_multi(
+        self, keys: Sequence[Key], ptrs: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]
+    ) -> int:
+        """Start a `batch_get_into_multi`; return its job id."""
+        return self._submit_get(keys, multi_segments(ptrs, sizes))
 
     def submit_put_from(
         self, keys: Sequence[Key], ptrs: Sequence[int], sizes: Sequence[int],
         options: PutOptions | None = None,
     ) -> int:
         """Start a `batch_put_from`; return its job id. The result comes from `completions()`."""
+        return self._submit_put(keys, single_segments(ptrs, sizes), options)
+
+    def submit_put_from_multi(
+        self, keys: Sequence[Key], ptrs: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]],
+        options: PutOptions | None = None,
+    ) -> int:
+        """Start a `batch_put_from_multi`; return its job id."""
+        return self._submit_put(keys, multi_segments(ptrs, sizes), options)
+
+    def submit_is_exist(self, keys: Sequence[Key], lease_ms: int = 0) -> int:
+        """Start a `batch_is_exist`; return its job id."""
         hashed, requests = self._begin(keys)
-        scatters = single_segments(ptrs, sizes)
-        check_scatters(scatters, len(keys))
-        return self._events.submit_put(
-            hashed, requests, scatters, options or DEFAULT_PUT, len(keys)
-        )
+        return self._events.submit_exists(hashed, requests, lease_ms, len(keys))
 
     def completions(self) -> list[Completion]:
         """Return finished jobs, and quarantined buffers that are free again. Never blocks."""
@@ -314,6 +324,20 @@ class Client:
             )
         self._core.counters.count_puts(results, scatters)
         return results
+
+    def _submit_get(self, keys: Sequence[Key], scatters: list[Scatter]) -> int:
+        check_scatters(scatters, len(keys))
+        hashed, requests = self._begin(keys)
+        return self._events.submit_get(hashed, requests, scatters, len(keys))
+
+    def _submit_put(
+        self, keys: Sequence[Key], scatters: list[Scatter], options: PutOptions | None
+    ) -> int:
+        check_scatters(scatters, len(keys))
+        hashed, requests = self._begin(keys)
+        return self._events.submit_put(
+            hashed, requests, scatters, options or DEFAULT_PUT, len(keys)
+        )
 
     def _pin(self, keys: Sequence[Key], ttl_s: int) -> list[int]:
         hashed, requests = self._begin(keys)

@@ -37,7 +37,10 @@ ARGUMENTS: dict[str, list[str]] = {
 }
 EVENTS: dict[str, list[str]] = {
     "submit_get_into": ["keys", "ptrs", "sizes"],
+    "submit_get_into_multi": ["keys", "ptrs", "sizes"],
     "submit_put_from": ["keys", "ptrs", "sizes", "options"],
+    "submit_put_from_multi": ["keys", "ptrs", "sizes", "options"],
+    "submit_is_exist": ["keys", "lease_ms"],
     "completions": [],
 }
 DEFAULTS = {"options": None, "fd": None, "fd_offset": 0, "lease_ms": 0}
