@@ -29,7 +29,13 @@ def pool(tmp_path: Path, fabric: FakeFabric) -> Iterator[LocalWorkers]:
         tmp_path, 1, memory_bytes=96 * MIB, block_bytes_max=2 * MIB,
         verbs=FakeVerbs(fabric, ["node0"]),
     ) as pool:  # fmt: skip
-        yield pool
+        try:
+            yield pool
+        finally:
+            # A test that failed in the middle leaves devices that no worker could end on.
+            fabric.knobs.refuse_closes.clear()
+            fabric.knobs.close_delay_s = 0.0
+            fabric.release()
     (tmp_path / "flash-0").unlink()
 
 
