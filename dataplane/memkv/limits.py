@@ -139,6 +139,12 @@ BREAKER_FAILURES = 3  # consecutive failures of a worker before calls stop tryin
 RECONNECT_BACKOFF_MS_MIN = 100
 RECONNECT_BACKOFF_MS_MAX = 2_000  # re-attach stays under 5 s after a node is back
 
+# --- integrations ----------------------------------------------------------------------------
+BLOCK_HEADER_BYTES = SECTOR_BYTES  # behind a page, payload can be read by O_DIRECT into its place
+NAMESPACE_BYTES_MAX = 2 * KIB  # lies in that page; names of models are tens of bytes
+HEADER_FORMATS_MAX = 256  # whose page stays in memory: base model, adapters, salts of one engine
+REASON_REQUESTS_MAX = 4096  # whose reasons an integration keeps: more than an engine runs at once
+
 # --- traces ----------------------------------------------------------------------------------
 TRACE_LINE_BYTES_MAX = 1 * MIB  # a request of 100,000 blocks; a file without newlines is refused
 
@@ -154,4 +160,5 @@ assert DROP_TENANT_WAIT_MS > 2 * WORKER_LOSS_GRACE_MS
 assert MAP_FALLBACK_MS < MAP_BOOTSTRAP_TIMEOUT_MS
 assert LOCAL_REGIONS_PER_SESSION_MAX < LOCAL_REGIONS_MAX  # no session can have them all
 assert LOCAL_MAPPED_BYTES_PER_SESSION_MAX < LOCAL_MAPPED_BYTES_MAX
+assert NAMESPACE_BYTES_MAX < BLOCK_HEADER_BYTES
 assert PULL_ITEMS_MAX * BLOCK_BYTES_MAX <= CREDIT_BYTES_PER_SESSION

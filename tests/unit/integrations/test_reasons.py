@@ -1,0 +1,43 @@
+"""Reasons of misses, by request and in all."""
+
+from memkv.integrations.reasons import RequestReasons
+from memkv.limits import REASON_REQUESTS_MAX
+from memkv.reasons import OF_STATUS, MissReason, reason_of
+from memkv.status import Status
+
+
+def test_reasons_are_counted_by_request_and_in_all() -> None:
+    reasons = RequestReasons()
+    reasons.note("one", MissReason.EVICTED, 2)
+    reasons.note("one", MissReason.PRESENT)
+    reasons.note("two", MissReason.EVICTED)
+    assert reasons.take("one") == {MissReason.EVICTED: 2, MissReason.PRESENT: 1}
+    assert reasons.take("one") == {}
+    assert reasons.totals == {MissReason.EVICTED: 3, MissReason.PRESENT: 1}
+
+
+def test_only_the_last_requests_are_kept() -> None:
+    reasons = RequestReasons()
+    for request in range(REASON_REQUESTS_MAX + 1):
+        reasons.note(request, MissReason.TIMEOUT)
+    assert reasons.take(0) == {}
+    assert reasons.take(1) == {MissReason.TIMEOUT: 1}
+    assert reasons.totals == {MissReason.TIMEOUT: REASON_REQUESTS_MAX + 1}
+
+
+def test_results_have_reasons() -> None:
+    assert reason_of(0) is MissReason.PRESENT
+    assert reason_of(4096) is MissReason.PRESENT
+    assert reason_of(Status.TIMEOUT) is MissReason.TIMEOUT
+    assert reason_of(Status.MISS) is MissReason.UNEXPLAINED
+    assert reason_of(Status.INTERNAL) is MissReason.OTHER
+    assert reason_of(-1000) is MissReason.OTHER
+    assert Status.OK not in OF_STATUS
+
+
+def test_reasons_are_on_the_wire_and_keep_their_numbers() -> None:
+    assert {each.label: each.value for each in MissReason} == {
+        "present": 0, "never_stored": 1, "not_admitted": 2, "evicted": 3, "expired": 4,
+        "deleted": 5, "lost": 6, "corrupt": 7, "timeout": 8, "busy": 9, "unavailable": 10,
+        "wrong_namespace": 11, "wrong_format": 12, "denied": 13, "unexplained": 14, "other": 15,
+    }
