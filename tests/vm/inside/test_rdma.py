@@ -16,6 +16,7 @@ from memkv.testing.rdma_pool import Arena, NodeProcess, client, eventually, node
 SIZES = (1, 64 * KIB, 300_000, 2 * MIB, 16 * MIB)
 CUTS = {MemoryMode.ARENA: 200, MemoryMode.STRICT: 20}
 BLOCK_BYTES = 16 * MIB
+SECONDS_MAX = 480  # for 200 cuts; a third of that on a quiet machine
 PATTERN = b"\xaa"
 ENDS = (Status.TIMEOUT, Status.UNAVAILABLE)
 
@@ -45,6 +46,7 @@ def test_no_memory_of_a_node_has_a_remote_right(running: NodeProcess) -> None:
     assert running.ask("remote rights") == [False]
 
 
+@pytest.mark.timeout(SECONDS_MAX)
 @pytest.mark.parametrize("mode", MemoryMode)
 def test_no_byte_is_late(running: NodeProcess, mode: MemoryMode) -> None:
     """Gets are cut in the middle by their deadline, and the caller uses its memory again at once.
