@@ -72,6 +72,13 @@ SECTOR_BYTES = 4 * KIB  # O_DIRECT alignment and the size of a record header
 SEGMENT_BYTES_MAX = 256 * MIB
 SEGMENTS_PER_STORE_MIN = 64  # segment = min(256 MiB, capacity / 64)
 SPARE_SEGMENTS = 2  # one being opened, one for re-appends while reclaim runs
+PREFETCH_QUEUE_MAX = 1024  # blocks asked for and not yet read: one frame's worth
+PREFETCH_MEMORY_FRACTION = 0.25  # of DRAM, for what is queued; more would push itself out
+PREFETCH_ROOM_FRACTION_MIN = 0.5  # of DRAM that gets can still use; with less it reads nothing
+PREFETCH_READS_MAX = 4  # in flight at once; one while gets read flash
+PREFETCH_YIELD_MS = 5  # how long it waits for gets that read flash, before each of its reads
+PREFETCH_AGE_MS = 10_000  # what was asked for longer ago comes too late
+GHOSTS_MAX = 65_536  # blocks whose reason for leaving is remembered: 10 MiB of Python objects
 LEASE_MS_MAX = 60_000  # between an engine's lookup and its load; whoever needs more pins
 REAPPEND_FRACTION_MAX = 0.30  # of host writes: bounds write amplification at 1.3
 PINNED_FRACTION_MAX = REAPPEND_FRACTION_MAX / (1 + REAPPEND_FRACTION_MAX)

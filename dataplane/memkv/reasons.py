@@ -25,7 +25,7 @@ class MissReason(IntEnum):
     EXPIRED = 4
     """Its time to live is over."""
     DELETED = 5
-    """Somebody deleted it, or its tenant was dropped."""
+    """Somebody deleted it."""
     LOST = 6
     """Its drive failed, or a crash came before it was on flash."""
     CORRUPT = 7
@@ -67,6 +67,7 @@ OF_STATUS: dict[Status, MissReason] = {
     Status.TOO_LARGE: MissReason.NOT_ADMITTED,
     Status.BUFFER_TOO_SMALL: MissReason.WRONG_FORMAT,
     Status.DENIED: MissReason.DENIED,
+    Status.UNSUPPORTED: MissReason.UNEXPLAINED,
 }
 
 

@@ -43,6 +43,8 @@ class Status(IntEnum):
     """The stored block is longer than the buffer; its length is reported where the call can."""
     QUOTA = -16
     """The tenant's pins or bytes are at their limit."""
+    UNSUPPORTED = -17
+    """The node is of an older version and does not know this operation (never on the wire)."""
 
 
 HIT_STATUSES: frozenset[Status] = frozenset({Status.OK})

@@ -132,6 +132,21 @@ def test_exists_tells_each_key_and_the_prefix(up: Up) -> None:
     assert [key["status"] for key in keys] == [1, 1, 0]
 
 
+def test_why_tells_each_key(up: Up) -> None:
+    for key in ("why-there", "why-deleted"):
+        assert memkv(up, "put", key, "-", data=b"x").returncode == Exit.OK
+    assert memkv(up, "rm", "why-deleted").returncode == Exit.OK
+    words = ("why", "why-there", "why-deleted", "why-never")
+    done = memkv(up, *words, "--json")
+    assert done.returncode == Exit.OK
+    keys = document_of(done)["keys"]
+    assert isinstance(keys, list)
+    assert [key["reason"] for key in keys] == ["present", "deleted", "never_stored"]
+    shown = memkv(up, *words)
+    assert shown.returncode == Exit.OK
+    assert b"it was deleted" in shown.stdout
+
+
 def test_a_deleted_block_is_gone(up: Up) -> None:
     assert memkv(up, "put", "to-delete", "-", data=b"x").returncode == Exit.OK
     done = memkv(up, "rm", "to-delete", "never-stored")
@@ -254,6 +269,7 @@ def test_a_reader_that_leaves_early_is_no_error(up: Up) -> None:
     [
         (["get", "never-stored", "-o", "/dev/null"], Exit.FAILED),
         (["exists", "never-stored"], Exit.FAILED),
+        (["why", "never-stored"], Exit.OK),
         (["get", "never-stored"], Exit.USAGE),
         (["put", "key", "/no/such/file"], Exit.USAGE),
         (["map", "--pool", "other/pool"], Exit.UNREACHABLE),

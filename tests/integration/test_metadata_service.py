@@ -204,7 +204,7 @@ def test_slow_watcher_gets_the_latest_map_and_misses_those_between(start: Start)
     ("fields", "code", "message"),
     [
         ({"pool": "default/other"}, grpc.StatusCode.NOT_FOUND, "check the endpoint"),
-        ({"protocol_min": 2, "protocol_max": 3}, grpc.StatusCode.FAILED_PRECONDITION, "upgrade"),
+        ({"protocol_min": 3, "protocol_max": 4}, grpc.StatusCode.FAILED_PRECONDITION, "upgrade"),
     ],
 )
 def test_watch_that_cannot_work_says_why(

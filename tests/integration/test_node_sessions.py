@@ -47,7 +47,7 @@ def test_no_common_protocol_names_both_ranges(worker: RunningWorker) -> None:
     wire = worker.wire()
     hello = HelloRequest(bytes(16), POOL, b"", protocol_min=7, protocol_max=9)
     wire.send(encode_frame(Opcode.HELLO, 0, 5, hello.encode()))
-    with pytest.raises(RequestFailed, match="7 to 9, this node 1 to 1"):
+    with pytest.raises(RequestFailed, match="7 to 9, this node 1 to 2"):
         wire.answer()
     assert wire.is_closed_by_peer()
 
@@ -67,7 +67,7 @@ def test_more_sessions_than_allowed_are_busy_until_one_ends() -> None:
 def test_node_grants_what_both_sides_have(worker: RunningWorker) -> None:
     granted = worker.client().granted
     assert granted.transports == Transport.TCP
-    assert granted.protocol == 1
+    assert granted.protocol == 2
     assert len(set(granted.lane_tokens)) == 8
 
 

@@ -30,6 +30,7 @@ EXPLANATIONS: dict[Status, str] = {
     Status.INTERNAL: "a bug in MemKV; please report it with the node's log",
     Status.BUFFER_TOO_SMALL: "the stored block is longer than the buffer",
     Status.QUOTA: "the tenant's pins or bytes are at their limit",
+    Status.UNSUPPORTED: "the node is of an older version; upgrade it",
 }
 
 REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")  # such causes name their own fix

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "put": ("put", "store a block"),
     "get": ("get", "fetch a block"),
     "exists": ("exists", "ask which blocks are stored"),
+    "why": ("why", "say why blocks are not there"),
     "rm": ("remove", "delete blocks"),
     "map": ("map", "show which node owns what"),
     "nodes": ("nodes", "list the nodes and what they hold"),

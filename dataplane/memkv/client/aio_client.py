@@ -23,15 +23,20 @@ from memkv.client.operations import (
     exists_operation,
     get_operation,
     pin_operation,
+    prefetch_operation,
     put_operation,
+    why_operation,
 )
 from memkv.client.options import DEFAULT_PUT, ConnectOptions, PutOptions
+from memkv.client.prefix import by_node, leading
 from memkv.client.ranges import ByteRange, ranges_operation
+from memkv.client.reasons import RequestReasons
 from memkv.client.requests import Requests
 from memkv.client.routing import Key, Keys
 from memkv.client.statistics import ClientStatistics
 from memkv.errors import CallerError
 from memkv.limits import SMALL_PAYLOAD_BYTES_MAX
+from memkv.reasons import MissReason
 from memkv.status import Status
 
 if TYPE_CHECKING:
@@ -122,8 +127,32 @@ class AsyncClient:
 
     async def match_prefix(self, keys: Sequence[Key]) -> int:
         """See `Client.match_prefix`."""
-        found = await self.batch_is_exist(keys)
-        return next((n for n, status in enumerate(found) if status != 1), len(found))
+        return leading(await self.batch_is_exist(keys))
+
+    async def match_prefix_by_node(self, keys: Sequence[Key]) -> dict[str, int]:
+        """See `Client.match_prefix_by_node`."""
+        hashed, requests = self._begin(keys)
+        if hashed is None or requests is None:
+            return {}
+        found = await self._run(exists_operation(requests, hashed, 0))
+        return by_node(requests.route(), hashed, leading(found))
+
+    async def prefetch(self, keys: Sequence[Key]) -> list[int]:
+        """See `Client.prefetch`."""
+        hashed, requests = self._begin(keys)
+        if hashed is None or requests is None:
+            results: list[int] = [Status.UNAVAILABLE] * len(keys)
+        else:
+            results = await self._run(prefetch_operation(requests, hashed))
+        self._core.counters.count_prefetches(results)
+        return results
+
+    async def why(self, keys: Sequence[Key]) -> list[MissReason]:
+        """See `Client.why`."""
+        hashed, requests = self._begin(keys)
+        if hashed is None or requests is None:
+            return [MissReason.UNAVAILABLE] * len(keys)
+        return await self._run(why_operation(requests, hashed))
 
     async def remove(self, key: Key) -> int:
         """See `Client.remove`."""
@@ -173,7 +202,12 @@ class AsyncClient:
 
     def stats(self) -> ClientStatistics:
         """Return a frozen reading of this client's counters."""
-        return self._core.counters.frozen()
+        return self._core.counters.frozen(self._core.reasons.totals)
+
+    @property
+    def reasons(self) -> RequestReasons:
+        """See `Client.reasons`."""
+        return self._core.reasons
 
     async def wait_ready(self, timeout_ms: int) -> bool:
         """See `Client.wait_ready`; other tasks go on meanwhile."""

@@ -17,6 +17,7 @@ from memkv._hotpath import Engine
 from memkv.client.buffers import Region, RegionTable
 from memkv.client.copies import CopyQueue
 from memkv.client.options import ConnectOptions
+from memkv.client.reasons import RequestReasons
 from memkv.client.requests import Requests
 from memkv.client.routing import Key, Keys, hash_keys
 from memkv.client.session import WorkerSession
@@ -53,6 +54,7 @@ class ClientCore:
         self.client_uuid = client_uuid
         self.source = source
         self.counters = ClientCounters()
+        self.reasons = RequestReasons()
         self.engine = Engine()
         self.regions = RegionTable()
         self.memory: ClientMemory | None = None

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from memkv.client.buffers import Scatter
 from memkv.client.core import ClientCore
 from memkv.client.drive import Running, take_completion
-from memkv.client.operations import exists_operation, get_operation, put_operation
+from memkv.client.operations import (
+    exists_operation,
+    get_operation,
+    prefetch_operation,
+    put_operation,
+)
 from memkv.client.options import PutOptions
 from memkv.client.requests import Requests
 from memkv.client.routing import Keys
@@ -86,6 +91,19 @@ class EventFace:
             self._end_at_once(on_result, count)
         else:
             self._start(Running(exists_operation(requests, keys, lease_ms), on_result))
+        return job_id
+
+    def submit_prefetch(self, keys: Keys | None, requests: Requests | None, count: int) -> int:
+        job_id = next(self._ids)
+
+        def on_result(results: list[int]) -> None:
+            self._core.counters.count_prefetches(results)
+            self._add(Completion(job_id, results))
+
+        if keys is None or requests is None:
+            self._end_at_once(on_result, count)
+        else:
+            self._start(Running(prefetch_operation(requests, keys), on_result))
         return job_id
 
     def completions(self) -> list[Completion]:

@@ -15,6 +15,7 @@ from memkv.client.routing import Keys
 from memkv.client.statistics import ClientCounters
 from memkv.client.waves import Router, Waves
 from memkv.limits import BLOCK_BYTES_MAX
+from memkv.reasons import MissReason, reason_of
 from memkv.status import Status
 
 Started = list[Call] | Status
@@ -47,6 +48,9 @@ class Workers(Router, Protocol):
         """`by_this_map`: the worker says WRONG_OWNER while its map is older than the route's."""
     def start_delete(self, worker: int, keys: Keys, positions: list[int]) -> Started: ...
     def start_pin(self, worker: int, keys: Keys, positions: list[int], ttl_s: int) -> Started: ...
+    def start_prefetch(self, worker: int, keys: Keys, positions: list[int]) -> Started:
+        """UNSUPPORTED by a worker of an older version; likewise `start_why`."""
+    def start_why(self, worker: int, keys: Keys, positions: list[int]) -> Started: ...
     def copy_to_owner(
         self, keys: Keys, position: int, scatter: Scatter, size_bytes: int, previous: int
     ) -> None:
@@ -167,6 +171,66 @@ def pin_operation(workers: Workers, keys: Keys, ttl_s: int) -> Operation[list[in
     waves.begin_with_owners()
     yield from waves.run(_ignore)
     return without_wrong_owner(results, Status.UNAVAILABLE)
+
+
+def prefetch_operation(workers: Workers, keys: Keys) -> Operation[list[int]]:
+    """Have owners bring blocks into their DRAM. Result a key: 2 in DRAM, 1 on its way, 0 not there,
+    or a negative Status."""
+    results: list[int] = [0] * keys.count
+    waves = Waves(
+        workers, keys, results,
+        lambda worker, positions, _: workers.start_prefetch(worker, keys, positions),
+        previous_owners=True,
+    )
+    waves.begin_with_owners()
+    yield from waves.run(_ignore)
+    return without_wrong_owner(results, 0)
+
+
+def why_operation(workers: Workers, keys: Keys) -> Operation[list[MissReason]]:
+    """Ask the owner and every previous owner why a block is not there; the most telling answer
+    counts: it is there, then what happened to it, then who could not say."""
+    results: list[int] = [Status.UNAVAILABLE] * keys.count
+    found: dict[int, set[MissReason]] = {}
+
+    def on_answer(call: Call, index: int, position: int, status: int) -> None:
+        if status != Status.WRONG_OWNER:
+            found.setdefault(position, set()).add(reason_on_wire(status))
+
+    def ask(worker: int, positions: list[int], _: bool) -> Started:
+        started = workers.start_why(worker, keys, positions)
+        if isinstance(started, Status):
+            for position in positions:
+                found.setdefault(position, set()).add(reason_of(started))
+        return started
+
+    waves = Waves(workers, keys, results, ask, every_answer=True)
+    waves.begin_with_owners()
+    for position in range(keys.count):
+        for previous in workers.route().previous_owners(keys.slot_of(position)):
+            waves.add(previous, position)
+    yield from waves.run(on_answer)
+    nobody = {MissReason.UNAVAILABLE}
+    return [min(found.get(position, nobody), key=_telling) for position in range(keys.count)]
+
+
+def reason_on_wire(status: int) -> MissReason:
+    """Return the reason that a node gave; of a later version's, OTHER."""
+    if status < 0:
+        return reason_of(status)
+    return MissReason(status) if status in _REASONS else MissReason.OTHER
+
+
+_REASONS = frozenset(int(reason) for reason in MissReason)
+_SAY_LITTLE = (MissReason.UNAVAILABLE, MissReason.TIMEOUT, MissReason.BUSY, MissReason.UNEXPLAINED)
+
+
+def _telling(reason: MissReason) -> tuple[bool, bool, bool, int]:
+    """Order reasons of several workers, the one to show first."""
+    return (
+        reason is not MissReason.PRESENT, reason is MissReason.NEVER_STORED,
+        reason in _SAY_LITTLE, reason,
+    )
 
 
 def _ignore(call: Call, index: int, position: int, status: int) -> None:

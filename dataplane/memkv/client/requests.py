@@ -56,7 +56,7 @@ from memkv.wire.local import (
     encode_parts,
 )
 from memkv.wire.messages import encode_keys
-from memkv.wire.opcodes import RESPONSE_LIMITS, Flag, Opcode
+from memkv.wire.opcodes import PROTOCOL_OF_OPCODE, RESPONSE_LIMITS, Flag, Opcode
 
 if TYPE_CHECKING:
     from memkv.client.core import ClientCore, Routes
@@ -340,6 +340,12 @@ class Requests:
     def start_pin(self, worker: int, keys: Keys, positions: list[int], ttl_s: int) -> Started:
         return self._control(Opcode.PIN, worker, keys, positions, ttl_s)
 
+    def start_prefetch(self, worker: int, keys: Keys, positions: list[int]) -> Started:
+        return self._control(Opcode.PREFETCH, worker, keys, positions, 0)
+
+    def start_why(self, worker: int, keys: Keys, positions: list[int]) -> Started:
+        return self._control(Opcode.WHY, worker, keys, positions, 0)
+
     def _control(
         self, opcode: Opcode, worker: int, keys: Keys, positions: list[int], argument: int,
         epoch: int | None = None,
@@ -347,6 +353,8 @@ class Requests:
         session, lanes = self._lanes(worker)
         if isinstance(lanes, Status):
             return lanes
+        if session.protocol < PROTOCOL_OF_OPCODE.get(opcode, 1):
+            return Status.UNSUPPORTED
         if opcode == Opcode.EXISTS and epoch is None:
             groups = self._by_need(worker, keys, positions)
         else:

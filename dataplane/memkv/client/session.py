@@ -31,7 +31,7 @@ from memkv.rdma.client_memory import ClientMemory
 from memkv.shardmap.map import Worker
 from memkv.status import Status
 from memkv.wire.frame import encode_frame
-from memkv.wire.messages import HelloRequest, HelloResponse
+from memkv.wire.messages import PROTOCOL_MIN, HelloRequest, HelloResponse
 from memkv.wire.opcodes import RESPONSE_LIMITS, Flag, Opcode, Transport
 
 CONTROL_LANES = 1
@@ -71,6 +71,8 @@ class WorkerSession:
         self.worker = worker
         self.state = SessionState.DOWN
         self.block_length_max = BLOCK_BYTES_MAX
+        self.protocol = PROTOCOL_MIN
+        """What HELLO chose."""
         self.last_error = "not connected yet"
         self.refused_ticket = b""
         """The last ticket that the worker did not take: its key was revoked, perhaps."""
@@ -219,6 +221,7 @@ class WorkerSession:
         local_path = self.local.find_socket(control, response)
         lanes.control.add_lane(control.detach())
         self.block_length_max = response.block_length_max
+        self.protocol = response.protocol
         try:
             tokens = self._top_up(lanes, response)
         except MemKVError:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from memkv.client.buffers import Scatter
+from memkv.reasons import MissReason, reason_of
 from memkv.status import Status
 
 
@@ -32,6 +33,9 @@ class ClientCounters:
     local_fallbacks: int = 0
     rdma_keys: int = 0
     rdma_fallbacks: int = 0
+    prefetched: int = 0
+    prefetches_dropped: int = 0
+    miss_reasons: dict[str, int] = field(default_factory=dict)
 
     def count_gets(self, results: Sequence[int]) -> None:
         """Add one batch of get results."""
@@ -43,6 +47,8 @@ class ClientCounters:
             else:
                 self.misses += 1
                 self._count_failure(status)
+                label = reason_of(status).label
+                self.miss_reasons[label] = self.miss_reasons.get(label, 0) + 1
 
     def count_puts(self, results: Sequence[int], scatters: Sequence[Scatter]) -> None:
         """Add one batch of put results."""
@@ -54,6 +60,12 @@ class ClientCounters:
                 self.puts_dropped += 1
                 self._count_failure(status)
 
+    def count_prefetches(self, results: Sequence[int]) -> None:
+        """Add one batch of prefetch results."""
+        dropped = sum(1 for status in results if status < 0)
+        self.prefetches_dropped += dropped
+        self.prefetched += sum(1 for status in results if status > 0)
+
     def _count_failure(self, status: int) -> None:
         if status == Status.TIMEOUT:
             self.timeouts += 1
@@ -64,8 +76,10 @@ class ClientCounters:
         elif status == Status.QUARANTINED:
             self.quarantined += 1
 
-    def frozen(self) -> ClientStatistics:
-        return ClientStatistics(**asdict(self))
+    def frozen(self, request_reasons: Mapping[MissReason, int]) -> ClientStatistics:
+        """Return a copy; `request_reasons`: what integrations counted."""
+        reasons = {reason.label: count for reason, count in request_reasons.items()}
+        return ClientStatistics(**asdict(self), request_reasons=reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +98,10 @@ class ClientStatistics:
     local_fallbacks: keys that would have been, but for a worker that was not ready for it: over TCP
     rdma_keys: keys asked for or put over RDMA
     rdma_fallbacks: keys in registered memory that went over TCP, though their worker serves RDMA
+    prefetched, prefetches_dropped: keys of prefetches that are or will be in a worker's DRAM, and
+        those that nobody could be asked to bring there, or who was asked would not
+    miss_reasons: misses by what their results say; `unexplained` ones by `Client.why` alone
+    request_reasons: blocks that integrations looked up, by `MissReason`; `present` are hits
     """
 
     gets: int
@@ -105,3 +123,7 @@ class ClientStatistics:
     local_fallbacks: int
     rdma_keys: int
     rdma_fallbacks: int
+    prefetched: int
+    prefetches_dropped: int
+    miss_reasons: Mapping[str, int]
+    request_reasons: Mapping[str, int]

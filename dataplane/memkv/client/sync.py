@@ -27,16 +27,21 @@ from memkv.client.operations import (
     exists_operation,
     get_operation,
     pin_operation,
+    prefetch_operation,
     put_operation,
+    why_operation,
 )
 from memkv.client.options import DEFAULT_PUT, ConnectOptions, PutOptions
+from memkv.client.prefix import by_node, leading
 from memkv.client.ranges import ByteRange, ranges_operation
+from memkv.client.reasons import RequestReasons
 from memkv.client.requests import Requests
 from memkv.client.routing import Key, Keys
 from memkv.client.short_way import get_one
 from memkv.client.statistics import ClientStatistics
 from memkv.errors import CallerError
 from memkv.limits import SMALL_PAYLOAD_BYTES_MAX
+from memkv.reasons import MissReason
 from memkv.status import Status
 
 if TYPE_CHECKING:
@@ -152,12 +157,39 @@ class Client:
 
     def match_prefix(self, keys: Sequence[Key]) -> int:
         """Return how many leading keys are stored; one round trip to each owner, in parallel."""
-        count = 0
-        for found in self.batch_is_exist(keys):
-            if found != 1:
-                break
-            count += 1
-        return count
+        return leading(self.batch_is_exist(keys))
+
+    def match_prefix_by_node(self, keys: Sequence[Key]) -> dict[str, int]:
+        """Return which node holds how many of the leading keys that are stored, for a router that
+        looks for the engine nearest to them. The sum is `match_prefix`."""
+        hashed, requests = self._begin(keys)
+        if hashed is None or requests is None:
+            return {}
+        found = self._run(exists_operation(requests, hashed, 0), requests)
+        return by_node(requests.route(), hashed, leading(found))
+
+    def prefetch(self, keys: Sequence[Key]) -> list[int]:
+        """Have the owners bring blocks from flash into their DRAM, where a get of the next seconds
+        finds them. Returns at once.
+
+        A key's result: 2 in DRAM, 1 on its way, 0 not stored, negative: it will not be done (BUSY,
+        UNSUPPORTED by an older node, ...). Best effort: a later get says what came of it.
+        """
+        hashed, requests = self._begin(keys)
+        if hashed is None or requests is None:
+            results: list[int] = [Status.UNAVAILABLE] * len(keys)
+        else:
+            results = self._run(prefetch_operation(requests, hashed), requests)
+        self._core.counters.count_prefetches(results)
+        return results
+
+    def why(self, keys: Sequence[Key]) -> list[MissReason]:
+        """Say why blocks are not there, or PRESENT. Nodes remember what left lately only, and
+        nothing over a restart: NEVER_STORED may also mean long ago."""
+        hashed, requests = self._begin(keys)
+        if hashed is None or requests is None:
+            return [MissReason.UNAVAILABLE] * len(keys)
+        return self._run(why_operation(requests, hashed), requests)
 
     def batch_remove(self, keys: Sequence[Key]) -> list[int]:
         """Delete blocks; 0 a key once no later lookup can hit (C7), else UNAVAILABLE: repeat."""
@@ -246,6 +278,11 @@ class Client:
         hashed, requests = self._begin(keys)
         return self._events.submit_exists(hashed, requests, lease_ms, len(keys))
 
+    def submit_prefetch(self, keys: Sequence[Key]) -> int:
+        """Start a `prefetch`; return its job id. The result comes from `completions()`."""
+        hashed, requests = self._begin(keys)
+        return self._events.submit_prefetch(hashed, requests, len(keys))
+
     def completions(self) -> list[Completion]:
         """Return finished jobs, and quarantined buffers that are free again. Never blocks."""
         return self._events.completions()
@@ -253,7 +290,12 @@ class Client:
     # --- the rest -----------------------------------------------------------------------------
     def stats(self) -> ClientStatistics:
         """Return a frozen reading of this client's counters."""
-        return self._core.counters.frozen()
+        return self._core.counters.frozen(self._core.reasons.totals)
+
+    @property
+    def reasons(self) -> RequestReasons:
+        """Where integrations count why blocks of a request were not there."""
+        return self._core.reasons
 
     def wait_ready(self, timeout_ms: int) -> bool:
         """Wait until every worker of the map can be reached; False when time runs out first."""

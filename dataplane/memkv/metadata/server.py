@@ -35,6 +35,7 @@ from memkv.metadata.tickets import TicketIssuer
 from memkv.shardmap import MapVersion, ShardMap, map_to_proto
 from memkv.shardmap.codec import version_from_proto, version_to_proto
 from memkv.tenant import tenant_tag
+from memkv.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN
 from memkv.wire.ticket import TicketRefused
 from memkv_proto import metadata_pb2 as pb
 from memkv_proto import metadata_pb2_grpc as pb_grpc
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
     from memkv_proto.metadata_pb2_grpc import _ServicerContext as Context  # in the stubs only
 
 SERVICE = "memkv.v1.MetadataService"
-DATA_PROTOCOL_MIN = 1
-DATA_PROTOCOL_MAX = 1
+DATA_PROTOCOL_MIN = PROTOCOL_MIN
+DATA_PROTOCOL_MAX = PROTOCOL_MAX
 BOOKMARK_JITTER = 0.1  # of the interval: watchers that came together do not stay together
 
 

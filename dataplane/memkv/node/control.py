@@ -1,4 +1,4 @@
-"""The operations of control connections: HELLO, EXISTS, DELETE, PIN, STAT, LIST, GOODBYE.
+"""The operations of control connections: HELLO, those on keys, STAT, LIST, GOODBYE.
 
 Each takes a whole request and returns the bytes of its response; none touches a socket.
 """
@@ -132,7 +132,7 @@ class ControlService:
 
     # --- keys ---------------------------------------------------------------------------------
     def keys(self, session: NodeSession, frame: Frame, deadline_ns: int, tally: Tally) -> bytes:
-        """Answer EXISTS, DELETE or PIN. Raises MalformedBody."""
+        """Answer an operation on keys. Raises MalformedBody."""
         header = frame.header
         request = decode_keys(frame.body, header.item_count)
         if self._clock.monotonic_ns() >= deadline_ns:
@@ -152,6 +152,10 @@ class ControlService:
                 return self._store.exists(tenant, ids, self._clock.wall_s())
             if header.opcode == Opcode.DELETE:
                 return self._store.delete(tenant, ids, deadline_ns)
+            if header.opcode == Opcode.PREFETCH:
+                return self._store.prefetch(tenant, ids)
+            if header.opcode == Opcode.WHY:
+                return self._store.why(tenant, ids)
             return self._store.pin(tenant, ids, request.argument)
 
         needed = header.map_epoch if header.opcode == Opcode.EXISTS else 0
@@ -174,12 +178,9 @@ class ControlService:
     @staticmethod
     def _count(opcode: int, values: bytes, tally: Tally) -> None:
         statuses = unpack_statuses(values)
-        if opcode == Opcode.EXISTS:
-            tally.items_of(
-                opcode, [{1: Status.OK, 0: Status.MISS}.get(value, value) for value in statuses]
-            )
-        else:
-            tally.items_of(opcode, statuses)
+        if opcode in (Opcode.EXISTS, Opcode.PREFETCH):
+            statuses = tuple(Status.MISS if value == 0 else value for value in statuses)
+        tally.items_of(opcode, [min(value, Status.OK) for value in statuses])
 
     # --- others -------------------------------------------------------------------------------
     def stat(self, frame: Frame) -> bytes:

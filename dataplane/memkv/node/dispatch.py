@@ -40,7 +40,7 @@ _LINGER_SKIPS = 15  # requests of a lane that was not back in time, before it is
 _EXPRESS_ITEMS_MAX = limits.EXPRESS_INLINE_BYTES_MAX // limits.SMALL_PAYLOAD_BYTES_MAX
 TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x46"  # fatal, protocol_version
 _SINGLE_GET_BYTES = HEADER_BYTES + GET_ITEM_BYTES
-_KEY_OPCODES = (Opcode.EXISTS, Opcode.DELETE, Opcode.PIN)
+_KEY_OPCODES = (Opcode.EXISTS, Opcode.DELETE, Opcode.PIN, Opcode.PREFETCH, Opcode.WHY)
 _LOCAL_OPCODES = (Opcode.REGISTER, Opcode.UNREGISTER, Opcode.LOCAL_GET, Opcode.LOCAL_PUT)
 _RDMA_OPCODES = (
     Opcode.RDMA_CONNECT, Opcode.RDMA_REGISTER, Opcode.RDMA_UNREGISTER, Opcode.RDMA_GET,

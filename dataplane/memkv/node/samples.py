@@ -48,6 +48,8 @@ _STORE_COUNTERS: Mapping[str, str] = {
     "hits_dram": "Gets served from DRAM",
     "hits_flash": "Gets served from flash",
     "misses": "Gets of blocks that are not stored",
+    "prefetched_blocks": "Blocks brought from flash into DRAM before anybody asked for them",
+    "prefetches_refused": "Blocks not prefetched: too many at once, too late, or no DRAM to spare",
     "expired": "Blocks dropped because their time was over",
     "corrupt": "Records that failed a check twice and were dropped: look at the drive",
     "rereads": "Records read again because a check failed",

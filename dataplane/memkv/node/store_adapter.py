@@ -27,6 +27,8 @@ class NodeStore:
         self.begin_put = store.begin_put
         self.delete = store.delete
         self.pin = store.pin
+        self.why = store.why
+        self.prefetch = store.prefetch
 
     def new_reader(self) -> StoreReader:
         """Return a reader for one thread."""

@@ -9,6 +9,7 @@ from memkv.errors import ConfigError
 from memkv.io.device import Device
 from memkv.io.huge_pages import whole_pages
 from memkv.limits import BLOCK_ID_BYTES, SECTOR_BYTES
+from memkv.reasons import MissReason
 from memkv.status import Status
 from memkv.store.config import (
     INDEX_BYTES_PER_BLOCK,
@@ -23,6 +24,8 @@ from memkv.store.drive import DriveTraits
 from memkv.store.engine import Engine, drive
 from memkv.store.layout import Superblock, record_sectors
 from memkv.store.listing import ListedBlock, ListedTombstone, SlotLister
+from memkv.store.moment import moment_of
+from memkv.store.prefetch import Prefetcher
 from memkv.store.puts import Put, PutState
 from memkv.store.reader import ReadResult, StoreReader
 from memkv.store.recovery import Recovery, RecoveryReport
@@ -84,6 +87,9 @@ class Store:
         self._core = core
         self._closed = False
         self._lister: SlotLister | None = None
+        self._prefetcher = Prefetcher(
+            engine, core, self.new_reader, threads=core.config.threads
+        )
         self.recovery = report
 
     @property
@@ -114,6 +120,24 @@ class Store:
             if self._core.drive.is_readable:
                 return found
             return self._core.without_unreadable(owner, ids, found)
+
+    def why(self, tenant: TenantScope, ids: bytes) -> bytes:
+        """Return an i32 of a `MissReason` for each id: PRESENT, or why it is not there, as far as
+        is remembered. Touches nothing."""
+        reasons: list[int] = []
+        with self._engine.lock:
+            owner = self._core.tenants.find(tenant.tag)
+            for first in range(0, len(ids), BLOCK_ID_BYTES):
+                block_id = ids[first : first + BLOCK_ID_BYTES]
+                reasons.append(
+                    MissReason.NEVER_STORED if owner is None else self._core.why(owner, block_id)
+                )
+        return struct.pack(f"<{len(reasons)}i", *reasons)
+
+    def prefetch(self, tenant: TenantScope, ids: bytes) -> bytes:
+        """Have blocks on flash brought into DRAM, best effort; return at once an i32 for each id:
+        a `Prefetched`, or BUSY where it will not be done."""
+        return struct.pack(f"<{len(ids) // BLOCK_ID_BYTES}i", *self._prefetcher.ask(tenant, ids))
 
     def new_reader(self) -> StoreReader:
         """Return a reader for the calling thread. Close it before the store."""
@@ -165,7 +189,7 @@ class Store:
         self._engine.wait(attempt, deadline_ns)
         if found:
             return found[0]
-        core.counters.puts_refused += 1
+        core.refused(core.tenants.get(tenant.tag, tenant.name), request.block_id)
         return Status.BUSY
 
     def finish_put(self, put: Put, sound: bool) -> Status:
@@ -355,7 +379,7 @@ class Store:
     def statistics(self) -> StoreStatistics:
         """Return a moment of the store."""
         with self._engine.lock:
-            return self._core.statistics()
+            return moment_of(self._core)
 
     def flush(self, deadline_ns: int) -> bool:
         """Make everything accepted until now durable; False when that was not done in time."""
@@ -375,6 +399,8 @@ class Store:
 
     def pump(self) -> None:
         """Run until nothing is left to do; only for stores opened with `threads=False`."""
+        while self._prefetcher.step():
+            pass
         self._engine.pump()
 
     def close(self, clean: bool = True) -> None:
@@ -382,6 +408,7 @@ class Store:
 
         The device stays open; it belongs to the caller. Readers must be closed before.
         """
+        self._prefetcher.close()
         with self._engine.lock:
             if self._closed:
                 return

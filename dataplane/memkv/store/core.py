@@ -12,11 +12,13 @@ from memkv._hotpath import BlockIndex, slots_of
 from memkv.checksum import SUM_BYTES, chunk_count
 from memkv.clock import Clock
 from memkv.limits import BLOCK_ID_BYTES, ROOT_BYTES, SECTOR_BYTES
+from memkv.reasons import MissReason
 from memkv.status import Status
 from memkv.store.arena import EVERYONE, UNNAMED, Arena, Extent
 from memkv.store.config import Randomness, StoreConfig
 from memkv.store.discards import Discards
 from memkv.store.drive import DriveTraits, DriveWatch
+from memkv.store.ghosts import Ghosts
 from memkv.store.layout import RecordHeader, Superblock, record_sectors
 from memkv.store.log import Log
 from memkv.store.pins import Pins
@@ -26,12 +28,7 @@ from memkv.store.reclaim import Reclaim
 from memkv.store.records import Place
 from memkv.store.requests import IoRequest, PutRequest
 from memkv.store.segments import FREE_SEGMENTS_WANTED, Segment, SegmentTable
-from memkv.store.statistics import (
-    Counters,
-    StoreStatistics,
-    TenantStatistics,
-    counters_as_dict,
-)
+from memkv.store.statistics import Counters
 from memkv.store.tenants import Tenants, TenantState
 from memkv.store.tombstones import Tombstones
 from memkv.tenant import TenantScope
@@ -84,6 +81,7 @@ class StoreCore:
         self.reclaim = Reclaim(self)
         self.discards = Discards(self.table, self.counters, self.now_ns, traits.discards)
         self.undurable: dict[int, Put] = {}
+        self.ghosts = Ghosts()
         self.slot_floors = dict(config.slot_floors)  # records up to these generations are gone
         self.tenant_floors = dict(config.tenant_floors)
         self._generation = superblock.incarnation << GENERATION_OPEN_SHIFT
@@ -165,15 +163,20 @@ class StoreCore:
         if self._outlived(owner, request):
             return Status.MISS
         if self.drive.is_faulted:
-            self.counters.puts_refused += 1
+            self.refused(owner, request.block_id)
             return Status.UNAVAILABLE
         if self.drive.refuses() or not self._room_in_index(owner):
-            self.counters.puts_refused += 1
+            self.refused(owner, request.block_id)
             return Status.NO_SPACE
         extent = self.arena.allocate(record_sectors(request.length), owner.number)
         if extent is None:
             return Status.BUSY
         return Put(self, owner, request, extent)
+
+    def refused(self, owner: TenantState, block_id: bytes) -> None:
+        """Count a put that is not taken, and remember it."""
+        self.counters.puts_refused += 1
+        self.ghosts.note(owner.number, block_id, MissReason.NOT_ADMITTED)
 
     def _outlived(self, owner: TenantState, request: PutRequest) -> bool:
         """Say whether a copy comes too late: its block expired, or was deleted here meanwhile."""
@@ -226,7 +229,7 @@ class StoreCore:
         if handle < 0:
             put.state = PutState.ABORTED
             self.arena.release(put.extent)
-            self.counters.puts_refused += 1
+            self.refused(owner, request.block_id)
             return Status.NO_SPACE
         put.prepare(self.next_generation(), expiry_s)
         put.state = PutState.QUEUED
@@ -265,6 +268,7 @@ class StoreCore:
             if expiry_s and expiry_s <= self.clock.wall_s():
                 self.counters.expired += 1
                 self.remove_entry(handle)
+                self.ghosts.note(owner.number, block_id, MissReason.EXPIRED)
                 return -1
         return handle
 
@@ -397,6 +401,15 @@ class StoreCore:
         self.arena.hold(extent)
         return extent
 
+    def why(self, owner: TenantState, block_id: bytes) -> MissReason:
+        """Say why a block is not there, as far as is remembered. Touches nothing."""
+        handle = self.valid_handle(owner, block_id)
+        if handle < 0:
+            return self.ghosts.reason_of(owner.number, block_id)
+        if self.index.buffer(handle) < 0 and not self.drive.is_readable:
+            return MissReason.LOST
+        return MissReason.PRESENT
+
     def place(self, segment: Segment, sector: int) -> Place:
         """Return what a record read at `sector` must say of itself."""
         return Place(sector * SECTOR_BYTES, segment.sequence, segment.nonce)
@@ -418,16 +431,23 @@ class StoreCore:
             return
         handle = extent.handle
         if self.index.location(handle)[0] == PENDING_SECTOR:
+            assert extent.header is not None
+            self.ghosts.note(
+                self.index.tenant(handle), extent.header.block_id, MissReason.CORRUPT
+            )
             self.remove_entry(handle)
         else:
             self.index.set_buffer(handle, -1)
             self.arena.drop(extent.start)
 
-    def drop_corrupt(self, owner: TenantState, block_id: bytes, sector: int) -> None:
-        """Forget a block whose record failed its checks, if the index still points there."""
+    def drop_at(
+        self, owner: TenantState, block_id: bytes, sector: int, reason: MissReason
+    ) -> None:
+        """Forget a block whose record is unfit or too old, if the index still points there."""
         handle = self.live_handle(owner.number, block_id, sector)
         if handle >= 0:
             self.remove_entry(handle)
+            self.ghosts.note(owner.number, block_id, reason)
 
     # --- delete and pin ----------------------------------------------------------------------
 
@@ -437,6 +457,7 @@ class StoreCore:
             handle = self.index.find(owner.number, block_id)
             if handle >= 0:
                 self.remove_entry(handle)
+                self.ghosts.note(owner.number, block_id, MissReason.DELETED)
         self.counters.deletes += len(ids)
 
     def purge_slot(self, slot: int) -> int:
@@ -463,35 +484,3 @@ class StoreCore:
             return Status.OK
         size_bytes = self.index.location(handle)[1] * SECTOR_BYTES
         return self.pins.pin(handle, owner, size_bytes, self.now_ns(), ttl_s)
-
-    # --- statistics --------------------------------------------------------------------------
-
-    def statistics(self) -> StoreStatistics:
-        """Return a moment of the store."""
-        tenants = tuple(
-            TenantStatistics(
-                t.name, t.tag, t.blocks, t.bytes, t.pinned_bytes, t.quota_bytes,
-                self.arena.held_sectors(t.number) * SECTOR_BYTES, t.memory_quota_bytes,
-            )
-            for t in self.tenants.all
-        )  # fmt: skip
-        states = {state.value: count for state, count in self.table.count_by_state.items() if count}
-        return StoreStatistics(
-            blocks=len(self.index),
-            index_capacity=self.index.capacity,
-            index_bytes=self.index.memory_bytes,
-            memory_bytes=self.arena.sectors * SECTOR_BYTES,
-            memory_free_bytes=self.arena.sectors_free * SECTOR_BYTES,
-            memory_clean_bytes=self.arena.sectors_clean * SECTOR_BYTES,
-            segments=states,
-            segment_bytes=self.table.segment_bytes,
-            capacity_bytes=self.superblock.capacity_bytes,
-            drive_state=self.drive.state.value,
-            drive_problem=self.drive.cause,
-            queued_puts=sum(map(len, self.log.pending)),
-            tombstones=len(self.tombstones),
-            tenants=tenants,
-            quota_bytes_max=self.usable_bytes(),
-            memory_quota_bytes_max=self.quotas.memory_bytes_max(),
-            counters=counters_as_dict(self.counters),
-        )

@@ -46,7 +46,11 @@ def drive(steps: Generator[list[IoRequest], None, None], queue: DeviceQueue, dep
 
 
 class IdleReader(Protocol):
-    """What the writer wants of a reader."""
+    """What the writer and prefetch want of a reader."""
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a read of flash is under way."""
 
     def reap_if_idle(self) -> bool:
         """Take back reads that a dropped call left in flight; True if any came back."""

@@ -40,8 +40,8 @@ class Batch:
     """One call of `read`."""
 
     __slots__ = (
-        "background", "deadline_ns", "flights", "guard_fd", "ids", "is_guarded", "max_lengths",
-        "owner", "stalled", "targets", "todo", "verify",
+        "ahead", "background", "deadline_ns", "flights", "guard_fd", "ids", "is_guarded",
+        "max_lengths", "owner", "stalled", "targets", "todo", "verify",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +54,8 @@ class Batch:
         self.deadline_ns = deadline_ns
         self.verify = verify
         self.background = False
+        self.ahead = False
+        """Nobody asked for it yet: it is counted apart."""
         self.targets: Sequence[Target | None] | None = None
         self.guard_fd = -1
         self.is_guarded = False

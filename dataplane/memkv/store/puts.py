@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from memkv.checksum import chunk_count
 from memkv.limits import SECTOR_BYTES
+from memkv.reasons import MissReason
 from memkv.status import Status
 from memkv.store.arena import Extent
 from memkv.store.layout import ENTRY, ZEROS, Kind, RecordHeader, record_sectors, write_record_header
@@ -131,3 +132,4 @@ class Put(Append):
             self.core.counters.puts_failed += 1
         if self.owns_entry():
             self.core.remove_entry(self.handle)
+            self.core.ghosts.note(self.tenant.number, self.request.block_id, MissReason.LOST)

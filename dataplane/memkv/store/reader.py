@@ -11,6 +11,7 @@ from typing import Literal
 
 from memkv.io.device import DeviceQueue
 from memkv.limits import BLOCK_ID_BYTES, SECTOR_BYTES
+from memkv.reasons import MissReason
 from memkv.status import Status
 from memkv.store.arena import Extent
 from memkv.store.core import Found, StoreCore
@@ -83,14 +84,14 @@ class StoreReader:
 
     def read(
         self, tenant: TenantScope, ids: bytes, max_lengths: Sequence[int] | None, deadline_ns: int,
-        verify: bool = False, background: bool = False,
+        verify: bool = False, background: bool = False, ahead: bool = False,
     ) -> Iterator[Answer]:  # fmt: skip
         """Yield (position, result) for each id, in the order in which they become known.
 
         Never waits past the deadline: what is not there by then is TIMEOUT. A result with OK holds
         its buffer until released; an iterator that is dropped leaves nothing behind. `verify` sums
         every payload before it is answered. `background` reads leave no trace: blocks get neither
-        younger nor a place in DRAM by them.
+        younger nor a place in DRAM by them. `ahead`: nobody asked for it yet.
         """
         self._begin()
         try:
@@ -103,7 +104,7 @@ class StoreReader:
                 yield from self._all_miss(ids)
                 return
             batch = Batch(owner, ids, max_lengths, deadline_ns, verify)
-            batch.background = background
+            batch.background, batch.ahead = background, ahead
             yield from self._run(batch)
         finally:
             self._calls -= 1
@@ -146,6 +147,11 @@ class StoreReader:
             yield from self._run(batch)
         finally:
             self._calls -= 1
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a read of flash is under way."""
+        return bool(self._flights)
 
     def _begin(self) -> None:
         with self._engine.lock:
@@ -370,7 +376,8 @@ class StoreReader:
             if not whole:
                 self._core.drive.unread(flight.segment.number, -min(result, 0))
             sector = flight.place.device_offset // SECTOR_BYTES
-            self._core.drop_corrupt(flight.owner, flight.block_id, sector)
+            reason = MissReason.CORRUPT if whole else MissReason.LOST
+            self._core.drop_at(flight.owner, flight.block_id, sector, reason)
         batch.flights.discard(token)
         self._end(token, flight)
         return [(flight.position, ReadResult(Status.CORRUPT))]
@@ -398,14 +405,15 @@ class StoreReader:
             expired = header.expiry_s and header.expiry_s <= core.clock.wall_s()
             sector = flight.place.device_offset // SECTOR_BYTES
             if expired:
-                core.drop_corrupt(flight.owner, flight.block_id, sector)
+                core.drop_at(flight.owner, flight.block_id, sector, MissReason.EXPIRED)
                 core.counters.expired += 1
             else:
                 if batch.background:
                     flight.extent.header = header
                 else:
                     core.promote(flight.owner, flight.block_id, sector, flight.extent, header)
-                core.counters.hits_flash += 1
+                core.counters.prefetched_blocks += batch.ahead
+                core.counters.hits_flash += not batch.ahead
             if core.reclaim.active:
                 self._engine.wake()
         if expired:
@@ -425,7 +433,7 @@ class StoreReader:
             expired = header.expiry_s and header.expiry_s <= core.clock.wall_s()
             if expired:
                 sector = flight.place.device_offset // SECTOR_BYTES
-                core.drop_corrupt(flight.owner, flight.block_id, sector)
+                core.drop_at(flight.owner, flight.block_id, sector, MissReason.EXPIRED)
                 core.counters.expired += 1
             else:
                 core.counters.hits_flash += 1

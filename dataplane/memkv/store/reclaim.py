@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from memkv._hotpath import xxh3_64
 from memkv.limits import REAPPEND_FRACTION_MAX, SECTOR_BYTES, SPARE_SEGMENTS
+from memkv.reasons import MissReason
 from memkv.store.copies import BlockCopy
 from memkv.store.erasure import Erasures
 from memkv.store.eviction import Candidate
@@ -300,6 +301,7 @@ class Reclaim:
         if handle < 0:
             return
         core.remove_entry(handle)
+        core.ghosts.note(wanted.tenant.number, wanted.entry.block_id, MissReason.EVICTED)
         core.counters.evicted_blocks += 1
         core.counters.evicted_bytes += record_sectors(wanted.entry.length) * SECTOR_BYTES
         if core.config.on_evict is not None:

@@ -19,6 +19,10 @@ class Counters:
     hits_dram: int = 0
     hits_flash: int = 0
     misses: int = 0
+    prefetched_blocks: int = 0
+    """Brought from flash into DRAM before anybody asked."""
+    prefetches_refused: int = 0
+    """Asked for and not done: too many at once, too late, or no memory to spare."""
     expired: int = 0
     corrupt: int = 0
     """Records that failed a check twice and were dropped from the index."""

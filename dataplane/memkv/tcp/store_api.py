@@ -129,6 +129,13 @@ class BlockStore(Protocol):
     def exists(self, tenant: TenantScope, ids: bytes, now_s: int) -> bytes:
         """Return an i32 of 1 or 0 for each id."""
 
+    def why(self, tenant: TenantScope, ids: bytes) -> bytes:
+        """Return an i32 of a `MissReason` for each id."""
+
+    def prefetch(self, tenant: TenantScope, ids: bytes) -> bytes:
+        """Have blocks brought from flash into DRAM, best effort, and return at once an i32 for
+        each id: a `Prefetched`, or BUSY where it will not be done."""
+
     def new_reader(self) -> StoreReader: ...
     def begin_put(
         self, tenant: TenantScope, request: PutRequest, deadline_ns: int

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from memkv.checksum import verify_payload, verify_root
+from memkv.reasons import MissReason
 from memkv.status import Status
 from memkv.store.direct import Target
 from memkv.store.requests import PutRequest
@@ -189,6 +190,17 @@ class MemoryStore:
 
     def lease(self, tenant: TenantScope, ids: bytes, lease_ms: int) -> None:
         """Nothing is ever evicted here."""
+
+    def why(self, tenant: TenantScope, ids: bytes) -> bytes:
+        """Remembers nothing."""
+        present = [(tenant.tag, one) in self.blocks for one in _split(ids)]
+        return pack_statuses(
+            [MissReason.PRESENT if there else MissReason.NEVER_STORED for there in present]
+        )
+
+    def prefetch(self, tenant: TenantScope, ids: bytes) -> bytes:
+        """There is no flash here."""
+        return pack_statuses([2 * ((tenant.tag, one) in self.blocks) for one in _split(ids)])
 
     def list_page(self, request: ListRequest) -> ListPage:
         listed = [

@@ -121,8 +121,8 @@ def parse_header(data: bytes | bytearray | memoryview, *, responses: bool) -> Fr
     limit = (RESPONSE_LIMITS if responses else REQUEST_LIMITS).get(opcode)
     if limit is None or flags & ~FLAGS_KNOWN:
         raise UnknownOpcode(
-            f"opcode {opcode} with flags {flags:#x} is not in protocol 1: the peer is newer and "
-            "did not keep to the version agreed in HELLO; upgrade this side",
+            f"opcode {opcode} with flags {flags:#x} is in no protocol up to 2: the peer is newer "
+            "and did not keep to the version agreed in HELLO; upgrade this side",
             request_id=request_id,
         )
     if bool(flags & _RESPONSE) is not responses:

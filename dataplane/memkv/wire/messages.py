@@ -1,4 +1,4 @@
-"""Bodies of the control operations: HELLO, EXISTS, DELETE, PIN, STAT, LIST; and status lists."""
+"""Bodies of the control operations: HELLO, those on keys, STAT, LIST; and status lists."""
 
 import struct
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from memkv.wire.opcodes import (
 )
 
 PROTOCOL_MIN = 1
-PROTOCOL_MAX = 1
+PROTOCOL_MAX = 2
 NO_LINEAGE = bytes(16)
 
 _HELLO_REQUEST = struct.Struct("<HH16sHH16sI")
@@ -168,9 +168,9 @@ class LaneHello:
 
 
 class KeysRequest(NamedTuple):
-    """EXISTS, DELETE or PIN: one number and the ids, 32 bytes each, as one object.
+    """EXISTS, DELETE, PIN, PREFETCH or WHY: one number and the ids, 32 bytes each, as one object.
 
-    `argument`: lease_ms (EXISTS), ttl_s (PIN; 0 unpins), 0 (DELETE).
+    `argument`: lease_ms (EXISTS), ttl_s (PIN; 0 unpins), else 0.
     """
 
     argument: int
@@ -178,12 +178,12 @@ class KeysRequest(NamedTuple):
 
 
 def encode_keys(argument: int, block_ids: bytes) -> bytes:
-    """Return the body of EXISTS, DELETE or PIN."""
+    """Return the body of an operation on keys."""
     return _KEYS_PREFIX.pack(argument, 0) + block_ids
 
 
 def decode_keys(body: bytes, count: int) -> KeysRequest:
-    """Parse a body of EXISTS, DELETE or PIN without touching single ids. Raises MalformedBody."""
+    """Parse a body of an operation on keys without touching single ids. Raises MalformedBody."""
     if count < 1 or len(body) != KEYS_PREFIX_BYTES + count * limits.BLOCK_ID_BYTES:
         raise malformed("key list", f"{count} ids do not take {len(body)} bytes")
     argument, _ = _KEYS_PREFIX.unpack_from(body)
@@ -201,12 +201,12 @@ class Statuses(NamedTuple):
 
 
 def encode_statuses(values: bytes, hints: Sequence[Hint] = ()) -> bytes:
-    """Return the body of a PUT, EXISTS, DELETE or PIN response."""
+    """Return the body of a response to PUT or an operation on keys."""
     return values + encode_hints(hints) if hints else values
 
 
 def decode_statuses(header: FrameHeader, body: bytes) -> Statuses:
-    """Parse the body of a PUT, EXISTS, DELETE or PIN response. Raises MalformedBody."""
+    """Parse the body of a response to PUT or an operation on keys. Raises MalformedBody."""
     end = header.item_count * STATUS_BYTES
     has_hints = bool(header.flags & Flag.HINTS)
     if len(body) < end or (len(body) > end and not has_hints):
@@ -267,7 +267,7 @@ class ListRequest:
             raise malformed("LIST", f"{len(body)} bytes instead of {LIST_REQUEST_BYTES}")
         slot, kind, cursor, limit, _, since_epoch = _LIST_REQUEST.unpack(body)
         if kind not in (ListKind.BLOCKS, ListKind.TOMBSTONES):
-            raise malformed("LIST", f"kind {kind} is not in protocol 1")
+            raise malformed("LIST", f"kind {kind} is unknown")
         if slot >= limits.SLOTS_MAX or not 1 <= limit <= limits.ITEMS_PER_FRAME_MAX:
             raise Oversized(
                 f"LIST: slot {slot} or limit {limit} is out of range; slots are below "

@@ -10,7 +10,7 @@ from memkv import limits
 
 
 class Opcode(IntEnum):
-    """Operations of protocol 1. Numbers are never reused."""
+    """Operations of protocols 1 and 2. Numbers are never reused."""
 
     HELLO = 1
     PUT = 2
@@ -32,6 +32,8 @@ class Opcode(IntEnum):
     RDMA_UNREGISTER = 18
     RDMA_GET = 19
     RDMA_PUT = 20
+    PREFETCH = 21
+    WHY = 22
 
 
 class Flag(IntFlag):
@@ -133,6 +135,8 @@ REQUEST_LIMITS: dict[int, FrameLimits] = {
     Opcode.RDMA_PUT: FrameLimits(
         PUT_ITEM_BYTES + _SUMS + limits.LOCAL_PARTS_PER_ITEM_MAX * LOCAL_PART_BYTES, 0, 1
     ),
+    Opcode.PREFETCH: _KEYS,
+    Opcode.WHY: _KEYS,
 }
 
 # Every response may instead carry the text of a frame-level error.
@@ -171,7 +175,12 @@ RESPONSE_LIMITS: dict[int, FrameLimits] = {
     Opcode.RDMA_UNREGISTER: FrameLimits(_TEXT),
     Opcode.RDMA_GET: FrameLimits(max(_TEXT, GET_RESULT_BYTES + _SUMS + _HINT), 0, 1),
     Opcode.RDMA_PUT: _STATUSES,
+    Opcode.PREFETCH: _STATUSES,
+    Opcode.WHY: _STATUSES,
 }
+
+# What HELLO must have chosen before a client may send it: an older node closes the connection.
+PROTOCOL_OF_OPCODE: dict[int, int] = {Opcode.PREFETCH: 2, Opcode.WHY: 2}
 
 # A lane's first read of a request may take this much: no PUT frame has fewer bytes before its
 # payload, so payload never lands in the frame buffer, and a GET of one block is one system call.

@@ -100,6 +100,8 @@ EVENT_OF_OPCODE: dict[int, Event] = {
     Opcode.RDMA_UNREGISTER: _E.RDMA_REQUEST,
     Opcode.RDMA_GET: _E.RDMA_REQUEST,
     Opcode.RDMA_PUT: _E.RDMA_REQUEST,
+    Opcode.PREFETCH: _E.CONTROL_REQUEST,
+    Opcode.WHY: _E.CONTROL_REQUEST,
 }
 
 RIGHTS_OF_OPCODE: dict[int, Rights] = {
@@ -121,6 +123,8 @@ RIGHTS_OF_OPCODE: dict[int, Rights] = {
     Opcode.RDMA_UNREGISTER: Rights.NONE,
     Opcode.RDMA_GET: Rights.GET,
     Opcode.RDMA_PUT: Rights.PUT,
+    Opcode.PREFETCH: Rights.GET,
+    Opcode.WHY: Rights.GET,
 }
 
 assert set(EVENT_OF_OPCODE) == set(Opcode)

@@ -151,7 +151,22 @@ static int take_failure(struct mkv_talk *talk, struct mkv_job *job, const struct
     return header->status == MKV_PROTOCOL ? MKV_EXCHANGE_SPENT : MKV_OK;
 }
 
-/* Split a reply of statuses and hints (PUT, EXISTS, DELETE, PIN) into the items. */
+/* The largest status that an item may have in an answer. */
+static int32_t status_max_of(uint8_t opcode)
+{
+    switch (opcode) {
+    case MKV_OP_EXISTS:
+        return 1;
+    case MKV_OP_PREFETCH:
+        return 2;
+    case MKV_OP_WHY:
+        return MKV_REASON_MAX;
+    default:
+        return MKV_OK;
+    }
+}
+
+/* Split a reply of statuses and hints (PUT and the operations on keys) into the items. */
 static int take_statuses(struct mkv_job *job, const struct mkv_header *header)
 {
     size_t statuses_bytes = (size_t)job->item_count * 4;
@@ -163,7 +178,7 @@ static int take_statuses(struct mkv_job *job, const struct mkv_header *header)
         return MKV_PROTOCOL;
     if (!mkv_hints_are_sound(hints, hints_bytes, job->item_count))
         return MKV_PROTOCOL;
-    int32_t statuses[MKV_ITEMS_PER_FRAME_MAX], status_max = job->header.opcode == MKV_OP_EXISTS;
+    int32_t statuses[MKV_ITEMS_PER_FRAME_MAX], status_max = status_max_of(job->header.opcode);
     memcpy(statuses, job->reply, statuses_bytes);
     for (uint32_t i = 0; i < job->item_count; i++)
         if (statuses[i] > status_max)

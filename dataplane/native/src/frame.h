@@ -14,6 +14,7 @@ enum {
     MKV_RANGES_PER_ITEM_MAX = 256,
     MKV_HINT_BYTES = 40, /* without the host that follows */
     MKV_LOCAL_PARTS_MAX = 256, /* of one block */
+    MKV_REASON_MAX = 255,      /* of WHY; later versions may have more than we know */
 };
 
 enum mkv_flag { MKV_FLAG_RESPONSE = 1, MKV_FLAG_LAST = 2, MKV_FLAG_HINTS = 4 };
@@ -30,6 +31,8 @@ enum mkv_opcode {
     MKV_OP_LOCAL_PUT = 15,
     MKV_OP_RDMA_GET = 19,
     MKV_OP_RDMA_PUT = 20,
+    MKV_OP_PREFETCH = 21,
+    MKV_OP_WHY = 22,
 };
 
 /* The statuses of memkv/status.py that the lanes give or look at. */

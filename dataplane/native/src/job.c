@@ -150,8 +150,9 @@ static const char *parse(struct mkv_job *job)
                                       [MKV_JOB_RDMA_PUT] = MKV_OP_RDMA_PUT};
     uint8_t opcode = job->header.opcode;
     if (job->kind == MKV_JOB_EXCHANGE) {
-        int answers_keys =
-            opcode == MKV_OP_EXISTS || opcode == MKV_OP_DELETE || opcode == MKV_OP_PIN;
+        int answers_keys = opcode == MKV_OP_EXISTS || opcode == MKV_OP_DELETE ||
+                           opcode == MKV_OP_PIN || opcode == MKV_OP_PREFETCH ||
+                           opcode == MKV_OP_WHY;
         job->item_count = answers_keys ? job->header.count : 0;
     } else {
         if (opcode != opcodes[job->kind])

@@ -16,11 +16,14 @@ from memkv.client.operations import (
     exists_operation,
     get_operation,
     pin_operation,
+    prefetch_operation,
     put_operation,
+    why_operation,
 )
 from memkv.client.options import DEFAULT_PUT, PutOptions
 from memkv.client.routing import Keys, hash_keys
 from memkv.client.statistics import ClientCounters
+from memkv.reasons import MissReason
 from memkv.shardmap.cache import MapCache, OwnerHint, Route
 from memkv.shardmap.map import MapVersion, Move, ShardMap, Worker, pack_owners
 from memkv.status import Status
@@ -86,6 +89,8 @@ class ScriptedWorkers:
         self.always_corrupt: set[bytes] = set()
         self.asked: list[tuple[str, int, list[int], bool]] = []
         self.copied: list[int] = []
+        self.old: set[int] = set()
+        self.reasons: list[int] = [MissReason.NEVER_STORED] * 3
         self.outcome = Noted()
 
     def route(self) -> Route:
@@ -156,6 +161,16 @@ class ScriptedWorkers:
         self, worker: int, keys: Keys, positions: list[int], ttl_s: int
     ) -> list[Call] | Status:
         return self._answer("pin", worker, keys, positions, False, Status.MISS, Status.OK)
+
+    def start_prefetch(self, worker: int, keys: Keys, positions: list[int]) -> list[Call] | Status:
+        return self._answer("prefetch", worker, keys, positions, False, 0, 1)
+
+    def start_why(self, worker: int, keys: Keys, positions: list[int]) -> list[Call] | Status:
+        if worker in self.old:
+            return Status.UNSUPPORTED
+        return self._answer(
+            "why", worker, keys, positions, False, self.reasons[worker], MissReason.PRESENT
+        )
 
     def copy_to_owner(
         self, keys: Keys, position: int, scatter: Scatter, size_bytes: int, previous: int
@@ -340,3 +355,57 @@ def test_the_owner_of_a_slot_that_came_lately_must_know_how() -> None:
     assert dict(cache.route.needed) == {2: 4, 3: 6}
     cache.offer(pool(epoch=7), trusted=True)
     assert dict(cache.route.needed) == {}
+
+
+# --- prefetch and why -------------------------------------------------------------------------
+def test_prefetch_asks_previous_owners_for_what_the_owner_has_not() -> None:
+    workers = ScriptedWorkers(pool(all_moving(1)))
+    workers.stored = {0: {KEYS.id_of(0): 100}, 1: {KEYS.id_of(1): 100}}
+    assert drive(prefetch_operation(workers, KEYS)) == [1, 1, 0]
+    assert workers.asked == [("prefetch", 0, [0, 1, 2], False), ("prefetch", 1, [1, 2], False)]
+
+
+def test_why_asks_the_owner() -> None:
+    workers = ScriptedWorkers(pool())
+    workers.stored[0] = {KEYS.id_of(0): 100}
+    workers.reasons[0] = MissReason.EVICTED
+    assert drive(why_operation(workers, KEYS)) == [
+        MissReason.PRESENT, MissReason.EVICTED, MissReason.EVICTED
+    ]
+
+
+@pytest.mark.parametrize(
+    ("owner", "previous", "shown"),
+    [
+        (MissReason.NEVER_STORED, MissReason.EXPIRED, MissReason.EXPIRED),
+        (MissReason.DELETED, MissReason.NEVER_STORED, MissReason.DELETED),
+        (MissReason.NEVER_STORED, Status.UNAVAILABLE, MissReason.UNAVAILABLE),
+        (MissReason.EVICTED, Status.UNAVAILABLE, MissReason.EVICTED),
+        (Status.UNAVAILABLE, MissReason.NEVER_STORED, MissReason.UNAVAILABLE),
+        (MissReason.NEVER_STORED, MissReason.NEVER_STORED, MissReason.NEVER_STORED),
+        (99, MissReason.NEVER_STORED, MissReason.OTHER),
+    ],
+)
+def test_while_a_slot_moves_the_most_telling_reason_is_shown(
+    owner: int, previous: int, shown: MissReason
+) -> None:
+    workers = ScriptedWorkers(pool(all_moving(1)))
+    for worker, answer in ((0, owner), (1, previous)):
+        if answer == Status.UNAVAILABLE:
+            workers.down.add(worker)
+        else:
+            workers.reasons[worker] = answer
+    assert drive(why_operation(workers, KEYS)) == [shown] * 3
+
+
+def test_what_is_still_at_a_previous_owner_is_present() -> None:
+    workers = ScriptedWorkers(pool(all_moving(1)))
+    workers.stored[1] = {KEYS.id_of(0): 100}
+    assert drive(why_operation(workers, KEYS))[0] is MissReason.PRESENT
+
+
+def test_an_owner_of_an_older_version_explains_nothing() -> None:
+    workers = ScriptedWorkers(pool())
+    workers.old.add(0)
+    assert drive(why_operation(workers, KEYS)) == [MissReason.UNEXPLAINED] * 3
+    assert workers.asked == []

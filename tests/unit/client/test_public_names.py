@@ -27,6 +27,9 @@ ARGUMENTS: dict[str, list[str]] = {
     "batch_get_ranges": ["keys", "ranges", "ptrs", "sizes"],
     "batch_is_exist": ["keys", "lease_ms"],
     "match_prefix": ["keys"],
+    "match_prefix_by_node": ["keys"],
+    "prefetch": ["keys"],
+    "why": ["keys"],
     "remove": ["key"],
     "batch_remove": ["keys"],
     "pin": ["keys", "ttl_s"],
@@ -41,6 +44,7 @@ EVENTS: dict[str, list[str]] = {
     "submit_put_from": ["keys", "ptrs", "sizes", "options"],
     "submit_put_from_multi": ["keys", "ptrs", "sizes", "options"],
     "submit_is_exist": ["keys", "lease_ms"],
+    "submit_prefetch": ["keys"],
     "completions": [],
 }
 DEFAULTS = {"options": None, "fd": None, "fd_offset": 0, "lease_ms": 0}
@@ -77,9 +81,9 @@ def test_both_have_nothing_public_beside() -> None:
     def public(owner: type) -> set[str]:
         return {name for name in vars(owner) if not name.startswith("_")}
 
-    assert public(Client) == {*ARGUMENTS, *EVENTS, "event_fd", "attachment"}
+    assert public(Client) == {*ARGUMENTS, *EVENTS, "event_fd", "attachment", "reasons"}
     # completions(): only what was QUARANTINED; results are awaited.
-    assert public(AsyncClient) == {*ARGUMENTS, "completions", "attachment"}
+    assert public(AsyncClient) == {*ARGUMENTS, "completions", "attachment", "reasons"}
 
 
 def test_connect_is_the_same_for_both() -> None:

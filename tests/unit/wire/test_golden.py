@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from memkv._hotpath import block_root, chunk_sums
+from memkv.reasons import MissReason
 from memkv.status import Status
 from memkv.wire.frame import Frame, FrameReader, encode_error, encode_frame
 from memkv.wire.hints import Hint
@@ -94,7 +95,8 @@ def session_frames() -> dict[str, bytes]:
         (bytes([0x70]) * 32, bytes([0x71]) * 32), f"/run/memkv/{UUID_WORKER.hex()}.sock",
     )  # fmt: skip
     hello = HelloRequest(
-        UUID_CLIENT, "default/local", ticket, LINEAGE, Transport.TCP | Transport.LOCAL
+        UUID_CLIENT, "default/local", ticket, LINEAGE, Transport.TCP | Transport.LOCAL,
+        protocol_max=1,
     ).encode()
     return {
         "hello": encode_frame(Opcode.HELLO, 0, 1, hello, deadline_ms=5000),
@@ -273,6 +275,19 @@ def control_frames() -> dict[str, bytes]:
         "pin": encode_frame(Opcode.PIN, 0, 14, encode_keys(60, ID_A), count=1, deadline_ms=2000),
         "stat": encode_frame(Opcode.STAT, 0, 15, deadline_ms=2000),
         "stat_response": encode_frame(Opcode.STAT, DONE, 15, b'{"blocks":1}'),
+        "prefetch": encode_frame(
+            Opcode.PREFETCH, 0, 28, encode_keys(0, ID_A + ID_B), count=2, deadline_ms=500
+        ),
+        "prefetch_response": encode_frame(
+            Opcode.PREFETCH, DONE, 28, pack_statuses([2, Status.BUSY]), count=2
+        ),
+        "why": encode_frame(
+            Opcode.WHY, 0, 29, encode_keys(0, ID_A + ID_B), count=2, deadline_ms=500
+        ),
+        "why_response": encode_frame(
+            Opcode.WHY, DONE, 29,
+            pack_statuses([MissReason.EVICTED, MissReason.NEVER_STORED]), count=2,
+        ),
         "list": encode_frame(Opcode.LIST, 0, 16, ListRequest(1234).encode(), deadline_ms=2000),
         "list_tombstones": encode_frame(
             Opcode.LIST, 0, 16, ListRequest(1234, ListKind.TOMBSTONES, 77, 100, 6).encode(),

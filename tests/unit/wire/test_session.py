@@ -51,7 +51,7 @@ def opened(table: SessionTable, ticket: Ticket = TICKET) -> Session:
 ALLOWED = {
     ConnectionState.CONTROL_OPEN: {
         Opcode.HELLO, Opcode.EXISTS, Opcode.DELETE, Opcode.PIN, Opcode.STAT, Opcode.LIST,
-        Opcode.GOODBYE,
+        Opcode.GOODBYE, Opcode.PREFETCH, Opcode.WHY,
     },
     ConnectionState.LANE_OPEN: {
         Opcode.GET, Opcode.GET_RANGES, Opcode.PUT, Opcode.PULL, Opcode.GOODBYE,
@@ -177,15 +177,16 @@ def test_credits_bound_what_is_outstanding_but_never_starve_one_large_request() 
     assert not credits.take(1)
 
 
-@pytest.mark.parametrize(("low", "high"), [(2, 9), (0, 0)])
+@pytest.mark.parametrize(("low", "high"), [(3, 9), (0, 0)])
 def test_no_common_protocol_is_version_skew(low: int, high: int) -> None:
     hello = HelloRequest(bytes(16), "p", b"", protocol_min=low, protocol_max=high)
     with pytest.raises(VersionSkew, match="upgrade"):
         choose_protocol(hello)
 
 
-def test_a_newer_client_that_still_speaks_protocol_1_is_served() -> None:
-    assert choose_protocol(HelloRequest(bytes(16), "p", b"", protocol_max=9)) == 1
+@pytest.mark.parametrize(("high", "chosen"), [(1, 1), (2, 2), (9, 2)])
+def test_older_and_newer_clients_are_served(high: int, chosen: int) -> None:
+    assert choose_protocol(HelloRequest(bytes(16), "p", b"", protocol_max=high)) == chosen
 
 
 # --- the client's side ------------------------------------------------------------------------
@@ -236,7 +237,7 @@ def test_client_refuses_a_protocol_it_did_not_offer() -> None:
     session = client()
     session.encode_hello()
     with pytest.raises(VersionSkew):
-        session.hello_answered(*hello_response(1, granted(protocol=2)))
+        session.hello_answered(*hello_response(1, granted(protocol=3)))
 
 
 def test_client_refuses_a_renewal_that_changes_the_session() -> None:
