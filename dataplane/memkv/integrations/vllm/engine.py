@@ -1,0 +1,96 @@
+"""What has to be known of an engine's configuration, and which engines the connector serves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memkv.integrations.keys import Rank
+from memkv.integrations.vllm.planner import CacheShape
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
+
+
+def why_not(config: VllmConfig, caches: KVCacheConfig) -> str | None:
+    """Return why blocks of this engine cannot be shared; None when they can."""
+    from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
+    from vllm.v1.kv_cache_interface import AttentionSpec
+
+    parallel = config.parallel_config
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        return "context parallelism spreads a block's tokens over ranks"
+    if not caches.kv_cache_groups:
+        return "the model has no KV cache"
+    if tuple(caches.prefix_cacheable_group_ids) != tuple(range(len(caches.kv_cache_groups))):
+        return "the model has cache groups whose blocks have no hashes"
+    specs = [_spec(group.kv_cache_spec) for group in caches.kv_cache_groups]
+    for spec in specs:
+        if not isinstance(spec, AttentionSpec) or not spec.has_layer_views:
+            return f"{type(spec).__name__}: only caches of attention layers are stored"
+    sizes = {spec.block_size for spec in specs}
+    block_tokens, hash_tokens = resolve_kv_cache_block_sizes(caches, config)
+    if sizes != {block_tokens} or block_tokens != hash_tokens:
+        return f"cache groups with blocks of {sorted(sizes)} tokens, hashed by {hash_tokens}"
+    return None
+
+
+def cache_shape(caches: KVCacheConfig) -> CacheShape:
+    """Return block size and windows of the cache groups."""
+    from vllm.v1.kv_cache_interface import SlidingWindowSpec
+
+    specs = [_spec(group.kv_cache_spec) for group in caches.kv_cache_groups]
+    return CacheShape(
+        int(specs[0].block_size),
+        tuple(
+            int(spec.sliding_window) if isinstance(spec, SlidingWindowSpec) else None
+            for spec in specs
+        ),
+    )
+
+
+def parallel_ranks(config: VllmConfig, caches: KVCacheConfig) -> list[tuple[Rank, ...]]:
+    """Return what tells the bytes of each worker apart, in the order of their (pp, tp) ranks.
+
+    Workers that hold copies of the same KV, such as those of a latent cache, are one rank.
+    """
+    parallel = config.parallel_config
+    pp, tp = parallel.pipeline_parallel_size, parallel.tensor_parallel_size
+    copies = max(1, caches.kv_tp_replicas)
+    ranks = []
+    for pp_rank in range(pp):
+        for tp_rank in range(tp):
+            rank = [Rank("pp", pp_rank, pp)] if pp > 1 else []
+            if tp > copies:
+                rank.append(Rank("tp", tp_rank // copies, tp // copies))
+            ranks.append(tuple(rank))
+    return ranks
+
+
+def rank_of_worker(config: VllmConfig, caches: KVCacheConfig) -> tuple[int, bool]:
+    """Return which of `parallel_ranks` this process is, and whether it is the first of copies."""
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    tp_rank = int(get_tp_group().rank_in_group)
+    rank = int(get_pp_group().rank_in_group) * config.parallel_config.tensor_parallel_size
+    return rank + tp_rank, tp_rank % max(1, caches.kv_tp_replicas) == 0
+
+
+def attention_kernels(config: VllmConfig) -> list[str]:
+    """Return who gives the bytes of this engine's cache their meaning. Kernels for CPUs pack keys
+    as their instructions want them."""
+    from vllm.config import get_layers_from_vllm_config
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    kernels = set()
+    for layer in get_layers_from_vllm_config(config, AttentionLayerBase).values():
+        name = str(layer.get_attn_backend().get_name())
+        instructions = getattr(layer, "isa", None)
+        kernels.add(f"{name}-{instructions}" if instructions else name)
+    return sorted(kernels)
+
+
+def _spec(spec: KVCacheSpec) -> KVCacheSpec:
+    """Return the spec of one layer where a group has one for each, all of one kind."""
+    inner = getattr(spec, "kv_cache_specs", None)
+    return next(iter(inner.values())) if inner else spec

@@ -1,0 +1,123 @@
+"""Namespaces of a vLLM engine: what beside the tokens decides which bytes its blocks have."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memkv.integrations.keys import Adapter, Namespace, Rank
+from memkv.integrations.vllm.messages import RankFormat
+from memkv.integrations.vllm.settings import Settings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.request import Request
+
+SAMPLE_BYTES = 4096
+SAMPLES_PER_TENSOR = 3
+SEED_CHARACTERS_MAX = 32
+
+
+class Identity:
+    """The part of namespaces that all requests of an engine share."""
+
+    def __init__(self, config: VllmConfig, settings: Settings, block_tokens: int) -> None:
+        model = config.model_config
+        self._model = settings.model or str(model.model)
+        local = Path(str(model.model))
+        self._revision = settings.revision or str(model.revision or "")
+        if settings.revision is None and local.is_dir():
+            # A path says nothing of what lies there; two folders of one name must not share.
+            self._revision = weights_digest(local)
+            self._model = settings.model or local.name
+        self._algorithm = str(config.cache_config.prefix_caching_hash_algo)
+        self._block_tokens = block_tokens
+
+    def namespaces(
+        self, formats: Sequence[RankFormat], ranks: Sequence[tuple[Rank, ...]],
+        adapter: Adapter | None, salt: str,
+    ) -> tuple[Namespace, ...]:
+        """Return the namespace of each worker's blocks."""
+        return tuple(
+            Namespace(
+                model=self._model, revision=self._revision, kv_dtype=block_format.kv_dtype,
+                layout=block_format.layout, block_tokens=self._block_tokens,
+                hashing=hashing(self._algorithm), ranks=rank, adapter=adapter,
+                cache_salt=salt.encode(),
+            )
+            for block_format, rank in zip(formats, ranks, strict=True)
+        )
+
+
+def hashing(algorithm: str) -> str:
+    """Name how block hashes are made. vLLM fixes the seed by itself for cryptographic algorithms,
+    PYTHONHASHSEED overrides it, and others get a random one, which must stay secret."""
+    from vllm.v1.core.kv_cache_utils import get_none_hash_seed
+
+    seed = str(get_none_hash_seed())
+    if len(seed) > SEED_CHARACTERS_MAX:
+        seed = hashlib.blake2b(seed.encode(), digest_size=8).hexdigest()
+    return f"vllm/{algorithm}/{seed}"
+
+
+def adapter_of(request: Request) -> Adapter | None:
+    """Identify a request's LoRA adapter by its files, by its path where they cannot be read."""
+    lora = request.lora_request
+    if lora is None:
+        return None
+    folder = Path(str(lora.lora_path))
+    try:
+        stamp = tuple(sorted((path.name, path.stat().st_mtime_ns, path.stat().st_size)
+                             for path in folder.iterdir() if path.is_file()))
+        if stamp:
+            return _adapter_of_files(str(lora.lora_name), folder, stamp)
+    except OSError:
+        pass
+    return Adapter.of_path(str(lora.lora_name), str(lora.lora_path))
+
+
+@lru_cache(maxsize=64)  # one reading an adapter and version; engines hold fewer
+def _adapter_of_files(name: str, folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> Adapter:
+    return Adapter.of_files(name, [folder / file_name for file_name, _, _ in stamp])
+
+
+def weights_digest(folder: Path) -> str:
+    """Return a digest of a model's folder: its configuration whole, and of the weights names, sizes
+    and samples of every tensor. Reading all of them would take minutes for a large model; weights
+    that were trained differ everywhere."""
+    whole = hashlib.blake2b(digest_size=16, person=b"memkv-weights")
+    for path in sorted(folder.iterdir()):
+        if path.name == "config.json":
+            whole.update(path.read_bytes())
+        elif path.suffix in (".safetensors", ".bin", ".pt", ".gguf"):
+            whole.update(struct.pack("<Q", path.stat().st_size) + path.name.encode())
+            with path.open("rb") as file:
+                for offset in _sampled(path):
+                    file.seek(offset)
+                    whole.update(file.read(SAMPLE_BYTES))
+    return whole.hexdigest()
+
+
+def _sampled(path: Path) -> list[int]:
+    """Return offsets of samples: some in each tensor where the file says where tensors lie."""
+    size = path.stat().st_size
+    spans = [(0, size)] * 16
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            (header_bytes,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(header_bytes))
+        begin = 8 + header_bytes
+        spans = [
+            (begin + tensor["data_offsets"][0], begin + tensor["data_offsets"][1])
+            for name, tensor in sorted(header.items()) if name != "__metadata__"
+        ]
+        return [0, *(
+            start + (end - start) * index // SAMPLES_PER_TENSOR
+            for start, end in spans for index in range(SAMPLES_PER_TENSOR)
+        )]
+    return [size * index // len(spans) for index in range(len(spans))]

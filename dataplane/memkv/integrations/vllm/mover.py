@@ -1,0 +1,319 @@
+"""Moves blocks between an engine's cache and the pool, without a thread and without waiting.
+
+The engine calls `poll` once a step; whatever ended since then makes room for what comes next. Loads
+go before stores. A load ends at its first block that cannot be had: what comes after it is of no
+use. Nothing is reported as over while a buffer of it may still be written: a QUARANTINED block
+keeps its load or store open until the client gives the buffer back.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from memkv.client.events import Completion
+from memkv.client.options import BlockHint, PutOptions
+from memkv.errors import RetryLater
+from memkv.integrations.arena import HeaderPages
+from memkv.integrations.blocks import BlockFormat, judge
+from memkv.integrations.keys import block_key
+from memkv.integrations.vllm.memory import Batch, BlockMemory
+from memkv.integrations.vllm.messages import FailedLoad, Transfer
+from memkv.integrations.vllm.planner import PlacedBlock
+from memkv.limits import BLOCK_HEADER_BYTES
+from memkv.reasons import MissReason, reason_of
+from memkv.status import Status
+
+FORMATS_MAX = 1024  # kept ready: adapters and salts of one engine
+
+
+class MoverClient(Protocol):
+    """What of a client the mover needs."""
+
+    @property
+    def event_fd(self) -> int: ...
+    def submit_get_into_multi(
+        self, keys: Sequence[bytes], ptrs: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]]
+    ) -> int: ...
+    def submit_put_from_multi(
+        self, keys: Sequence[bytes], ptrs: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]],
+        options: PutOptions | None = None,
+    ) -> int: ...
+    def completions(self) -> list[Completion]: ...
+
+
+@dataclass
+class _Move:
+    """One load or store in progress."""
+
+    transfer: Transfer
+    is_load: bool
+    began_ns: int
+    next: int = 0
+    batches: int = 0
+    """That were begun and are not over."""
+    first_missing: int | None = None
+    reason: MissReason = MissReason.PRESENT
+
+    def fail(self, number: int, reason: MissReason) -> None:
+        if self.first_missing is None or number < self.first_missing:
+            self.first_missing, self.reason = number, reason
+
+    @property
+    def is_over(self) -> bool:
+        has_more = self.next < len(self.transfer.blocks) and self.first_missing is None
+        return not self.batches and not has_more
+
+
+@dataclass
+class _Call:
+    """One batch, from its preparation to the return of its last buffer."""
+
+    move: _Move
+    blocks: list[PlacedBlock]
+    batch: Batch
+    size_bytes: int
+    headers: list[int]
+    formats: list[BlockFormat]
+    held: set[int] = field(default_factory=set)
+    """Headers of its QUARANTINED blocks: where their buffers begin."""
+
+
+@dataclass
+class Ended:
+    """What `poll` saw the end of."""
+
+    loads: list[Transfer] = field(default_factory=list)
+    failed: list[FailedLoad] = field(default_factory=list)
+    """Of those loads."""
+    stores: list[Transfer] = field(default_factory=list)
+
+
+class Mover:
+    """Of one worker. Used by one thread."""
+
+    def __init__(
+        self, client: MoverClient, memory: BlockMemory, pages: HeaderPages, rank: int, *,
+        batch_bytes: int, in_flight_bytes: int, load_deadline_ms: int, now_ns: Callable[[], int],
+    ) -> None:
+        self._client = client
+        self._memory = memory
+        self._pages = pages
+        self._rank = rank
+        self._batch_bytes = batch_bytes
+        self._in_flight_bytes_max = in_flight_bytes
+        self._load_deadline_ns = load_deadline_ms * 1_000_000
+        self._now_ns = now_ns
+        self._loads: deque[_Move] = deque()
+        self._stores: deque[_Move] = deque()
+        self._preparing: list[_Call] = []
+        self._calls: dict[int, _Call] = {}
+        self._landing: list[_Call] = []
+        self._quarantined: list[_Call] = []
+        self._held: Counter[int] = Counter()
+        """How many buffers that begin there were not given back yet."""
+        self._in_flight_bytes = 0
+        self._formats: dict[tuple[bytes, int], BlockFormat] = {}
+        self._counts: dict[str, float] = {}
+
+    def load(self, transfer: Transfer) -> None:
+        """Begin to fill the places of a transfer."""
+        self._loads.append(_Move(transfer, True, self._now_ns()))
+
+    def store(self, transfer: Transfer) -> None:
+        """Begin to store what lies in the places of a transfer; nobody may write there until it is
+        over."""
+        self._stores.append(_Move(transfer, False, self._now_ns()))
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._loads or self._stores)
+
+    def take_counts(self) -> dict[str, float]:
+        """Return what was counted since the last call."""
+        counts, self._counts = self._counts, {}
+        return counts
+
+    def poll(self, wait_ms: int = 0) -> Ended:
+        """Go on with everything; return what is over. Waits at most `wait_ms` for news."""
+        self._advance()
+        if wait_ms and self.is_busy and not self._is_any_over():
+            select.select([self._client.event_fd], [], [], wait_ms / 1_000)
+            self._advance()
+        return self._take_ended()
+
+    # --- inside -------------------------------------------------------------------------------
+    def _advance(self) -> None:
+        for completion in self._client.completions():
+            if completion.job_id:
+                self._complete(self._calls.pop(completion.job_id), completion.results)
+            else:
+                self._give_back(completion.released)
+        landed = [call for call in self._landing if call.batch.is_landed()]
+        for call in landed:
+            self._landing.remove(call)
+            self._close(call)
+        for moves in (self._loads, self._stores):
+            for move in moves:
+                self._begin(move)
+        for call in [call for call in self._preparing if call.batch.is_ready()]:
+            self._preparing.remove(call)
+            self._submit(call)
+
+    def _is_any_over(self) -> bool:
+        return any(move.is_over for moves in (self._loads, self._stores) for move in moves)
+
+    def _take_ended(self) -> Ended:
+        ended = Ended()
+        for move in [move for move in self._loads if move.is_over]:
+            self._loads.remove(move)
+            ended.loads.append(move.transfer)
+            self._count("loads")
+            self._count("load_seconds", (self._now_ns() - move.began_ns) / 1e9)
+            if move.first_missing is not None:
+                self._count("loads_failed")
+                ended.failed.append(FailedLoad(
+                    move.transfer.request_id, move.first_missing, move.reason.label
+                ))
+        for move in [move for move in self._stores if move.is_over]:
+            self._stores.remove(move)
+            ended.stores.append(move.transfer)
+        return ended
+
+    def _begin(self, move: _Move) -> None:
+        """Begin batches of a move while there is room."""
+        blocks = move.transfer.blocks
+        while move.next < len(blocks) and move.first_missing is None:
+            if move.is_load and self._now_ns() - move.began_ns > self._load_deadline_ns:
+                move.fail(blocks[move.next].number, MissReason.TIMEOUT)
+                return
+            call = self._prepare(move)
+            if call is None:
+                return
+            move.next += len(call.blocks)
+            move.batches += 1
+            self._in_flight_bytes += call.size_bytes
+            self._preparing.append(call)
+
+    def _prepare(self, move: _Move) -> _Call | None:
+        blocks: list[PlacedBlock] = []
+        size_bytes = 0
+        for block in move.transfer.blocks[move.next :]:
+            size = self._memory.payload_bytes[block.group] + BLOCK_HEADER_BYTES
+            if blocks and size_bytes + size > self._batch_bytes:
+                break
+            blocks.append(block)
+            size_bytes += size
+        # One batch always fits, however large its blocks are.
+        if self._in_flight_bytes and self._in_flight_bytes + size_bytes > self._in_flight_bytes_max:
+            return None
+        formats = [self._format(move.transfer, block) for block in blocks]
+        headers = self._headers(move, formats)
+        if headers is None:
+            return None
+        begin = self._memory.begin_get if move.is_load else self._memory.begin_put
+        batch = begin(blocks)
+        if batch is None:
+            if move.is_load:
+                self._pages.give_back(headers)
+            return None
+        return _Call(move, blocks, batch, size_bytes, headers, formats)
+
+    def _headers(self, move: _Move, formats: list[BlockFormat]) -> list[int] | None:
+        if move.is_load:
+            return self._pages.take(len(formats))
+        try:
+            return [self._pages.of_put(block_format) for block_format in formats]
+        except RetryLater:  # too many adapters and salts at once: not worth a page for each put
+            move.fail(move.transfer.blocks[move.next].number, MissReason.NOT_ADMITTED)
+            self._count("stores_dropped", len(move.transfer.blocks) - move.next)
+            return None
+
+    def _submit(self, call: _Call) -> None:
+        name = call.move.transfer.names[self._rank]
+        keys = [block_key(name, block.block_hash, block.group) for block in call.blocks]
+        ptrs = [
+            [header, *addresses]
+            for header, (addresses, _) in zip(call.headers, call.batch.pieces, strict=True)
+        ]
+        sizes = [[BLOCK_HEADER_BYTES, *sizes] for _, sizes in call.batch.pieces]
+        if call.move.is_load:
+            job = self._client.submit_get_into_multi(keys, ptrs, sizes)
+        else:
+            prefix_id = call.move.transfer.prefix_id
+            hints = [BlockHint(prefix_id=prefix_id, depth=block.number) for block in call.blocks]
+            job = self._client.submit_put_from_multi(keys, ptrs, sizes, PutOptions(hints=hints))
+        self._calls[job] = call
+
+    def _complete(self, call: _Call, results: Sequence[int]) -> None:
+        for header, result in zip(call.headers, results, strict=True):
+            if result == Status.QUARANTINED:
+                call.held.add(header)
+                self._held[header] += 1
+        if call.move.is_load:
+            arrived = self._judge(call, results)
+            call.batch.land(arrived)
+        else:
+            self._count_stored(call, results)
+        if call.held:
+            self._quarantined.append(call)
+        else:
+            self._landing.append(call)
+
+    def _judge(self, call: _Call, results: Sequence[int]) -> list[bool]:
+        arrived = []
+        for block, header, block_format, result in zip(
+            call.blocks, call.headers, call.formats, results, strict=True
+        ):
+            verdict = judge(result, self._pages.view(header), block_format)
+            arrived.append(verdict.is_hit)
+            if verdict.is_hit:
+                self._count("load_blocks")
+                self._count("load_bytes", block_format.payload_bytes)
+            else:
+                self._count(f"load_missed_{verdict.reason.label}")
+                call.move.fail(block.number, verdict.reason)
+        return arrived
+
+    def _count_stored(self, call: _Call, results: Sequence[int]) -> None:
+        for block_format, result in zip(call.formats, results, strict=True):
+            if result >= 0:
+                self._count("store_blocks")
+                self._count("store_bytes", block_format.payload_bytes)
+            else:
+                self._count("stores_dropped")
+                self._count(f"store_dropped_{reason_of(result).label}")
+
+    def _give_back(self, released: Sequence[int]) -> None:
+        """Buffers of QUARANTINED blocks are free again. Puts of one format begin at one header, so
+        a call is over only when no call waits for any of its headers."""
+        self._held.subtract(released)
+        for call in list(self._quarantined):
+            if not any(self._held[header] > 0 for header in call.held):
+                self._quarantined.remove(call)
+                self._landing.append(call)
+
+    def _close(self, call: _Call) -> None:
+        call.batch.close()
+        if call.move.is_load:
+            self._pages.give_back(call.headers)
+        call.move.batches -= 1
+        self._in_flight_bytes -= call.size_bytes
+
+    def _count(self, name: str, count: float = 1) -> None:
+        self._counts[name] = self._counts.get(name, 0) + count
+
+    def _format(self, transfer: Transfer, block: PlacedBlock) -> BlockFormat:
+        name = transfer.names[self._rank]
+        known = self._formats.get((name.digest, block.group))
+        if known is None:
+            if len(self._formats) >= FORMATS_MAX:
+                self._formats.clear()
+            known = BlockFormat.of(
+                name, self._memory.payload_bytes[block.group], group=block.group
+            )
+            self._formats[name.digest, block.group] = known
+        return known

@@ -1,0 +1,226 @@
+"""The connector in a scheduler: what it promises, asks, orders and holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from memkv.integrations.keys import Adapter, Namespace, Rank, block_key
+from memkv.integrations.vllm.messages import FailedLoad, Orders, RankFormat, Results
+from memkv.integrations.vllm.planner import CacheShape
+from memkv.integrations.vllm.scheduler_side import SchedulerSide
+from memkv.integrations.vllm.settings import Settings
+from memkv.status import Status
+from memkv.testing.pool_in_memory import PoolInMemory
+
+TOKENS = 16
+FORMAT = RankFormat("vllm:test/1xH1", "bfloat16", (4096,))
+
+
+@dataclass
+class FakeRequest:
+    request_id: str
+    num_tokens: int
+    block_hashes: list[bytes]
+    num_computed_tokens: int = 0
+    num_preemptions: int = 0
+    lora_request: object = None
+    cache_salt: str | None = None
+
+
+@dataclass
+class FakeBlock:
+    block_id: int
+    ref_cnt: int = 1
+
+
+@dataclass
+class FakePool:
+    """References of an engine's blocks."""
+
+    num_gpu_blocks: int = 40
+    blocks: list[FakeBlock] = field(default_factory=lambda: [FakeBlock(n) for n in range(40)])
+
+    def touch(self, blocks: Sequence[FakeBlock]) -> None:
+        for block in blocks:
+            block.ref_cnt += 1
+
+    def free_blocks(self, blocks: Sequence[FakeBlock]) -> None:
+        for block in blocks:
+            block.ref_cnt -= 1
+
+    def held(self) -> list[int]:
+        return [block.block_id for block in self.blocks if block.ref_cnt > 1]
+
+
+class PlainNames:
+    def namespaces(
+        self, formats: Sequence[RankFormat], ranks: Sequence[tuple[Rank, ...]],
+        adapter: Adapter | None, salt: str,
+    ) -> tuple[Namespace, ...]:
+        return tuple(
+            Namespace("model", "", one.kv_dtype, one.layout, TOKENS, "vllm/sha256/0", rank,
+                      adapter, salt.encode())
+            for one, rank in zip(formats, ranks, strict=True)
+        )
+
+
+class Rig:
+    def __init__(self, ranks: int = 1, store_share: float = 0.5, **sides: bool) -> None:
+        self.pool = PoolInMemory()
+        self.blocks = FakePool()
+        rank_names = [(Rank("tp", rank, ranks),) if ranks > 1 else () for rank in range(ranks)]
+        self.side = SchedulerSide(
+            self.pool, Settings(store_share=store_share), PlainNames(),
+            CacheShape(TOKENS, (None,)), rank_names,
+            loads=sides.get("loads", True), stores=sides.get("stores", True),
+        )
+        self.side.bind_pool(self.blocks)
+        self.side.set_formats([FORMAT] * ranks)
+        self.names = PlainNames().namespaces([FORMAT] * ranks, rank_names, None, "")
+
+    def stored(self, request: FakeRequest, count: int) -> None:
+        for name in self.names:
+            for block_hash in request.block_hashes[:count]:
+                self.pool.blocks[block_key(name, block_hash)] = b"block"
+
+    def step(self, places: dict[str, list[int]], scheduled: dict[str, int]) -> Orders:
+        state = SimpleNamespace(get_block_ids=lambda request_id: (places[request_id],))
+        return self.side.build_orders(SimpleNamespace(
+            num_scheduled_tokens=scheduled, total_num_scheduled_tokens=sum(scheduled.values()),
+            kv_connector_block_state=state,
+        ))
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def request(name: str = "request", tokens: int = 70) -> FakeRequest:
+    return FakeRequest(name, tokens, [bytes((n,)) * 32 for n in range(tokens // TOKENS)])
+
+
+def test_nothing_is_promised_before_workers_said_what_their_blocks_are() -> None:
+    rig = Rig()
+    rig.side.set_formats([])
+    assert rig.side.matched(request(), 0) == (0, False)
+    assert rig.pool.jobs == []
+
+
+def test_a_request_is_looked_up_when_it_arrives_and_loaded_when_there_is_room(rig: Rig) -> None:
+    one = request()
+    rig.stored(one, 3)
+    rig.side.begin(one)
+    assert rig.side.matched(one, 16) == (32, True)
+    assert rig.side.matched(one, 16) == (32, True)  # asked twice, answered alike
+    rig.side.allocated(one, SimpleNamespace(get_block_ids=lambda: ([9, 8, 7],)), 32)
+    orders = rig.step({}, {})
+    assert orders.is_idle
+    assert [(block.number, block.place) for block in orders.loads[0].blocks] == [(1, 8), (2, 7)]
+    assert len(rig.pool.jobs) == 1
+    assert rig.step({}, {}).loads == []
+
+
+def test_an_answer_that_is_not_there_yet_is_no_promise(rig: Rig) -> None:
+    rig.pool.is_prompt = False
+    one = request()
+    rig.stored(one, 4)
+    rig.side.begin(one)
+    assert rig.side.matched(one, 0) == (None, False)
+    rig.pool.end()
+    assert rig.side.matched(one, 0) == (64, True)
+
+
+def test_a_pool_that_is_away_costs_one_question(rig: Rig) -> None:
+    rig.pool.spoil = lambda _: Status.UNAVAILABLE
+    one = request()
+    rig.side.begin(one)
+    assert rig.side.matched(one, 0) == (0, False)
+    assert rig.side.matched(one, 0) == (0, False)
+    assert len(rig.pool.jobs) == 1
+    assert rig.side.finished(one) == {"unavailable": 4}
+
+
+def test_blocks_that_are_being_stored_are_held_until_every_rank_is_done() -> None:
+    rig = Rig(ranks=2)
+    one = request()
+    rig.side.begin(one)
+    rig.side.matched(one, 0)
+    orders = rig.step({"request": [1, 2, 3, 4, 5]}, {"request": 40})
+    assert [block.place for block in orders.stores[0].blocks] == [1, 2]
+    assert rig.blocks.held() == [1, 2]
+    rig.side.finished(one)  # the request's own references go, those of the store stay
+    job = orders.stores[0].job
+    rig.side.take_results(Results(stored={job: 1}))
+    assert rig.side.is_holding
+    rig.side.take_results(Results(stored={job: 1}))
+    assert rig.blocks.held() == []
+    assert not rig.side.is_holding
+
+
+def test_stores_hold_no_more_than_their_share_of_the_engines_blocks() -> None:
+    rig = Rig(store_share=0.05)  # two of forty
+    one, two = request("one"), request("two", 33)
+    for each in (one, two):
+        rig.side.begin(each)
+        rig.side.matched(each, 0)
+    places = {"one": [1, 2, 3, 4], "two": [5, 6]}
+    orders = rig.step(places, {"one": 64, "two": 32})
+    assert [store.request_id for store in orders.stores] == ["two"]
+    assert rig.blocks.held() == [5, 6]
+    assert rig.side.take_counts()["stores_dropped"] == 4
+
+
+def test_a_failed_load_is_not_tried_again_and_its_blocks_are_stored(rig: Rig) -> None:
+    one = request()
+    rig.stored(one, 4)
+    rig.side.begin(one)
+    assert rig.side.matched(one, 0) == (64, True)
+    rig.side.take_results(Results(failed={"request": FailedLoad("request", 1, "corrupt")}))
+    assert rig.side.matched(one, 0) == (0, False)
+    orders = rig.step({"request": [1, 2, 3, 4]}, {"request": 64})
+    assert [block.number for block in orders.stores[0].blocks] == [1, 2, 3]
+    assert rig.side.finished(one) == {"present": 4, "corrupt": 1}
+
+
+def test_a_preempted_request_asks_anew(rig: Rig) -> None:
+    one = request()
+    rig.side.begin(one)
+    assert rig.side.matched(one, 0) == (0, False)
+    rig.stored(one, 4)
+    one.num_preemptions = 1
+    assert rig.side.matched(one, 0) == (64, True)
+
+
+def test_a_salt_is_another_namespace(rig: Rig) -> None:
+    plain, salted = request("plain"), request("salted")
+    salted.cache_salt = "secret"
+    rig.stored(plain, 4)
+    for each in (plain, salted):
+        rig.side.begin(each)
+    assert rig.side.matched(plain, 0) == (64, True)
+    assert rig.side.matched(salted, 0) == (0, False)
+
+
+@pytest.mark.parametrize("role", ["loads", "stores"])
+def test_an_engine_may_only_load_or_only_store(role: str) -> None:
+    rig = Rig(loads=role == "loads", stores=role == "stores")
+    one = request()
+    rig.stored(one, 2)
+    rig.side.begin(one)
+    assert rig.side.matched(one, 0) == ((32, True) if role == "loads" else (0, False))
+    orders = rig.step({"request": [1, 2, 3, 4]}, {"request": 64})
+    assert bool(orders.stores) == (role == "stores")
+
+
+def test_requests_that_are_over_leave_nothing_behind(rig: Rig) -> None:
+    rig.pool.is_prompt = False
+    one = request()
+    rig.side.begin(one)
+    rig.side.finished(one)
+    rig.pool.end()
+    assert rig.step({}, {"request": 16}).stores == []
