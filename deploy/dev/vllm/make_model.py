@@ -6,6 +6,7 @@ Its answers mean nothing; its KV has the sizes and the arithmetic of a real mode
 """
 
 import argparse
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -40,6 +41,8 @@ def model(hidden: int, layers: int, kv_heads: int, vocabulary: int, seed: int) -
         max_position_embeddings=CONTEXT_TOKENS,
         bos_token_id=None,
         eos_token_id=vocabulary - 1,
+        # Wide enough that every answer depends on the whole prompt: wrong KV shows in the tokens.
+        initializer_range=2 / math.sqrt(hidden),
         torch_dtype=torch.bfloat16,
     )
     return LlamaForCausalLM(config).to(torch.bfloat16)

@@ -4,7 +4,8 @@
 #
 #   setup.sh          does what is still missing; a second run takes a fraction of a second
 #   setup.sh where    prints the path, changes nothing; exit status 77 when it is not there
-#   setup.sh model    prints the path of a small random Llama model, made on the spot
+#   setup.sh models   prints the folder of random Llama models, made on the spot: llama-1024x16
+#                     (125 MB of KV in 4,000 tokens), llama-256x4
 #
 # vLLM for CPUs is six gigabytes: it lies in MEMKV_CACHE/vllm/VERSION, once for all trees. Only
 # build/vllm, a thin environment in front of it, belongs to this tree.
@@ -17,7 +18,7 @@ LOCK=deploy/dev/vllm/requirements.txt
 UV_VERSION=0.13.9
 CACHE=${MEMKV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/memkv}/vllm/$VERSION
 ENGINE=$CACHE/env
-MODEL=$CACHE/models/llama-1024x16
+MODELS=$CACHE/models/$(sha256sum deploy/dev/vllm/make_model.py | cut -c1-8)
 FRONT=build/vllm
 DISK_MIB=8000  # torch brings CUDA libraries that it links and a CPU never uses
 unset VIRTUAL_ENV
@@ -83,17 +84,23 @@ make_all() {
     flock 9
     make_engine
     make_front
-    [ -d "$MODEL" ] || "$ENGINE/bin/python" deploy/dev/vllm/make_model.py "$MODEL" >&2 ||
-        cannot "the random model could not be made in $MODEL"
+    # One as large as a demo can bear, one for tests that start many engines.
+    make_model llama-1024x16 --hidden 1024 --layers 16 --kv-heads 8
+    make_model llama-256x4 --hidden 256 --layers 4 --kv-heads 4
+}
+
+make_model() {
+    [ -d "$MODELS/$1" ] || "$ENGINE/bin/python" deploy/dev/vllm/make_model.py "$MODELS/$1" "${@:2}" >&2 ||
+        cannot "the random model $1 could not be made in $MODELS"
 }
 
 case ${1:-} in
     '') make_all && where ;;
     where)
-        is_made "$ENGINE" "$(engine_key)" && is_made "$FRONT" "$(front_key)" && [ -d "$MODEL" ] ||
+        is_made "$ENGINE" "$(engine_key)" && is_made "$FRONT" "$(front_key)" && [ -d "$MODELS/llama-256x4" ] ||
             cannot "no vLLM here yet: run deploy/dev/vllm/setup.sh (six gigabytes)"
         where
         ;;
-    model) printf '%s\n' "$MODEL" ;;
-    *) cannot "unknown argument '$1' (known: where, model)" ;;
+    models) printf '%s\n' "$MODELS" ;;
+    *) cannot "unknown argument '$1' (known: where, models)" ;;
 esac

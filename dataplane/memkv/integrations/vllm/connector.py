@@ -64,7 +64,7 @@ class StepOrders(KVConnectorMetadata):  # type: ignore[misc]  # the engine has n
         self.orders = orders
 
 
-class StepResults(KVConnectorWorkerMetadata):  # type: ignore[misc]
+class StepResults(KVConnectorWorkerMetadata):  # type: ignore[misc]  # the engine has no types here
     """Results of the workers, as the engine carries and merges them."""
 
     def __init__(self, results: Results) -> None:
@@ -75,14 +75,14 @@ class StepResults(KVConnectorWorkerMetadata):  # type: ignore[misc]
         return StepResults(self.results.merge(other.results))
 
 
-class WorkerFormat(KVConnectorHandshakeMetadata):  # type: ignore[misc]
+class WorkerFormat(KVConnectorHandshakeMetadata):  # type: ignore[misc]  # the engine has no types here
     """What a worker's blocks are, as the engine carries it."""
 
     def __init__(self, rank_format: RankFormat) -> None:
         self.rank_format = rank_format
 
 
-class MemKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+class MemKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # the engine has no types here
     """Keeps the KV of an engine in a MemKV pool. One instance in the scheduler, one in each
     worker."""
 

@@ -48,7 +48,7 @@ class MemKVStats(KVConnectorStats):  # type: ignore[misc]  # the engine has no t
         return {name: round(count, 3) for name, count in sorted(self.data.items())}
 
 
-class MemKVPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
+class MemKVPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]  # the engine has no types here
     """`vllm:memkv_*` counters."""
 
     def __init__(self, *arguments: Any) -> None:
