@@ -90,14 +90,16 @@ make_all() {
 }
 
 make_model() {
-    [ -d "$MODELS/$1" ] || "$ENGINE/bin/python" deploy/dev/vllm/make_model.py "$MODELS/$1" "${@:2}" >&2 ||
+    [ -d "$MODELS/$1" ] ||
+        "$ENGINE/bin/python" deploy/dev/vllm/make_model.py "$MODELS/$1" "${@:2}" >&2 ||
         cannot "the random model $1 could not be made in $MODELS"
 }
 
 case ${1:-} in
     '') make_all && where ;;
     where)
-        is_made "$ENGINE" "$(engine_key)" && is_made "$FRONT" "$(front_key)" && [ -d "$MODELS/llama-256x4" ] ||
+        is_made "$ENGINE" "$(engine_key)" && is_made "$FRONT" "$(front_key)" &&
+            [ -d "$MODELS/llama-256x4" ] ||
             cannot "no vLLM here yet: run deploy/dev/vllm/setup.sh (six gigabytes)"
         where
         ;;

@@ -57,14 +57,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vllm.memkv")
 
 
-class StepOrders(KVConnectorMetadata):  # type: ignore[misc]  # the engine has no types here
+class StepOrders(KVConnectorMetadata):  # type: ignore[misc]  # engines have no types here
     """Orders for the workers, as the engine carries them."""
 
     def __init__(self, orders: Orders) -> None:
         self.orders = orders
 
 
-class StepResults(KVConnectorWorkerMetadata):  # type: ignore[misc]  # the engine has no types here
+class StepResults(KVConnectorWorkerMetadata):  # type: ignore[misc]  # engines have no types here
     """Results of the workers, as the engine carries and merges them."""
 
     def __init__(self, results: Results) -> None:
@@ -75,14 +75,14 @@ class StepResults(KVConnectorWorkerMetadata):  # type: ignore[misc]  # the engin
         return StepResults(self.results.merge(other.results))
 
 
-class WorkerFormat(KVConnectorHandshakeMetadata):  # type: ignore[misc]  # the engine has no types here
+class WorkerFormat(KVConnectorHandshakeMetadata):  # type: ignore[misc]  # untyped
     """What a worker's blocks are, as the engine carries it."""
 
     def __init__(self, rank_format: RankFormat) -> None:
         self.rank_format = rank_format
 
 
-class MemKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # the engine has no types here
+class MemKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # untyped
     """Keeps the KV of an engine in a MemKV pool. One instance in the scheduler, one in each
     worker."""
 

@@ -30,7 +30,7 @@ BY_REASON = {
 
 
 @dataclass
-class MemKVStats(KVConnectorStats):  # type: ignore[misc]  # the engine has no types here
+class MemKVStats(KVConnectorStats):  # type: ignore[misc]  # engines have no types here
     """Counts since the last reading, by name; `lookup_*` and their like end in a reason."""
 
     def reset(self) -> None:
@@ -48,7 +48,7 @@ class MemKVStats(KVConnectorStats):  # type: ignore[misc]  # the engine has no t
         return {name: round(count, 3) for name, count in sorted(self.data.items())}
 
 
-class MemKVPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]  # the engine has no types here
+class MemKVPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]  # engines have no types here
     """`vllm:memkv_*` counters."""
 
     def __init__(self, *arguments: Any) -> None:
