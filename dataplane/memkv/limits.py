@@ -151,6 +151,13 @@ BLOCK_HEADER_BYTES = SECTOR_BYTES  # behind a page, payload can be read by O_DIR
 NAMESPACE_BYTES_MAX = 2 * KIB  # lies in that page; names of models are tens of bytes
 HEADER_FORMATS_MAX = 256  # whose page stays in memory: base model, adapters, salts of one engine
 REASON_REQUESTS_MAX = 4096  # whose reasons an integration keeps: more than an engine runs at once
+HEADER_PAGES = 1024  # of blocks on their way at once in one integration; 4 MiB
+WINDOW_BYTES = 64 * MIB  # of a load or store in one request: at 1 GB/s a thirtieth of a deadline
+WINDOW_BLOCKS = 128
+WINDOWS_IN_FLIGHT = 2  # of one load or store: one is under way while results are taken
+STORE_BACKLOG_BYTES_DEFAULT = 4 * GIB  # of the engine's own memory, held until it is stored
+LOAD_DEADLINE_MS_DEFAULT = 10_000  # LMCache waits as long for its remote backends
+COMPLAINT_INTERVAL_MS = 60_000  # between log lines that say the same
 
 # --- traces ----------------------------------------------------------------------------------
 TRACE_LINE_BYTES_MAX = 1 * MIB  # a request of 100,000 blocks; a file without newlines is refused
@@ -168,4 +175,5 @@ assert MAP_FALLBACK_MS < MAP_BOOTSTRAP_TIMEOUT_MS
 assert LOCAL_REGIONS_PER_SESSION_MAX < LOCAL_REGIONS_MAX  # no session can have them all
 assert LOCAL_MAPPED_BYTES_PER_SESSION_MAX < LOCAL_MAPPED_BYTES_MAX
 assert NAMESPACE_BYTES_MAX < BLOCK_HEADER_BYTES
+assert 2 * WINDOWS_IN_FLIGHT * WINDOW_BLOCKS <= HEADER_PAGES  # no work takes all of the pages
 assert PULL_ITEMS_MAX * BLOCK_BYTES_MAX <= CREDIT_BYTES_PER_SESSION
