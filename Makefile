@@ -8,11 +8,12 @@ LANE := deploy/dev/lane.sh
 export MEMKV_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/memkv
 # Files of tests run side by side; they wait more than they compute.
 TOGETHER := -n 4 --dist loadfile
-# Tests that need a Kubernetes or a virtual machine run in their own lanes.
-OWN_LANES := --ignore=tests/apiserver --ignore=tests/cluster --ignore=tests/vm
+# Tests that need a Kubernetes, a virtual machine or an inference engine run in their own lanes.
+OWN_LANES := --ignore=tests/apiserver --ignore=tests/cluster --ignore=tests/vm \
+    --ignore=tests/engines
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test test-sanitize test-crash test-vm test-apiserver test-scale test-cluster \
+.PHONY: help demo test test-sanitize test-crash test-vm test-engines test-apiserver test-scale test-cluster \
     kubernetes cluster cluster-down bench bench-peers setup lock clean lint types layers unit proto format
 
 help: ## list the targets
@@ -47,6 +48,9 @@ test-crash: setup ## long crash simulation; MEMKV_CRASH_SEEDS=FIRST:COUNT choose
 
 test-vm: setup ## tests in a virtual machine: soft-RoCE, a raw NVMe drive, power cuts
 	@$(LANE) vm deploy/dev/vm/lane_vm.sh
+
+test-engines: setup ## tests that drive vLLM, LMCache and SGLang (installs them: 6 GB, once)
+	@$(LANE) engines deploy/dev/engines/lane_engines.sh
 
 kubernetes: ## build a real Kubernetes from source, once (18 minutes; needs Go)
 	@deploy/dev/cluster/build.sh
