@@ -46,7 +46,8 @@ class FaultProxy:
     `hold` stops answers: they are read from the worker and kept until `release`.
     """
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, target: tuple[str, int], at: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        """`at`: where to listen; port 0: any free one."""
         self.fault: Fault = faithful
         self.request_fault: Fault = faithful
         self._target = target
@@ -54,7 +55,7 @@ class FaultProxy:
         self._open.set()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(at)
         self.port: int = self._listener.getsockname()[1]
         self._spawn(self._accept)
 

@@ -2,19 +2,27 @@
 
     engine.py MODEL '{"kv_transfer_config": {...}, "block_size": 128}'
 
-The second argument are arguments of vllm.LLM. Each line of standard input is a request:
-{"prompts": [[token, ...], ...], "max_tokens": 8, "salt": "..."}; each answer one line of its
-output: {"seconds", "tokens", "cached", "report", "cpu_seconds"}; the first says {"ready": true}.
-What vLLM logs goes to standard error. `reset` empties the engine's own prefix cache.
+The second argument are arguments of vllm.LLM. Each line of standard input is a request, each answer
+one line of standard output; the first one says {"ready": true}.
+
+    {"prompts": [[token, ...], ...], "max_tokens": 8, "salt": null, "memkv": {"store": false}}
+    {"seconds", "cpu_seconds", "lane_seconds", "tokens", "logprobs", "cached", "report", "times"}
+    {"reset": true}     empties the engine's own prefix cache
+
+`times` are seconds from the begin to each token of a prompt. What vLLM logs goes to standard error.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
+
+REQUESTS = itertools.count()
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -43,24 +51,54 @@ def answer(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
         return {"reset": bool(llm.reset_prefix_cache())}
     from vllm import SamplingParams
 
-    prompts = [{"prompt_token_ids": tokens} for tokens in request["prompts"]]
-    for prompt in prompts:
+    engine = llm.llm_engine
+    sampling = SamplingParams(
+        max_tokens=request["max_tokens"], temperature=0, ignore_eos=True, logprobs=0,
+        extra_args={"kv_transfer_params": {"memkv": request.get("memkv") or {}}},
+    )
+    cpu, lanes, begin = time.process_time(), lane_seconds(), time.perf_counter()
+    numbers = {}
+    for number, tokens in enumerate(request["prompts"]):
+        prompt = {"prompt_token_ids": tokens}
         if request.get("salt"):
             prompt["cache_salt"] = request["salt"]
-    sampling = SamplingParams(
-        max_tokens=request["max_tokens"], temperature=0, ignore_eos=True
-    )
-    cpu = time.process_time()
-    begin = time.perf_counter()
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
-    seconds = time.perf_counter() - begin
+        numbers[str(next(REQUESTS))] = number
+        engine.add_request(list(numbers)[-1], prompt, sampling)
+    outputs: list[Any] = [None] * len(numbers)
+    times: list[list[float]] = [[] for _ in numbers]
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            number = numbers[output.request_id]
+            outputs[number] = output
+            times[number] += [time.perf_counter() - begin] * (
+                len(output.outputs[0].token_ids) - len(times[number])
+            )
     return {
-        "seconds": seconds,
+        "seconds": time.perf_counter() - begin,
         "cpu_seconds": time.process_time() - cpu,
+        "lane_seconds": lane_seconds() - lanes,
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
+        "logprobs": [
+            [chosen[token].logprob for token, chosen in zip(
+                output.outputs[0].token_ids, output.outputs[0].logprobs, strict=True
+            )]
+            for output in outputs
+        ],
         "cached": [output.num_cached_tokens for output in outputs],
         "report": [output.kv_transfer_params for output in outputs],
+        "times": times,
     }
+
+
+def lane_seconds() -> float:
+    """CPU time of the client's native threads in this process."""
+    ticks = 0
+    for task in Path("/proc/self/task").iterdir():
+        name, _, rest = (task / "stat").read_text().rpartition(")")
+        if "(memkv" in name:
+            user, system = rest.split()[11:13]
+            ticks += int(user) + int(system)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

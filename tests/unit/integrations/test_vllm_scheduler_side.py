@@ -29,6 +29,7 @@ class FakeRequest:
     num_preemptions: int = 0
     lora_request: object = None
     cache_salt: str | None = None
+    kv_transfer_params: dict[str, object] | None = None
 
 
 @dataclass
@@ -215,6 +216,38 @@ def test_an_engine_may_only_load_or_only_store(role: str) -> None:
     assert rig.side.matched(one, 0) == ((32, True) if role == "loads" else (0, False))
     orders = rig.step({"request": [1, 2, 3, 4]}, {"request": 64})
     assert bool(orders.stores) == (role == "stores")
+
+
+@pytest.mark.parametrize("wish", ["load", "store"])
+def test_a_request_may_wish_not_to_load_or_not_to_store(rig: Rig, wish: str) -> None:
+    one = request()
+    one.kv_transfer_params = {"memkv": {wish: False}}
+    rig.stored(one, 2)
+    rig.side.begin(one)
+    assert rig.side.matched(one, 0) == ((32, True) if wish == "store" else (0, False))
+    orders = rig.step({"request": [1, 2, 3, 4]}, {"request": 64})
+    assert bool(orders.stores) == (wish == "load")
+
+
+@pytest.mark.parametrize("said", [
+    {"memkv": "no"}, {"memkv": {"load": "false"}}, {"other": 1}, {},
+], ids=str)
+def test_what_a_user_says_and_means_nothing_changes_nothing(
+    rig: Rig, said: dict[str, object]
+) -> None:
+    one = request()
+    one.kv_transfer_params = said
+    rig.stored(one, 2)
+    rig.side.begin(one)
+    assert rig.side.matched(one, 0) == (32, True)
+
+
+def test_a_request_whose_namespace_cannot_be_said_is_computed(rig: Rig) -> None:
+    one = request()
+    one.cache_salt = "s" * 3000  # PlainNames does not shorten it
+    rig.side.begin(one)
+    assert rig.side.matched(one, 0) == (0, False)
+    assert rig.step({"request": [1, 2, 3, 4]}, {"request": 64}).stores == []
 
 
 def test_requests_that_are_over_leave_nothing_behind(rig: Rig) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SAMPLE_BYTES = 4096
 SAMPLES_PER_TENSOR = 3
 SEED_CHARACTERS_MAX = 32
+SALT_BYTES_MAX = 256
 
 
 class Identity:
@@ -48,10 +49,19 @@ class Identity:
                 model=self._model, revision=self._revision, kv_dtype=block_format.kv_dtype,
                 layout=block_format.layout, block_tokens=self._block_tokens,
                 hashing=hashing(self._algorithm), ranks=rank, adapter=adapter,
-                cache_salt=salt.encode(),
+                cache_salt=salt_bytes(salt),
             )
             for block_format, rank in zip(formats, ranks, strict=True)
         )
+
+
+def salt_bytes(salt: str) -> bytes:
+    """Return what stands for a salt: its text, or a digest of a long one, behind a byte that no
+    text has."""
+    text = salt.encode(errors="surrogatepass")  # users may send what is no text
+    if len(text) <= SALT_BYTES_MAX:
+        return text
+    return b"\xff" + hashlib.blake2b(text, digest_size=32).digest()
 
 
 def hashing(algorithm: str) -> str:

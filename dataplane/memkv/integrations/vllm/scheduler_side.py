@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from memkv.errors import CallerError
 from memkv.integrations.keys import Adapter, Namespace, Rank
 from memkv.integrations.reasons import RequestReasons
 from memkv.integrations.vllm.identity import adapter_of
@@ -47,8 +48,18 @@ class _Known:
     request: Request
     plan: RequestPlan
     names: tuple[Namespace, ...]
+    does_load: bool
+    does_store: bool
     preemptions: int = 0
     local_tokens: int = 0
+
+
+def wishes_of(request: Request) -> Mapping[str, object]:
+    """Return what a user said of this request under "memkv" in `kv_transfer_params`: `load` and
+    `store`, each False where it must not be. Anything else says nothing."""
+    said = request.kv_transfer_params
+    wishes = said.get("memkv") if isinstance(said, dict) else None
+    return wishes if isinstance(wishes, dict) else {}
 
 
 class SchedulerSide:
@@ -119,7 +130,7 @@ class SchedulerSide:
                 plan.answer(answer.present)
             else:
                 plan.unanswered(computed_tokens)
-        tokens = plan.matched(computed_tokens) if self._does_load else 0
+        tokens = plan.matched(computed_tokens) if known.does_load else 0
         return tokens, tokens > 0
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external_tokens: int) -> None:
@@ -133,7 +144,7 @@ class SchedulerSide:
 
     def build_orders(self, output: SchedulerOutput) -> Orders:
         """Return what the workers do in this step."""
-        if self._does_store and self._formats:
+        if self._formats:
             for request_id, tokens in output.num_scheduled_tokens.items():
                 self._order_store(request_id, tokens, output)
         orders, self._orders = self._orders, Orders()
@@ -181,16 +192,31 @@ class SchedulerSide:
     def _known(self, request: Request) -> _Known:
         known = self._requests.get(request.request_id)
         if known is None:
-            names = self._names.namespaces(
-                self._formats, self._ranks, adapter_of(request), request.cache_salt or ""
+            wishes = wishes_of(request)
+            known = _Known(
+                request, RequestPlan(self._shape, request.block_hashes), self._name(request),
+                does_load=self._does_load and wishes.get("load") is not False,
+                does_store=self._does_store and wishes.get("store") is not False,
             )
-            known = _Known(request, RequestPlan(self._shape, request.block_hashes), names)
+            if not known.names:
+                known.does_load = known.does_store = False
             self._requests[request.request_id] = known
         return known
 
+    def _name(self, request: Request) -> tuple[Namespace, ...]:
+        """Return the namespaces of a request; none when they cannot be said: what users send must
+        not end an engine."""
+        try:
+            return self._names.namespaces(
+                self._formats, self._ranks, adapter_of(request), request.cache_salt or ""
+            )
+        except CallerError as error:
+            logger.warning("request %s is not shared: %s", request.request_id, error)
+            return ()
+
     def _ask(self, known: _Known) -> bool:
         """Ask the pool, if there is anything to ask for."""
-        count = known.plan.wanted(known.request.num_tokens) if self._does_load else 0
+        count = known.plan.wanted(known.request.num_tokens) if known.does_load else 0
         if not count:
             return False
         self._lookups.ask(
@@ -201,7 +227,7 @@ class SchedulerSide:
 
     def _order_store(self, request_id: str, tokens: int, output: SchedulerOutput) -> None:
         known = self._requests.get(request_id)
-        if known is None:
+        if known is None or not known.does_store:
             return
         computed = known.request.num_computed_tokens + tokens
         if not known.plan.has_to_store(computed):

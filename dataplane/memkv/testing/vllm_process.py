@@ -1,0 +1,141 @@
+"""A vLLM process of deploy/dev/vllm/engine.py: told what to do by lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+START_TIMEOUT_S = 600.0  # imports of vLLM alone take minutes on a busy machine
+ANSWER_TIMEOUT_S = 600.0
+END_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What one call brought, a list entry for each prompt."""
+
+    seconds: float
+    cpu_seconds: float
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+    cached: list[int]
+    report: list[dict[str, dict[str, int]] | None]
+    times: list[list[float]]
+    """Seconds from the begin to each token."""
+    lane_seconds: float
+    """Of `cpu_seconds`: of the client's native threads."""
+
+    def reasons(self, index: int = 0) -> dict[str, int]:
+        """What the pool had of a prompt's blocks, by reason."""
+        report = self.report[index]
+        return {} if report is None else report["memkv"]
+
+
+class VllmProcess:
+    """One engine. `wait_ready` before the first call; several may start side by side."""
+
+    def __init__(
+        self, python: Path, script: Path, model: Path, log: Path,
+        connector: dict[str, object] | None, **arguments: object,
+    ) -> None:
+        """`connector`: extra configuration of MemKVConnector, None for an engine without it.
+        `arguments`: of vllm.LLM."""
+        if connector is not None:
+            arguments["kv_transfer_config"] = {
+                "kv_connector": "MemKVConnector",
+                "kv_connector_module_path": "memkv.integrations.vllm",
+                "kv_role": "kv_both",
+                "kv_load_failure_policy": "recompute",
+                "kv_connector_extra_config": {"report": True, **connector},
+            }
+        self.log = log
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [python, script, model, json.dumps(arguments)], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=output, text=True,
+                env=os.environ | {"PYTHONHASHSEED": "0"},
+            )
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_ready(self) -> None:
+        assert self._line(START_TIMEOUT_S) == {"ready": True}
+
+    def generate(
+        self, *prompts: list[int], max_tokens: int = 8, salt: str | None = None,
+        memkv: dict[str, bool] | None = None,
+    ) -> Generated:
+        """Have the engine answer prompts, all at once."""
+        self.begin(*prompts, max_tokens=max_tokens, salt=salt, memkv=memkv)
+        return self.end()
+
+    def begin(
+        self, *prompts: list[int], max_tokens: int = 8, salt: str | None = None,
+        memkv: dict[str, bool] | None = None,
+    ) -> None:
+        """Send prompts; `end` waits for the answer. `memkv`: of the request, such as
+        {"store": False}."""
+        self._send({"prompts": prompts, "max_tokens": max_tokens, "salt": salt, "memkv": memkv})
+
+    def end(self) -> Generated:
+        answer = self._line(ANSWER_TIMEOUT_S)
+        return Generated(**answer)  # type: ignore[arg-type]  # as engine.py writes it
+
+    def forget(self) -> bool:
+        """Empty the engine's own prefix cache; False when blocks of it are in use."""
+        self._send({"reset": True})
+        return bool(self._line(ANSWER_TIMEOUT_S)["reset"])
+
+    def close(self) -> int:
+        """End it as its user would; return its exit status."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            return self._process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- inside -------------------------------------------------------------------------------
+    def _send(self, request: dict[str, object]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+
+    def _line(self, timeout_s: float) -> dict[str, object]:
+        try:
+            line = self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            line = ""
+        if not line:
+            tail = self.log.read_text(errors="replace")[-4000:]
+            raise AssertionError(f"no answer of the engine; its log ends with:\n{tail}")
+        found = json.loads(line)
+        assert isinstance(found, dict)
+        return found
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")

@@ -1,0 +1,205 @@
+"""Two vLLM processes and a pool: what the second one saves, measured and checked.
+
+    demo.py [--tokens 4000] [--rounds 3] [--pairs 10] [--json FILE]
+
+The first process computes a prompt and its blocks go to the pool; the second one, which never saw
+the prompt, loads them. Both answer every prompt again from their own prefix cache: the best that
+any cache can do. In the end the pool is killed in the middle of a load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from memkv.limits import GIB, MIB
+from memkv.localpool.pool import LocalPool, PoolPlan
+from memkv.testing.vllm_process import VllmProcess
+
+TOLD_BETTER_MIN = 8.0  # than computed
+OF_OWN_CACHE_MAX = 1.5
+SLOWER_MAX = 0.10
+CLIENT_SHARE_MAX = 0.03
+BLOCK_TOKENS = 128
+DECODED = 48
+# 9 degrees of freedom, one side: ten pairs
+T_95 = {2: 6.31, 3: 2.92, 4: 2.35, 5: 2.13, 6: 2.02, 7: 1.94, 8: 1.89, 9: 1.86, 10: 1.83}
+
+
+@dataclass
+class Figures:
+    """Seconds to the first token, and what else was measured."""
+
+    computed: list[float] = field(default_factory=list)
+    loaded: list[float] = field(default_factory=list)
+    own_cache: list[float] = field(default_factory=list)
+    loaded_bytes: int = 0
+    tokens_equal: bool = True
+    slowdowns: list[float] = field(default_factory=list)
+    client_shares: list[float] = field(default_factory=list)
+    after_kill: list[float] = field(default_factory=list)
+    answered_after_kill: bool = False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Two vLLM processes share KV through a pool")
+    parser.add_argument("--tokens", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--model", default="llama-1024x16")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="memkv-demo-") as folder:
+        figures = story(Path(folder), options)
+    if options.json:
+        options.json.write_text(json.dumps(asdict(figures), indent=1))
+    return 0 if report(figures, options.tokens) else 1
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def story(folder: Path, options: argparse.Namespace) -> Figures:
+    plan = PoolPlan(folder / "pool", 2, 2 * GIB, 512 * MIB)
+    figures = Figures()
+    say("starting a pool of two nodes, and two vLLM processes beside it (a minute)")
+    with LocalPool(plan) as pool:
+        engines = [start(folder, name, pool.endpoint, options) for name in ("first", "second")]
+        try:
+            for engine in engines:
+                engine.wait_ready()
+            rounds(*engines, figures, options)
+            decoding(engines[0], figures, options)
+            killed(*engines, pool, figures, options)
+        finally:
+            for engine in engines:
+                engine.close()
+    return figures
+
+
+def start(folder: Path, name: str, endpoint: str, options: argparse.Namespace) -> VllmProcess:
+    return VllmProcess(
+        Path(os.environ["MEMKV_VLLM_PYTHON"]), Path(__file__).with_name("engine.py"),
+        Path(os.environ["MEMKV_VLLM_MODELS"]) / options.model, folder / f"{name}.log",
+        {"endpoint": endpoint}, block_size=BLOCK_TOKENS,
+        max_model_len=options.tokens + 2 * BLOCK_TOKENS,
+    )
+
+
+def prompt(seed: int, tokens: int) -> list[int]:
+    return random.Random(seed).choices(range(256), k=tokens)
+
+
+def rounds(
+    first: VllmProcess, second: VllmProcess, figures: Figures, options: argparse.Namespace
+) -> None:
+    # The first call of an engine makes threads and buffers; it is no measurement.
+    for engine in (first, second):
+        engine.generate(prompt(0, 2 * BLOCK_TOKENS))
+    for number in range(1, options.rounds + 1):
+        tokens = prompt(number, options.tokens)
+        computed = first.generate(tokens)
+        own = first.generate(tokens)
+        loaded = second.generate(tokens)
+        figures.computed.append(computed.times[0][0])
+        figures.own_cache.append(own.times[0][0])
+        figures.loaded.append(loaded.times[0][0])
+        figures.own_cache.append(second.generate(tokens).times[0][0])
+        figures.tokens_equal &= computed.tokens == loaded.tokens == own.tokens
+        figures.tokens_equal &= loaded.logprobs == own.logprobs
+        figures.tokens_equal &= loaded.cached[0] >= options.tokens - BLOCK_TOKENS
+        figures.loaded_bytes = bytes_loaded(loaded.report[0])
+        figures.client_shares.append(
+            computed.lane_seconds / computed.cpu_seconds if computed.cpu_seconds else 0.0
+        )
+        say(f"prompt {number}: computed {figures.computed[-1]:.2f} s, from MemKV "
+            f"{figures.loaded[-1]:.2f} s, from the own cache {own.times[0][0]:.2f} s")
+
+
+def bytes_loaded(report: dict[str, dict[str, int]] | None) -> int:
+    return 0 if report is None else report["memkv"].get("loaded_bytes", 0)
+
+
+def decoding(engine: VllmProcess, figures: Figures, options: argparse.Namespace) -> None:
+    """The same work with its blocks stored and not stored, in turn."""
+    for number in range(options.pairs):
+        seconds = {}
+        for stores in (number % 2 == 0, number % 2 == 1):
+            tokens = prompt(1000 + 2 * number + stores, 8 * BLOCK_TOKENS)
+            answer = engine.generate(tokens, max_tokens=DECODED, memkv={"store": stores})
+            seconds[stores] = answer.times[0][-1] - answer.times[0][0]
+        figures.slowdowns.append(seconds[True] / seconds[False] - 1)
+    say(f"decoded {DECODED} tokens {2 * options.pairs} times, with and without stores in turn")
+
+
+def killed(
+    first: VllmProcess, second: VllmProcess, pool: LocalPool, figures: Figures,
+    options: argparse.Namespace,
+) -> None:
+    tokens = prompt(5000, options.tokens)
+    computed = first.generate(tokens)
+    second.begin(tokens)
+    time.sleep(0.05)
+    for node in pool.nodes:
+        pool.kill(node)
+    answers = [second.end()]
+    fresh = prompt(5001, 4 * BLOCK_TOKENS)
+    answers.append(second.generate(fresh))
+    figures.answered_after_kill = [answer.tokens for answer in answers] == [
+        computed.tokens, first.generate(fresh).tokens
+    ]
+    figures.after_kill = [computed.times[0][0], answers[0].times[0][0]]
+    say(f"killed the pool during a load: answered after {answers[0].times[0][0]:.2f} s "
+        f"(computed: {computed.times[0][0]:.2f} s)")
+
+
+def report(figures: Figures, tokens: int) -> bool:
+    computed, loaded, own = (
+        statistics.median(found)
+        for found in (figures.computed, figures.loaded, figures.own_cache)
+    )
+    slower = upper_bound(figures.slowdowns)
+    share = statistics.median(figures.client_shares)
+    say(f"\ntime to first token of a prompt of {tokens} tokens, median")
+    say(f"  computed                     {computed:8.3f} s")
+    say(f"  from MemKV, second process   {loaded:8.3f} s   {computed / loaded:.1f} times sooner")
+    say(f"  from vLLM's own prefix cache {own:8.3f} s   {loaded / own:.2f} of it")
+    say(f"  moved {figures.loaded_bytes / 1e6:.0f} MB\n")
+    checks = [
+        (f"at least {TOLD_BETTER_MIN:.0f} times sooner than computed",
+         computed / loaded >= TOLD_BETTER_MIN, f"{computed / loaded:.1f}"),
+        (f"at most {OF_OWN_CACHE_MAX} of the own prefix cache",
+         loaded / own <= OF_OWN_CACHE_MAX, f"{loaded / own:.2f}"),
+        ("tokens and their probabilities are equal", figures.tokens_equal, ""),
+        (f"stores slow decoding by less than {SLOWER_MAX:.0%} (upper bound, 95%)",
+         slower < SLOWER_MAX, f"{slower:.1%}, median {statistics.median(figures.slowdowns):.1%}"),
+        (f"the client takes less than {CLIENT_SHARE_MAX:.0%} of the engine's CPU",
+         share < CLIENT_SHARE_MAX, f"{share:.2%}"),
+        ("with the pool killed every request is answered, and rightly",
+         figures.answered_after_kill, ""),
+    ]
+    for text, holds, found in checks:
+        say(f"  {'ok  ' if holds else 'FAIL'} {text}{': ' if found else ''}{found}")
+    return all(holds for _, holds, _ in checks)
+
+
+def upper_bound(values: list[float]) -> float:
+    """Of the mean, at 95%, one side."""
+    if len(values) < 2:
+        return math.inf
+    spread = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values) + T_95.get(len(values), 1.7) * spread
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""A pool, and vLLM processes beside it. Run by `make test-engines`."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from memkv.limits import MIB
+from memkv.localpool.pool import LocalPool, PoolPlan
+from memkv.testing.proxy import FaultProxy
+from memkv.testing.vllm_process import VllmProcess
+
+PROXY_HOST = "127.0.0.2"  # what nodes advertise; they listen on 127.0.0.1
+SCRIPT = Path(__file__).parents[3] / "deploy/dev/vllm/engine.py"
+BLOCK_TOKENS = 32
+CONTEXT_TOKENS = 1024
+
+StartEngine = Callable[..., VllmProcess]
+PYTHON = os.environ.get("MEMKV_VLLM_PYTHON")
+
+@dataclass
+class ProxiedPool:
+    """A pool whose nodes can be made to lie."""
+
+    pool: LocalPool
+    proxies: list[FaultProxy]
+
+
+@pytest.fixture(scope="session")
+def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedPool]:
+    if PYTHON is None:
+        pytest.skip("MEMKV_VLLM_PYTHON is not set; `make test-engines` sets it")
+    pool = LocalPool(PoolPlan(
+        tmp_path_factory.mktemp("pool"), 2, 512 * MIB, 128 * MIB,
+        node_arguments=("--advertise", PROXY_HOST),
+    ))
+    proxies = [
+        FaultProxy(("127.0.0.1", node.data_port), at=(PROXY_HOST, node.data_port))
+        for node in pool.nodes
+    ]
+    with pool:
+        yield ProxiedPool(pool, proxies)
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture(scope="session")
+def start(
+    proxied: ProxiedPool, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartEngine]:
+    """Start engines that end with the session."""
+    logs = tmp_path_factory.mktemp("engines")
+    engines: list[VllmProcess] = []
+
+    def start(name: str, **arguments: object) -> VllmProcess:
+        model = Path(os.environ["MEMKV_VLLM_MODELS"]) / "llama-256x4"
+        engine = VllmProcess(
+            Path(PYTHON or ""), SCRIPT, model, logs / f"{name}.log",
+            {"endpoint": proxied.pool.endpoint},
+            **({"block_size": BLOCK_TOKENS, "max_model_len": CONTEXT_TOKENS} | arguments),
+        )
+        engines.append(engine)
+        return engine
+
+    yield start
+    statuses = [engine.close() for engine in engines]
+    assert statuses == [0] * len(engines)
+
+
+@pytest.fixture(scope="session")
+def pair(start: StartEngine) -> tuple[VllmProcess, VllmProcess]:
+    """Two engines alike, but for the second one's memory: it holds few requests at once."""
+    pair = start("first"), start("second", num_gpu_blocks_override=48)
+    for engine in pair:
+        engine.wait_ready()
+    return pair
+
+
+@pytest.fixture(scope="session")
+def prompt() -> Callable[[int, int], list[int]]:
+    """Make a prompt of so many tokens, another one for each seed."""
+    return lambda seed, tokens: random.Random(seed).choices(range(256), k=tokens)

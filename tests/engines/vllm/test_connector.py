@@ -1,0 +1,140 @@
+"""vLLM processes share KV through a pool, and nothing the pool does changes what they answer.
+
+Engines start slowly: tests share two, and go from a healthy pool to a broken one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import pytest
+
+from memkv.limits import KIB
+from memkv.localpool.pool import LocalPool
+from memkv.testing.proxy import FaultProxy, faithful
+from memkv.testing.vllm_process import VllmProcess
+
+StartEngine = Callable[..., VllmProcess]
+Pair = tuple[VllmProcess, VllmProcess]
+Prompt = Callable[[int, int], list[int]]
+
+
+class ProxiedPool(Protocol):
+    """As conftest.py makes it."""
+
+    pool: LocalPool
+    proxies: list[FaultProxy]
+
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+def test_a_second_process_answers_from_blocks_that_the_first_one_stored(
+    pair: Pair, prompt: Prompt
+) -> None:
+    first, second = pair
+    tokens = prompt(1, 500)
+    computed = first.generate(tokens)
+    assert computed.cached == [0]
+    again = first.generate(tokens)
+    loaded = second.generate(tokens)
+    assert loaded.cached == [480]  # all full blocks but none beyond the last token
+    assert loaded.reasons() == {"present": 15}
+    assert loaded.tokens == computed.tokens
+    # The same KV gives the same arithmetic as the engine's own cache, to the last bit.
+    assert loaded.logprobs == again.logprobs
+
+
+def test_generated_tokens_are_stored_too(pair: Pair, prompt: Prompt) -> None:
+    first, second = pair
+    tokens = prompt(2, 100)
+    answer = first.generate(tokens, max_tokens=100)
+    conversation = tokens + answer.tokens[0] + prompt(3, 20)
+    theirs = second.generate(conversation)
+    assert theirs.cached == [192]
+    assert theirs.tokens == first.generate(conversation).tokens
+
+
+def test_a_salt_is_a_miss_and_shares_with_the_same_salt(pair: Pair, prompt: Prompt) -> None:
+    first, second = pair
+    tokens = prompt(4, 200)
+    plain = first.generate(tokens)
+    salted = second.generate(tokens, salt="tenant-a")
+    assert salted.cached == [0]
+    assert salted.reasons() == {"unexplained": 6}
+    assert salted.tokens == plain.tokens
+    theirs = first.generate(tokens, salt="tenant-a")
+    assert theirs.cached == [192]
+    assert theirs.tokens == plain.tokens
+
+
+def test_requests_that_crowd_each_other_out_answer_as_alone(pair: Pair, prompt: Prompt) -> None:
+    """The second engine holds 1,500 tokens: requests are preempted while blocks are stored and
+    loaded, and places change hands."""
+    first, second = pair
+    prompts = [prompt(10 + number, 300) for number in range(6)]
+    # Half of them are in the pool, half are stored by who computes them here.
+    alone = [first.generate(tokens, max_tokens=120) for tokens in prompts[:3]]
+    crowd = second.generate(*prompts, max_tokens=120)
+    alone += [first.generate(tokens, max_tokens=120) for tokens in prompts[3:]]
+    assert crowd.tokens == [one.tokens[0] for one in alone]
+
+
+@pytest.mark.parametrize("changed", [
+    {"block_size": 64}, {"dtype": "float32"},
+], ids=["block size", "dtype"])
+def test_another_block_size_or_dtype_is_a_miss(
+    pair: Pair, start: StartEngine, prompt: Prompt, changed: dict[str, object]
+) -> None:
+    first, _ = pair
+    tokens = prompt(20, 200)
+    first.generate(tokens)
+    other = start("-".join(map(str, changed.values())), **changed)
+    other.wait_ready()
+    answer = other.generate(tokens)
+    assert answer.cached == [0]
+    assert "present" not in answer.reasons()
+    again = other.generate(tokens)
+    assert again.tokens == answer.tokens
+    assert other.close() == 0
+
+
+def test_flipped_bits_are_computed_anew(pair: Pair, proxied: ProxiedPool, prompt: Prompt) -> None:
+    first, second = pair
+    tokens = prompt(30, 600)
+    computed = first.generate(tokens)
+    lies = []
+
+    def flip(sent: int, piece: bytearray) -> bool:
+        if len(piece) > 8 * KIB:  # payload
+            piece[len(piece) // 2] ^= 1
+            lies.append(sent)
+        return True
+
+    for proxy in proxied.proxies:
+        proxy.fault = flip
+    try:
+        answer = second.generate(tokens)
+    finally:
+        for proxy in proxied.proxies:
+            proxy.fault = faithful
+    assert lies
+    assert answer.reasons()["corrupt"] == 1
+    assert answer.tokens == computed.tokens
+    assert second.generate(tokens).tokens == computed.tokens
+
+
+def test_a_pool_that_is_killed_in_the_middle_fails_no_request(
+    pair: Pair, proxied: ProxiedPool, prompt: Prompt
+) -> None:
+    first, second = pair
+    prompts = [prompt(40 + number, 900) for number in range(3)]
+    computed = [first.generate(tokens) for tokens in prompts]
+    second.begin(*prompts)
+    for node in proxied.pool.nodes:
+        proxied.pool.kill(node)
+    answer = second.end()
+    assert answer.tokens == [one.tokens[0] for one in computed]
+    fresh = prompt(50, 300)
+    assert second.generate(fresh).tokens == first.generate(fresh).tokens

@@ -1,0 +1,62 @@
+"""What tells vLLM engines apart: salts and weights, as far as it needs no vLLM."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from memkv.integrations.vllm.identity import SALT_BYTES_MAX, salt_bytes, weights_digest
+
+
+def test_a_salt_is_its_text_and_a_long_one_a_digest_that_no_text_equals() -> None:
+    assert salt_bytes("tenant") == b"tenant"
+    assert salt_bytes("") == b""
+    long, longer = salt_bytes("s" * (SALT_BYTES_MAX + 1)), salt_bytes("s" * (SALT_BYTES_MAX + 2))
+    assert long != longer
+    assert len(long) == len(longer) == 33
+    assert long[0] == 0xFF  # begins no UTF-8
+    assert salt_bytes("\ud800") != salt_bytes("\ud801")  # users may send what is no text
+
+
+def write_model(folder: Path, weights: bytes, config: str = "{}") -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(config)
+    half = len(weights) // 2
+    header = json.dumps({
+        "__metadata__": {"format": "pt"},
+        "first": {"dtype": "U8", "shape": [half], "data_offsets": [0, half]},
+        "second": {"dtype": "U8", "shape": [half], "data_offsets": [half, len(weights)]},
+    }).encode()
+    file = struct.pack("<Q", len(header)) + header + weights
+    (folder / "model.safetensors").write_bytes(file)
+    return folder
+
+
+def test_the_same_weights_elsewhere_are_the_same(tmp_path: Path) -> None:
+    one = write_model(tmp_path / "one", bytes(100_000))
+    other = write_model(tmp_path / "other", bytes(100_000))
+    assert weights_digest(one) == weights_digest(other)
+
+
+def test_one_changed_tensor_is_another_model(tmp_path: Path) -> None:
+    weights = bytearray(100_000)
+    one = write_model(tmp_path / "one", bytes(weights))
+    weights[50_000:] = b"\1" * 50_000
+    assert weights_digest(one) != weights_digest(write_model(tmp_path / "other", bytes(weights)))
+
+
+def test_another_configuration_is_another_model(tmp_path: Path) -> None:
+    one = write_model(tmp_path / "one", bytes(1000))
+    other = write_model(tmp_path / "other", bytes(1000), '{"rope_theta": 1}')
+    assert weights_digest(one) != weights_digest(other)
+
+
+def test_weights_of_other_formats_are_sampled_too(tmp_path: Path) -> None:
+    folders = []
+    for name, content in (("one", b"a" * 100_000), ("other", b"b" * 100_000)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "pytorch_model.bin").write_bytes(content)
+        folders.append(weights_digest(folder))
+    assert folders[0] != folders[1]
