@@ -14,7 +14,7 @@ OWN_LANES := --ignore=tests/apiserver --ignore=tests/cluster --ignore=tests/vm \
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help demo test test-sanitize test-crash test-vm test-engines test-apiserver test-scale test-cluster \
-    kubernetes cluster cluster-down bench bench-peers setup lock clean lint types layers unit proto format
+    demo-vllm kubernetes cluster cluster-down bench bench-peers setup lock clean lint types layers unit proto format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test-vm: setup ## tests in a virtual machine: soft-RoCE, a raw NVMe drive, power
 
 test-engines: setup ## tests that drive vLLM, LMCache and SGLang (installs them: 6 GB, once)
 	@$(LANE) engines deploy/dev/engines/lane_engines.sh
+
+demo-vllm: setup ## two vLLM processes share KV through a pool: times to the first token
+	@deploy/dev/vllm/demo.sh $(DEMO_ARGS)
 
 kubernetes: ## build a real Kubernetes from source, once (18 minutes; needs Go)
 	@deploy/dev/cluster/build.sh

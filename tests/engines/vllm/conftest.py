@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,11 @@ from memkv.testing.vllm_process import VllmProcess
 
 PROXY_HOST = "127.0.0.2"  # what nodes advertise; they listen on 127.0.0.1
 SCRIPT = Path(__file__).parents[3] / "deploy/dev/vllm/engine.py"
+SETUP = SCRIPT.with_name("setup.sh")
 BLOCK_TOKENS = 32
 CONTEXT_TOKENS = 1024
 
 StartEngine = Callable[..., VllmProcess]
-PYTHON = os.environ.get("MEMKV_VLLM_PYTHON")
 
 @dataclass
 class ProxiedPool:
@@ -33,8 +35,8 @@ class ProxiedPool:
 
 @pytest.fixture(scope="session")
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedPool]:
-    if PYTHON is None:
-        pytest.skip("MEMKV_VLLM_PYTHON is not set; `make test-engines` sets it")
+    if find_spec("vllm") is None:
+        pytest.skip("this interpreter has no vLLM; `make test-engines` takes one that has")
     pool = LocalPool(PoolPlan(
         tmp_path_factory.mktemp("pool"), 2, 512 * MIB, 128 * MIB,
         node_arguments=("--advertise", PROXY_HOST),
@@ -55,12 +57,13 @@ def start(
 ) -> Iterator[StartEngine]:
     """Start engines that end with the session."""
     logs = tmp_path_factory.mktemp("engines")
+    models = subprocess.run([SETUP, "models"], check=True, capture_output=True, text=True).stdout
     engines: list[VllmProcess] = []
 
     def start(name: str, **arguments: object) -> VllmProcess:
-        model = Path(os.environ["MEMKV_VLLM_MODELS"]) / "llama-256x4"
+        model = Path(models.strip()) / "llama-256x4"
         engine = VllmProcess(
-            Path(PYTHON or ""), SCRIPT, model, logs / f"{name}.log",
+            Path(sys.executable), SCRIPT, model, logs / f"{name}.log",
             {"endpoint": proxied.pool.endpoint},
             **({"block_size": BLOCK_TOKENS, "max_model_len": CONTEXT_TOKENS} | arguments),
         )

@@ -15,6 +15,7 @@ from memkv.localpool.pool import LocalPool
 from memkv.testing.proxy import FaultProxy, faithful
 from memkv.testing.vllm_process import VllmProcess
 
+BLOCK_BYTES = 32 * 4 * 4 * 2 * 64 * 2  # tokens, layers, heads, K and V, elements, bfloat16
 StartEngine = Callable[..., VllmProcess]
 Pair = tuple[VllmProcess, VllmProcess]
 Prompt = Callable[[int, int], list[int]]
@@ -40,7 +41,7 @@ def test_a_second_process_answers_from_blocks_that_the_first_one_stored(
     again = first.generate(tokens)
     loaded = second.generate(tokens)
     assert loaded.cached == [480]  # all full blocks but none beyond the last token
-    assert loaded.reasons() == {"present": 15}
+    assert loaded.reasons() == {"present": 15, "loaded_bytes": 15 * BLOCK_BYTES}
     assert loaded.tokens == computed.tokens
     # The same KV gives the same arithmetic as the engine's own cache, to the last bit.
     assert loaded.logprobs == again.logprobs

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from memkv.errors import CallerError
@@ -51,6 +51,8 @@ class _Known:
     does_load: bool
     does_store: bool
     preemptions: int = 0
+    loading: list[PlacedBlock] = field(default_factory=list)
+    """Blocks that were loaded, or are on their way."""
     local_tokens: int = 0
 
 
@@ -139,6 +141,7 @@ class SchedulerSide:
         if known is None or external_tokens == 0:
             return
         wanted = known.plan.load(known.local_tokens, external_tokens, blocks.get_block_ids())
+        known.loading = wanted
         self._orders.loads.append(self._transfer(known, wanted))
         self._count("hit_tokens", external_tokens)
 
@@ -166,12 +169,16 @@ class SchedulerSide:
             self._count(name, count)
 
     def finished(self, request: Request) -> Mapping[str, int]:
-        """A request is over; return what was counted of its blocks, by reason."""
+        """A request is over; return what was counted of its blocks: by reason, and bytes."""
         self._lookups.drop(request.request_id)
-        self._requests.pop(request.request_id, None)
+        known = self._requests.pop(request.request_id, None)
         counts = {
             reason.label: count for reason, count in self._reasons.take(request.request_id).items()
         }
+        if known is not None and known.loading:
+            counts["loaded_bytes"] = sum(
+                one.payload_bytes[block.group] for one in self._formats for block in known.loading
+            )
         logger.debug("request %s: blocks in the pool by reason: %s", request.request_id, counts)
         return counts
 
@@ -271,6 +278,9 @@ class SchedulerSide:
                        load.request_id, load.first_missing, load.reason)
         if known is not None:
             known.plan.load_failed(load.first_missing)
+            known.loading = [
+                block for block in known.loading if block.number < load.first_missing
+            ]
             self._reasons.note(load.request_id, reason)
 
     def _count(self, name: str, count: float = 1) -> None:
