@@ -29,6 +29,7 @@ class Generated:
     report: list[dict[str, dict[str, int]] | None]
     times: list[list[float]]
     """Seconds from the begin to each token."""
+    preemptions: int
     lane_seconds: float
     """Of `cpu_seconds`: of the client's native threads."""
 

@@ -6,7 +6,8 @@ The second argument are arguments of vllm.LLM. Each line of standard input is a 
 one line of standard output; the first one says {"ready": true}.
 
     {"prompts": [[token, ...], ...], "max_tokens": 8, "salt": null, "memkv": {"store": false}}
-    {"seconds", "cpu_seconds", "lane_seconds", "tokens", "logprobs", "cached", "report", "times"}
+    {"seconds", "cpu_seconds", "lane_seconds", "tokens", "logprobs", "cached", "report", "times",
+     "preemptions"}
     {"reset": true}     empties the engine's own prefix cache
 
 `times` are seconds from the begin to each token of a prompt. What vLLM logs goes to standard error.
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 REQUESTS = itertools.count()
+PREEMPTED: list[str] = []
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -41,6 +43,7 @@ def main() -> None:
         "enforce_eager": True, "disable_log_stats": True, "max_num_batched_tokens": 4096,
     }
     llm = LLM(model=sys.argv[1], **(arguments | json.loads(sys.argv[2])))
+    count_preemptions(llm.llm_engine.engine_core.engine_core.scheduler)
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
         print(json.dumps(answer(llm, json.loads(line))), file=answers)
@@ -57,6 +60,7 @@ def answer(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
         extra_args={"kv_transfer_params": {"memkv": request.get("memkv") or {}}},
     )
     cpu, lanes, begin = time.process_time(), lane_seconds(), time.perf_counter()
+    PREEMPTED.clear()
     numbers = {}
     for number, tokens in enumerate(request["prompts"]):
         prompt = {"prompt_token_ids": tokens}
@@ -87,7 +91,18 @@ def answer(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
         "cached": [output.num_cached_tokens for output in outputs],
         "report": [output.kv_transfer_params for output in outputs],
         "times": times,
+        "preemptions": len(PREEMPTED),
     }
+
+
+def count_preemptions(scheduler: Any) -> None:
+    preempt = scheduler._preempt_request
+
+    def counted(request: Any, *arguments: Any, **named: Any) -> Any:
+        PREEMPTED.append(request.request_id)
+        return preempt(request, *arguments, **named)
+
+    scheduler._preempt_request = counted
 
 
 def lane_seconds() -> float:

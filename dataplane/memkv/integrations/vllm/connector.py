@@ -36,12 +36,7 @@ from memkv.integrations.vllm.messages import Orders, RankFormat, Results
 from memkv.integrations.vllm.scheduler_side import SchedulerSide
 from memkv.integrations.vllm.settings import Settings
 from memkv.integrations.vllm.stats import MemKVPromMetrics, MemKVStats
-from memkv.integrations.vllm.worker_side import (
-    Polled,
-    WorkerSide,
-    cache_memory,
-    rank_format,
-)
+from memkv.integrations.vllm.worker_side import Polled, WorkerSide
 
 if TYPE_CHECKING:
     import torch
@@ -129,20 +124,23 @@ class MemKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # 
         """A store that is dropped is a miss later, nothing else."""
         return False
 
+    @classmethod
+    def supports_sleep_mode(cls, kv_transfer_config: object) -> bool:
+        """Waking up moves the cache, and transfers would go on where it was."""
+        return False
+
     # --- worker -------------------------------------------------------------------------------
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         config = self._kv_cache_config
         if why_not(self._vllm_config, config) is not None:
             return
-        memory = cache_memory(kv_caches, config, self._groups)
-        self._format = rank_format(
-            kv_caches, config, self._groups, memory, attention_kernels(self._vllm_config)
-        )
         rank, is_first = rank_of_worker(self._vllm_config, config)
         self._worker = WorkerSide(
             self._connect(self._settings.deadline_ms), self._settings, rank, stores=is_first
         )
-        self._worker.register(memory)
+        self._format = self._worker.register(
+            kv_caches, config, self._groups, attention_kernels(self._vllm_config)
+        )
 
     def get_handshake_metadata(self) -> WorkerFormat | None:
         return None if self._format is None else WorkerFormat(self._format)

@@ -14,6 +14,7 @@ DEADLINE_MS = 2_000  # of one batch of a load or of a store
 LOAD_DEADLINE_MS = 5_000  # of a whole load: after it no batch is begun, and the rest is computed
 BATCH_BYTES = 32 * MIB  # what one call moves: long enough for lanes, short enough to stop early
 IN_FLIGHT_BYTES = 256 * MIB  # a load advances once a step, so a step's worth must be on its way
+STAGING_BYTES = 256 * MIB  # eight batches: some are copied, some sent, some landing
 STORE_SHARE = 0.25  # of the engine's blocks that stores may hold back from reuse
 
 

@@ -14,7 +14,7 @@ from memkv.integrations.vllm.memory import BlockMemory, InPlaceMemory
 from memkv.integrations.vllm.messages import FailedLoad, Orders, RankFormat, Results, Transfer
 from memkv.integrations.vllm.mover import Mover
 from memkv.integrations.vllm.planner import NULL_BLOCK
-from memkv.integrations.vllm.settings import BATCH_BYTES, Settings
+from memkv.integrations.vllm.settings import BATCH_BYTES, STAGING_BYTES, Settings
 from memkv.limits import BLOCK_HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -55,8 +55,17 @@ class WorkerSide:
         self._invalid: set[int] = set()
         self._is_one_group = True
 
-    def register(self, memory: BlockMemory) -> None:
-        """The cache is there."""
+    def register(
+        self, caches: Mapping[str, torch.Tensor], config: KVCacheConfig, groups: Sequence[int],
+        kernels: Sequence[str],
+    ) -> RankFormat:
+        """The cache is there; return what its blocks are."""
+        memory = cache_memory(self._client, caches, config, groups, self._settings)
+        self.use(memory)
+        return rank_format(caches, config, groups, memory, kernels)
+
+    def use(self, memory: BlockMemory) -> None:
+        """Move blocks of this memory from now on."""
         smallest = min(memory.payload_bytes) + BLOCK_HEADER_BYTES
         pages = max(HEADER_PAGES_MIN, self._settings.in_flight_bytes // smallest)
         self._memory = memory
@@ -143,19 +152,25 @@ class WorkerSide:
 
 
 def cache_memory(
-    caches: Mapping[str, torch.Tensor], config: KVCacheConfig, groups: Sequence[int],
-) -> InPlaceMemory:
-    """Return the engine's cache as memory that the client uses in place."""
-    return InPlaceMemory([
-        BlockRuns(
-            [
-                layer_memory(caches[name])
-                for name in config.kv_cache_groups[group].layer_names if name in caches
-            ],
-            config.num_blocks,
-        )
+    client: Client, caches: Mapping[str, torch.Tensor], config: KVCacheConfig,
+    groups: Sequence[int], settings: Settings,
+) -> BlockMemory:
+    """Return the engine's cache as the client uses it: in place where a CPU reaches it, else (or
+    where the user wants it) through an arena."""
+    tensors = [
+        [caches[name] for name in config.kv_cache_groups[group].layer_names if name in caches]
         for group in groups
-    ])
+    ]
+    runs = [BlockRuns([layer_memory(one) for one in group], config.num_blocks) for group in tensors]
+    every = [one for group in tensors for one in group]
+    if not settings.staging_bytes and all(one.device.type == "cpu" for one in every):
+        return InPlaceMemory(runs)
+    from memkv.integrations.vllm.staging import StagedMemory
+
+    return StagedMemory(
+        client, runs, every, config.num_blocks,
+        arena_bytes=settings.staging_bytes or STAGING_BYTES, slot_bytes=BATCH_BYTES,
+    )
 
 
 def layer_memory(cache: torch.Tensor) -> LayerMemory:
