@@ -150,6 +150,9 @@ class BlockIndex:
 
         A scan: 2 ms a million entries. Long tables are scanned in parts up to `handles_end`.
         """
+    def blocks_of_tenant(self, tenant: int, first: int, end: int, now_s: int) -> bytes:
+        """Return 20 bytes for each entry of a tenant with a handle in [first, end) that has not
+        expired at `now_s`: the first 16 of its id, and its depth as u32. A scan."""
     def remove_sectors(self, first: int, end: int) -> int:
         """Remove every entry whose first sector is in [first, end); return how many. A scan."""
 

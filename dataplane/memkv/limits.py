@@ -78,6 +78,10 @@ PREFETCH_ROOM_FRACTION_MIN = 0.5  # of DRAM that gets can still use; with less i
 PREFETCH_READS_MAX = 4  # in flight at once; one while gets read flash
 PREFETCH_YIELD_MS = 5  # how long it waits for gets that read flash, before each of its reads
 PREFETCH_AGE_MS = 10_000  # what was asked for longer ago comes too late
+FEED_EVENTS_MAX = 8192  # kept for watchers of one tenant: 256 KiB, seconds of a busy worker
+FEEDS_MAX = 64  # tenants that are watched at once on one worker: 16 MiB
+FEED_IDLE_MS = 30_000  # without a question; then events are no longer kept
+FEED_PAGE_MAX = 4096  # events of one answer, and handles that a page of a snapshot looks at
 GHOSTS_MAX = 65_536  # blocks whose reason for leaving is remembered: 10 MiB of Python objects
 LEASE_MS_MAX = 60_000  # between an engine's lookup and its load; whoever needs more pins
 REAPPEND_FRACTION_MAX = 0.30  # of host writes: bounds write amplification at 1.3
@@ -150,6 +154,7 @@ RECONNECT_BACKOFF_MS_MAX = 2_000  # re-attach stays under 5 s after a node is ba
 BLOCK_HEADER_BYTES = SECTOR_BYTES  # behind a page, payload can be read by O_DIRECT into its place
 NAMESPACE_BYTES_MAX = 2 * KIB  # lies in that page; names of models are tens of bytes
 HEADER_FORMATS_MAX = 256  # whose page stays in memory: base model, adapters, salts of one engine
+BLOCK_STREAMS_MAX = 16  # of one gateway, a thread each; routers are few
 REASON_REQUESTS_MAX = 4096  # whose reasons an integration keeps: more than an engine runs at once
 HEADER_PAGES = 1024  # of blocks on their way at once in one integration; 4 MiB
 WINDOW_BYTES = 64 * MIB  # of a load or store in one request: at 1 GB/s a thirtieth of a deadline
@@ -164,6 +169,8 @@ TRACE_LINE_BYTES_MAX = 1 * MIB  # a request of 100,000 blocks; a file without ne
 
 assert BLOCK_BYTES_MAX == 16 * MIB
 assert CHUNK_BYTES % SECTOR_BYTES == 0
+assert FEED_PAGE_MAX * 32 + 24 <= FRAME_BODY_BYTES_MAX
+assert FEED_PAGE_MAX <= FEED_EVENTS_MAX
 assert SEGMENT_BYTES_MAX % SECTOR_BYTES == 0
 assert ITEMS_PER_FRAME_MAX * 48 <= FRAME_BODY_BYTES_MAX
 assert SMALL_PAYLOAD_BYTES_MAX <= CHUNK_BYTES

@@ -46,6 +46,10 @@ cdef extern from "index.h" nogil:
     size_t mkv_index_slot_handles(
         const mkv_index *index, uint16_t slot, uint32_t first, uint32_t end, uint32_t *handles,
         size_t room)
+    const size_t MKV_INDEX_LISTED_BYTES
+    size_t mkv_index_tenant_blocks(
+        const mkv_index *index, uint16_t tenant, uint32_t first, uint32_t end, uint32_t now_s,
+        uint8_t *listed)
     uint32_t mkv_index_remove_sectors(mkv_index *index, uint64_t first, uint64_t end)
 
 cdef enum:
@@ -214,6 +218,18 @@ cdef class BlockIndex:
             if count < SLOT_HANDLES_AT_ONCE:
                 return b"".join(parts)
             first = found[count - 1] + 1
+
+    def blocks_of_tenant(
+        self, uint16_t tenant, uint32_t first, uint32_t end, uint32_t now_s
+    ) -> bytes:
+        if end > self.table.used:
+            end = self.table.used
+        if first >= end:
+            return b""
+        cdef bytes result = PyBytes_FromStringAndSize(NULL, MKV_INDEX_LISTED_BYTES * (end - first))
+        cdef size_t count = mkv_index_tenant_blocks(
+            &self.table, tenant, first, end, now_s, <uint8_t *>PyBytes_AS_STRING(result))
+        return result[:MKV_INDEX_LISTED_BYTES * count]
 
     def remove_sectors(self, uint64_t first, uint64_t end) -> int:
         return mkv_index_remove_sectors(&self.table, first, end)

@@ -147,6 +147,17 @@ def test_why_tells_each_key(up: Up) -> None:
     assert b"it was deleted" in shown.stdout
 
 
+def test_events_begin_with_a_snapshot(up: Up) -> None:
+    done = memkv(up, "events", "--json", "--count", "2")
+    assert done.returncode == Exit.OK
+    updates = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {update["change"] for update in updates} <= {"gap", "events", "synced"}
+    assert updates[0]["change"] == "gap"
+    done = memkv(up, "events", "--listen", "0.0.0.0:0")
+    assert done.returncode == Exit.UNFIT
+    assert b"--insecure" in done.stderr
+
+
 def test_a_deleted_block_is_gone(up: Up) -> None:
     assert memkv(up, "put", "to-delete", "-", data=b"x").returncode == Exit.OK
     done = memkv(up, "rm", "to-delete", "never-stored")

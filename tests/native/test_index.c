@@ -125,6 +125,11 @@ static void batches_match_single_calls(void)
     assert(mkv_index_entry(&index, (uint32_t)handles[2])->stamp == 96);
     assert(mkv_index_slot_handles(&index, 1, 0, UINT32_MAX, scanned, 100) == 27);
     assert(mkv_index_slot_handles(&index, 1, 0, UINT32_MAX, scanned, 5) == 5);
+    uint8_t listed[100 * MKV_INDEX_LISTED_BYTES];
+    size_t all = mkv_index_tenant_blocks(&index, 1, 0, UINT32_MAX, 0, listed);
+    assert(all > 0 && all <= 100 && memcmp(listed, ids + 32, 16) == 0);
+    assert(mkv_index_tenant_blocks(&index, 1, 0, UINT32_MAX, 50, listed) < all);
+    assert(mkv_index_tenant_blocks(&index, 2, 0, UINT32_MAX, 0, listed) == 0);
     mkv_index_clear(&index);
     assert(index.count == 0 && mkv_index_find(&index, 1, ids + 32) == MKV_INDEX_ABSENT);
     assert(mkv_index_slot_handles(&index, 1, 0, UINT32_MAX, scanned, 100) == 0);

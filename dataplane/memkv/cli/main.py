@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "exists": ("exists", "ask which blocks are stored"),
     "why": ("why", "say why blocks are not there"),
     "rm": ("remove", "delete blocks"),
+    "events": ("events", "watch blocks come and go, or serve that to routers"),
     "map": ("map", "show which node owns what"),
     "nodes": ("nodes", "list the nodes and what they hold"),
     "top": ("top", "watch the nodes live"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from memkv import _hotpath
 from memkv.client.attach import Attachment
+from memkv.client.block_watch import BlockWatch
 from memkv.client.buffers import (
     Region,
     Scatter,
@@ -291,6 +292,11 @@ class Client:
     def stats(self) -> ClientStatistics:
         """Return a frozen reading of this client's counters."""
         return self._core.counters.frozen(self._core.reasons.totals)
+
+    def watch_blocks(self) -> BlockWatch:
+        """Return a watcher of this tenant's blocks on all nodes, for a router: `BlockWatch.poll`
+        tells what came and went. For one thread; a client may have several."""
+        return BlockWatch(self._core, self._deadline_ms)
 
     @property
     def reasons(self) -> RequestReasons:

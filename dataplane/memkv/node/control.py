@@ -1,4 +1,4 @@
-"""The operations of control connections: HELLO, those on keys, STAT, LIST, GOODBYE.
+"""The operations of control connections: HELLO, those on keys, STAT, LIST, EVENTS, GOODBYE.
 
 Each takes a whole request and returns the bytes of its response; none touches a socket.
 """
@@ -17,6 +17,7 @@ from memkv.tcp.lane import Tally
 from memkv.tcp.pull import BEHIND
 from memkv.tcp.store_api import BlockStore
 from memkv.tenant import Tenant
+from memkv.wire.events import EventsRequest
 from memkv.wire.frame import Frame, encode_error, encode_frame
 from memkv.wire.hints import Hint
 from memkv.wire.items import ID_BYTES
@@ -216,6 +217,16 @@ class ControlService:
             return encode_error(header.opcode, header.request_id, Status.BUSY, BEHIND)
         page = self._store.list_page(request)
         return self._response(frame, page.encode(), len(page.entries))
+
+    def events(self, session: NodeSession, frame: Frame) -> bytes:
+        """Answer EVENTS. Raises MalformedBody or Oversized."""
+        request = EventsRequest.decode(frame.body)
+        page = self._store.events_page(session.tenant, request)
+        if page is None:
+            header = frame.header
+            why = f"{limits.FEEDS_MAX} tenants are watched on this worker; ask later"
+            return encode_error(header.opcode, header.request_id, Status.BUSY, why)
+        return self._response(frame, page.encode(), page.count)
 
     def goodbye(self, frame: Frame) -> bytes:
         """Answer GOODBYE; the caller closes the connection after it."""

@@ -312,6 +312,8 @@ class Dispatcher:
         thread.tally.item(header.opcode, Status.OK)
         if header.opcode == Opcode.LIST:
             return self._control.list(frame)
+        if header.opcode == Opcode.EVENTS:
+            return self._control.events(session, frame)
         return self._control.stat(frame)
 
     def _note_map(self, term: int, epoch: int) -> None:

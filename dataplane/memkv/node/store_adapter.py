@@ -8,6 +8,8 @@ from memkv.store.api import PendingPut as StorePut
 from memkv.store.api import Store, StoreReader
 from memkv.store.statistics import StoreStatistics
 from memkv.tcp.store_api import PendingPut
+from memkv.tenant import TenantScope
+from memkv.wire.events import EventsPage, EventsRequest, FeedFlag, FeedKind
 from memkv.wire.messages import ListEntry, ListKind, ListPage, ListRequest
 
 
@@ -44,6 +46,19 @@ class NodeStore:
         if len(mine) != len(puts):
             raise InternalBug("a put of another store")
         return self._store.wait_durable(mine, deadline_ns)
+
+    def events_page(self, tenant: TenantScope, request: EventsRequest) -> EventsPage | None:
+        """Return a page of a feed, or of a snapshot."""
+        feeds = self._store.feeds
+        if request.kind == FeedKind.BLOCKS:
+            blocks = feeds.blocks(tenant, request.cursor)
+            flags = FeedFlag.MORE if blocks.next_handle else FeedFlag.NONE
+            return EventsPage(request.generation, blocks.next_handle, flags, blocks.events)
+        page = feeds.events(tenant, request.generation, request.cursor, request.limit)
+        if page is None:
+            return None
+        flags = FeedFlag.GAP if page.is_gap else FeedFlag.NONE
+        return EventsPage(page.generation, page.next_event, flags, page.events)
 
     def list_page(self, request: ListRequest) -> ListPage:
         """Return a page of a slot. The cursor of tombstones is a generation.

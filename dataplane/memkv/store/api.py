@@ -22,6 +22,7 @@ from memkv.store.config import (
 from memkv.store.core import StoreCore
 from memkv.store.drive import DriveTraits
 from memkv.store.engine import Engine, drive
+from memkv.store.feed_reader import FeedReader
 from memkv.store.layout import Superblock, record_sectors
 from memkv.store.listing import ListedBlock, ListedTombstone, SlotLister
 from memkv.store.moment import moment_of
@@ -90,6 +91,7 @@ class Store:
         self._prefetcher = Prefetcher(
             engine, core, self.new_reader, threads=core.config.threads
         )
+        self.feeds = FeedReader(engine, core)
         self.recovery = report
 
     @property
@@ -300,6 +302,7 @@ class Store:
         """
         dropped = 0
         with self._engine.lock:
+            self._core.feeds.lost_track()
             for slot in slots:
                 for (handle,) in struct.iter_unpack("<I", self._core.index.handles_of_slot(slot)):
                     self._core.remove_entry(handle)
@@ -344,6 +347,7 @@ class Store:
                         continue  # no entry has this number
                     if mine:
                         core.remove_entry(handle)
+                core.feeds.lost_track()
                 self._engine.progress()
         return floor
 

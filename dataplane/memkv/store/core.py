@@ -18,6 +18,7 @@ from memkv.store.arena import EVERYONE, UNNAMED, Arena, Extent
 from memkv.store.config import Randomness, StoreConfig
 from memkv.store.discards import Discards
 from memkv.store.drive import DriveTraits, DriveWatch
+from memkv.store.feeds import NO_PREFIX, REMOVED, STORED, Feeds
 from memkv.store.ghosts import Ghosts
 from memkv.store.layout import RecordHeader, Superblock, record_sectors
 from memkv.store.log import Log
@@ -82,6 +83,7 @@ class StoreCore:
         self.discards = Discards(self.table, self.counters, self.now_ns, traits.discards)
         self.undurable: dict[int, Put] = {}
         self.ghosts = Ghosts()
+        self.feeds = Feeds(random)
         self.slot_floors = dict(config.slot_floors)  # records up to these generations are gone
         self.tenant_floors = dict(config.tenant_floors)
         self._generation = superblock.incarnation << GENERATION_OPEN_SHIFT
@@ -178,6 +180,12 @@ class StoreCore:
         self.counters.puts_refused += 1
         self.ghosts.note(owner.number, block_id, MissReason.NOT_ADMITTED)
 
+    def left(self, owner: TenantState, block_id: bytes, reason: MissReason) -> None:
+        """Remember that a block is gone, and tell who watches."""
+        self.ghosts.note(owner.number, block_id, reason)
+        if owner.feed is not None:
+            owner.feed.add(REMOVED, block_id, NO_PREFIX, 0)
+
     def _outlived(self, owner: TenantState, request: PutRequest) -> bool:
         """Say whether a copy comes too late: its block expired, or was deleted here meanwhile."""
         if request.expiry_s and request.expiry_s <= self.clock.wall_s():
@@ -239,6 +247,8 @@ class StoreCore:
         self.arena.name(put.extent, handle)
         self.tenants.add_block(owner, put.sectors * SECTOR_BYTES)
         self.tombstones.forget(owner.tag, request.block_id)
+        if owner.feed is not None:
+            owner.feed.add(STORED, request.block_id, request.prefix_id, request.depth)
         self.counters.puts += 1
         self.counters.put_bytes += put.sectors * SECTOR_BYTES
         self.log.add(put)
@@ -268,7 +278,7 @@ class StoreCore:
             if expiry_s and expiry_s <= self.clock.wall_s():
                 self.counters.expired += 1
                 self.remove_entry(handle)
-                self.ghosts.note(owner.number, block_id, MissReason.EXPIRED)
+                self.left(owner, block_id, MissReason.EXPIRED)
                 return -1
         return handle
 
@@ -295,6 +305,7 @@ class StoreCore:
     def forget_segment(self, segment: Segment) -> None:
         """Drop every block of a segment whose list cannot be read."""
         first, end = segment.base_sector, segment.base_sector + self.table.sectors
+        self.feeds.lost_track()
         for handle in range(self.index.handles_end):
             try:
                 sector = self.index.location(handle)[0]
@@ -432,9 +443,8 @@ class StoreCore:
         handle = extent.handle
         if self.index.location(handle)[0] == PENDING_SECTOR:
             assert extent.header is not None
-            self.ghosts.note(
-                self.index.tenant(handle), extent.header.block_id, MissReason.CORRUPT
-            )
+            owner = self.tenants.all[self.index.tenant(handle)]
+            self.left(owner, extent.header.block_id, MissReason.CORRUPT)
             self.remove_entry(handle)
         else:
             self.index.set_buffer(handle, -1)
@@ -447,7 +457,7 @@ class StoreCore:
         handle = self.live_handle(owner.number, block_id, sector)
         if handle >= 0:
             self.remove_entry(handle)
-            self.ghosts.note(owner.number, block_id, reason)
+            self.left(owner, block_id, reason)
 
     # --- delete and pin ----------------------------------------------------------------------
 
@@ -457,12 +467,13 @@ class StoreCore:
             handle = self.index.find(owner.number, block_id)
             if handle >= 0:
                 self.remove_entry(handle)
-                self.ghosts.note(owner.number, block_id, MissReason.DELETED)
+                self.left(owner, block_id, MissReason.DELETED)
         self.counters.deletes += len(ids)
 
     def purge_slot(self, slot: int) -> int:
         """Forget all blocks of a slot; return the generation up to which none comes back."""
         floor = self.slot_floors[slot] = self.next_generation()
+        self.feeds.lost_track()
         for (handle,) in struct.iter_unpack("<I", self.index.handles_of_slot(slot)):
             self.remove_entry(handle)
         return floor

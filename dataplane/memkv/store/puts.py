@@ -132,4 +132,4 @@ class Put(Append):
             self.core.counters.puts_failed += 1
         if self.owns_entry():
             self.core.remove_entry(self.handle)
-            self.core.ghosts.note(self.tenant.number, self.request.block_id, MissReason.LOST)
+            self.core.left(self.tenant, self.request.block_id, MissReason.LOST)

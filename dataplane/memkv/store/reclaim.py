@@ -301,7 +301,7 @@ class Reclaim:
         if handle < 0:
             return
         core.remove_entry(handle)
-        core.ghosts.note(wanted.tenant.number, wanted.entry.block_id, MissReason.EVICTED)
+        core.left(wanted.tenant, wanted.entry.block_id, MissReason.EVICTED)
         core.counters.evicted_blocks += 1
         core.counters.evicted_bytes += record_sectors(wanted.entry.length) * SECTOR_BYTES
         if core.config.on_evict is not None:

@@ -5,8 +5,13 @@ with a guarantee together with anyone else's (but for those from before it had o
 The shared queue is guaranteed what is left over. Guarantees are whole segments.
 """
 
+from typing import TYPE_CHECKING
+
 from memkv.errors import ConfigError
 from memkv.tenant import tenant_tag
+
+if TYPE_CHECKING:
+    from memkv.store.feeds import Feed
 
 SHARED_QUEUE = 0
 TENANTS_MAX = 65535  # u16 in the index
@@ -16,7 +21,7 @@ class TenantState:
     """One tenant's numbers; bytes are those on flash, header sectors included."""
 
     __slots__ = (
-        "blocks", "bytes", "memory_quota_bytes", "name", "number", "pinned_bytes", "queue",
+        "blocks", "bytes", "feed", "memory_quota_bytes", "name", "number", "pinned_bytes", "queue",
         "quota_bytes", "tag",
     )  # fmt: skip
 
@@ -31,6 +36,8 @@ class TenantState:
         self.blocks = 0
         self.bytes = 0
         self.pinned_bytes = 0
+        self.feed: Feed | None = None
+        """Where events go while somebody watches."""
 
 
 class Tenants:

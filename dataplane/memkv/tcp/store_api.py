@@ -12,6 +12,7 @@ from memkv.store.direct import Target
 from memkv.store.requests import PutRequest
 from memkv.store.statistics import StoreStatistics
 from memkv.tenant import TenantScope
+from memkv.wire.events import EventsPage, EventsRequest
 from memkv.wire.messages import ListPage, ListRequest
 
 
@@ -151,6 +152,10 @@ class BlockStore(Protocol):
 
     def pin(self, tenant: TenantScope, ids: bytes, ttl_s: int) -> bytes:
         """Return an i32 status for each id; `ttl_s` 0 unpins."""
+
+    def events_page(self, tenant: TenantScope, request: EventsRequest) -> EventsPage | None:
+        """Return a page of what came and went of a tenant's blocks, or of what is there; None: too
+        many tenants are watched."""
 
     def list_page(self, request: ListRequest) -> ListPage:
         """Return a page of a slot's blocks or tombstones."""

@@ -319,6 +319,15 @@ class BlockIndex:
         ]
         return struct.pack(f"<{len(found)}I", *found)
 
+    def blocks_of_tenant(self, tenant: int, first: int, end: int, now_s: int) -> bytes:
+        return b"".join(
+            entry.tag.to_bytes(16, "little") + struct.pack("<I", entry.depth)
+            for entry in self._entries[first:end]
+            if entry is not None
+            and entry.tenant == tenant
+            and not (entry.expiry_s and entry.expiry_s <= now_s)
+        )
+
     def remove_sectors(self, first: int, end: int) -> int:
         found = [
             handle for handle, entry in enumerate(self._entries)

@@ -15,6 +15,7 @@ from memkv.store.direct import Target
 from memkv.store.requests import PutRequest
 from memkv.store.statistics import StoreStatistics
 from memkv.tenant import TenantScope
+from memkv.wire.events import EventsPage, EventsRequest, FeedFlag, FeedKind
 from memkv.wire.messages import ListEntry, ListPage, ListRequest, pack_statuses
 
 ID_BYTES = 32
@@ -201,6 +202,10 @@ class MemoryStore:
     def prefetch(self, tenant: TenantScope, ids: bytes) -> bytes:
         """There is no flash here."""
         return pack_statuses([2 * ((tenant.tag, one) in self.blocks) for one in _split(ids)])
+
+    def events_page(self, tenant: TenantScope, request: EventsRequest) -> EventsPage | None:
+        """Nothing is kept: always a gap, and an empty snapshot."""
+        return EventsPage(1, 0, FeedFlag.GAP if request.kind == FeedKind.EVENTS else FeedFlag.NONE)
 
     def list_page(self, request: ListRequest) -> ListPage:
         listed = [

@@ -34,6 +34,7 @@ class Opcode(IntEnum):
     RDMA_PUT = 20
     PREFETCH = 21
     WHY = 22
+    EVENTS = 23
 
 
 class Flag(IntFlag):
@@ -101,6 +102,9 @@ RDMA_CONNECT_BYTES = 48
 RDMA_CONNECTED_BYTES = 40
 RDMA_REGISTER_BYTES = 32
 RDMA_UNREGISTER_BYTES = 8
+EVENTS_REQUEST_BYTES = 24
+EVENTS_PAGE_BYTES = 24
+EVENT_BYTES = 32
 
 _ITEMS = limits.ITEMS_PER_FRAME_MAX
 _SUMS = limits.CHUNKS_PER_BLOCK_MAX * SUM_BYTES
@@ -137,6 +141,7 @@ REQUEST_LIMITS: dict[int, FrameLimits] = {
     ),
     Opcode.PREFETCH: _KEYS,
     Opcode.WHY: _KEYS,
+    Opcode.EVENTS: FrameLimits(EVENTS_REQUEST_BYTES),
 }
 
 # Every response may instead carry the text of a frame-level error.
@@ -177,10 +182,13 @@ RESPONSE_LIMITS: dict[int, FrameLimits] = {
     Opcode.RDMA_PUT: _STATUSES,
     Opcode.PREFETCH: _STATUSES,
     Opcode.WHY: _STATUSES,
+    Opcode.EVENTS: FrameLimits(
+        EVENTS_PAGE_BYTES + limits.FEED_PAGE_MAX * EVENT_BYTES, 0, limits.FEED_PAGE_MAX
+    ),
 }
 
 # What HELLO must have chosen before a client may send it: an older node closes the connection.
-PROTOCOL_OF_OPCODE: dict[int, int] = {Opcode.PREFETCH: 2, Opcode.WHY: 2}
+PROTOCOL_OF_OPCODE: dict[int, int] = {Opcode.PREFETCH: 2, Opcode.WHY: 2, Opcode.EVENTS: 2}
 
 # A lane's first read of a request may take this much: no PUT frame has fewer bytes before its
 # payload, so payload never lands in the frame buffer, and a GET of one block is one system call.

@@ -102,6 +102,7 @@ EVENT_OF_OPCODE: dict[int, Event] = {
     Opcode.RDMA_PUT: _E.RDMA_REQUEST,
     Opcode.PREFETCH: _E.CONTROL_REQUEST,
     Opcode.WHY: _E.CONTROL_REQUEST,
+    Opcode.EVENTS: _E.CONTROL_REQUEST,
 }
 
 RIGHTS_OF_OPCODE: dict[int, Rights] = {
@@ -125,6 +126,7 @@ RIGHTS_OF_OPCODE: dict[int, Rights] = {
     Opcode.RDMA_PUT: Rights.PUT,
     Opcode.PREFETCH: Rights.GET,
     Opcode.WHY: Rights.GET,
+    Opcode.EVENTS: Rights.GET,
 }
 
 assert set(EVENT_OF_OPCODE) == set(Opcode)

@@ -263,6 +263,24 @@ size_t mkv_index_slot_handles(const struct mkv_index *index, uint16_t slot, uint
     return found;
 }
 
+size_t mkv_index_tenant_blocks(const struct mkv_index *index, uint16_t tenant, uint32_t first,
+                               uint32_t end, uint32_t now_s, uint8_t *listed)
+{
+    size_t found = 0;
+    if (end > index->used)
+        end = index->used;
+    for (uint32_t handle = first; handle < end; handle++) {
+        const struct mkv_entry *entry = &index->entries[handle];
+        if (entry->tenant != tenant || !mkv_entry_live(entry) || mkv_entry_expired(entry, now_s))
+            continue;
+        uint8_t *target = listed + MKV_INDEX_LISTED_BYTES * found++;
+        uint32_t depth = entry->depth;
+        memcpy(target, &entry->tag, sizeof entry->tag);
+        memcpy(target + sizeof entry->tag, &depth, sizeof depth);
+    }
+    return found;
+}
+
 uint32_t mkv_index_remove_sectors(struct mkv_index *index, uint64_t first, uint64_t end)
 {
     uint32_t removed = 0;

@@ -123,5 +123,12 @@ void mkv_index_touch_many(struct mkv_index *index, const uint32_t *handles, size
 size_t mkv_index_slot_handles(const struct mkv_index *index, uint16_t slot, uint32_t first,
                               uint32_t end, uint32_t *handles, size_t room);
 
+#define MKV_INDEX_LISTED_BYTES 20
+
+/* Write tag (16 bytes) and depth (u32, little-endian) of a tenant's entries among first..end-1 that
+ * have not expired, in order; return how many. `listed` has room for end - first of them. */
+size_t mkv_index_tenant_blocks(const struct mkv_index *index, uint16_t tenant, uint32_t first,
+                               uint32_t end, uint32_t now_s, uint8_t *listed);
+
 /* Remove every entry whose first sector is in [first, end); return how many. A scan. */
 uint32_t mkv_index_remove_sectors(struct mkv_index *index, uint64_t first, uint64_t end);

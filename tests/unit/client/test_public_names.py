@@ -46,6 +46,7 @@ EVENTS: dict[str, list[str]] = {
     "submit_is_exist": ["keys", "lease_ms"],
     "submit_prefetch": ["keys"],
     "completions": [],
+    "watch_blocks": [],
 }
 DEFAULTS = {"options": None, "fd": None, "fd_offset": 0, "lease_ms": 0}
 

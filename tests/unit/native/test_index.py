@@ -142,6 +142,12 @@ class Comparison(RuleBasedStateMachine):
             self.both("handles_of_slot", slot)
             self.both("handles_of_slot", slot, 2, 6)
 
+    @invariant()
+    def same_blocks(self) -> None:
+        for tenant in range(3):
+            self.both("blocks_of_tenant", tenant, 0, 0xFFFFFFFF, 50)
+            self.both("blocks_of_tenant", tenant, 2, 6, 0)
+
 
 TestComparison = Comparison.TestCase
 TestComparison.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)

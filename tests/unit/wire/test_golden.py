@@ -14,6 +14,7 @@ import pytest
 from memkv._hotpath import block_root, chunk_sums
 from memkv.reasons import MissReason
 from memkv.status import Status
+from memkv.wire.events import EventsPage, EventsRequest, FeedFlag, FeedKind
 from memkv.wire.frame import Frame, FrameReader, encode_error, encode_frame
 from memkv.wire.hints import Hint
 from memkv.wire.items import (
@@ -256,6 +257,8 @@ def rdma_frames() -> dict[str, bytes]:
 
 def control_frames() -> dict[str, bytes]:
     """Return the requests of control connections, and their responses."""
+    events = ID_A[:16] + b"prefix01" + bytes.fromhex("03000000 00000000")
+    events += ID_B[:16] + bytes(8) + bytes.fromhex("00000000 01000000")
     page = ListPage(ListKind.BLOCKS, 99, (ListEntry(ID_A, TENANT_TAG, 26, 0, 3, 1_800_000_000),))
     return {
         "exists": encode_frame(
@@ -287,6 +290,17 @@ def control_frames() -> dict[str, bytes]:
         "why_response": encode_frame(
             Opcode.WHY, DONE, 29,
             pack_statuses([MissReason.EVICTED, MissReason.NEVER_STORED]), count=2,
+        ),
+        "events": encode_frame(
+            Opcode.EVENTS, 0, 30, EventsRequest(FeedKind.EVENTS, 0x1234, 99, 100).encode(),
+            deadline_ms=500,
+        ),
+        "events_response": encode_frame(
+            Opcode.EVENTS, DONE, 30, EventsPage(0x1234, 101, FeedFlag.NONE, events).encode(),
+            count=2,
+        ),
+        "events_response_gap": encode_frame(
+            Opcode.EVENTS, DONE, 30, EventsPage(0x1235, 7, FeedFlag.GAP).encode()
         ),
         "list": encode_frame(Opcode.LIST, 0, 16, ListRequest(1234).encode(), deadline_ms=2000),
         "list_tombstones": encode_frame(

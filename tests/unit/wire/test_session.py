@@ -51,7 +51,7 @@ def opened(table: SessionTable, ticket: Ticket = TICKET) -> Session:
 ALLOWED = {
     ConnectionState.CONTROL_OPEN: {
         Opcode.HELLO, Opcode.EXISTS, Opcode.DELETE, Opcode.PIN, Opcode.STAT, Opcode.LIST,
-        Opcode.GOODBYE, Opcode.PREFETCH, Opcode.WHY,
+        Opcode.GOODBYE, Opcode.PREFETCH, Opcode.WHY, Opcode.EVENTS,
     },
     ConnectionState.LANE_OPEN: {
         Opcode.GET, Opcode.GET_RANGES, Opcode.PUT, Opcode.PULL, Opcode.GOODBYE,
