@@ -1,6 +1,8 @@
 """Reasons of misses, by request and in all."""
 
-from memkv.integrations.reasons import RequestReasons
+from collections.abc import Sequence
+
+from memkv.integrations.reasons import RequestReasons, note_results
 from memkv.limits import REASON_REQUESTS_MAX
 from memkv.reasons import OF_STATUS, MissReason, reason_of
 from memkv.status import Status
@@ -41,3 +43,39 @@ def test_reasons_are_on_the_wire_and_keep_their_numbers() -> None:
         "deleted": 5, "lost": 6, "corrupt": 7, "timeout": 8, "busy": 9, "unavailable": 10,
         "wrong_namespace": 11, "wrong_format": 12, "denied": 13, "unexplained": 14, "other": 15,
     }
+
+
+class FakeClient:
+    """Whatever is not there was evicted."""
+
+    def __init__(self) -> None:
+        self.reasons = RequestReasons()
+        self.asked: list[str | bytes] = []
+
+    def why(self, keys: Sequence[str | bytes]) -> list[MissReason]:
+        self.asked += keys
+        return [MissReason.EVICTED] * len(keys)
+
+
+def test_results_of_a_request_are_counted_and_the_first_miss_is_explained() -> None:
+    client = FakeClient()
+    results = [4096, Status.TIMEOUT, Status.MISS, Status.MISS]
+    note_results(client, "one", ["a", "b", "c", "d"], results)
+    assert client.asked == ["c"]
+    assert client.reasons.take("one") == {
+        MissReason.PRESENT: 1, MissReason.TIMEOUT: 1, MissReason.EVICTED: 1,
+        MissReason.UNEXPLAINED: 1,
+    }
+
+
+def test_answers_of_exists_are_counted_likewise() -> None:
+    client = FakeClient()
+    note_results(client, "one", ["a", "b"], [1, 0])
+    assert client.reasons.take("one") == {MissReason.PRESENT: 1, MissReason.EVICTED: 1}
+
+
+def test_nobody_is_asked_when_nothing_is_unexplained() -> None:
+    client = FakeClient()
+    note_results(client, "one", ["a"], [Status.BUSY])
+    note_results(client, "one", ["b"], [Status.MISS], explained_max=0)
+    assert client.asked == []
