@@ -52,6 +52,7 @@ def test_a_pool_becomes_ready_and_its_children_are_owned(on_real_api: OnRealApi)
         assert connection == {
             "endpoint": f"{POOL}-metadata.{real.namespace}.svc:7443",
             "pool": f"{real.namespace}/{POOL}",
+            "rdma": "off",
         }  # fmt: skip
 
     on_real_api(test)
