@@ -162,6 +162,7 @@ WINDOW_BLOCKS = 128
 WINDOWS_IN_FLIGHT = 2  # of one load or store: one is under way while results are taken
 STORE_BACKLOG_BYTES_DEFAULT = 4 * GIB  # of the engine's own memory, held until it is stored
 LOAD_DEADLINE_MS_DEFAULT = 10_000  # LMCache waits as long for its remote backends
+EXPLAINED_MISSES_MAX = 8  # of one lookup or load: a prompt's first misses tell of the others
 COMPLAINT_INTERVAL_MS = 60_000  # between log lines that say the same
 
 # --- traces ----------------------------------------------------------------------------------

@@ -102,6 +102,20 @@ def test_the_event_face_prefetches(pool: LocalWorkers) -> None:
     assert (completion.job_id, completion.results) == (job, [2, 0])
 
 
+def test_the_event_face_asks_why(pool: LocalWorkers) -> None:
+    client, _ = pool.client(pool.map())
+    client.put("there", bytes(LENGTH))
+    client.put("gone", bytes(LENGTH))
+    client.remove("gone")
+    job = client.submit_why(["there", "absent", "gone"])
+    readable, _, _ = select.select([client.event_fd], [], [], WAIT_S)
+    assert readable
+    (completion,) = client.completions()
+    assert (completion.job_id, completion.results) == (
+        job, [MissReason.PRESENT, MissReason.NEVER_STORED, MissReason.DELETED],
+    )  # fmt: skip
+
+
 def test_the_asyncio_face_prefetches_and_asks_why(pool: LocalWorkers) -> None:
     async def both() -> tuple[list[int], list[MissReason]]:
         source = StaticSource()
@@ -120,6 +134,9 @@ def test_without_a_pool_nothing_is_prefetched_or_explained() -> None:
     with Client(options, Attachment(options, StaticSource())) as client:
         assert client.prefetch(["a"]) == [Status.UNAVAILABLE]
         assert client.why(["a"]) == [MissReason.UNAVAILABLE]
+        job = client.submit_why(["a"])
+        (completion,) = client.completions()
+        assert (completion.job_id, completion.results) == (job, [MissReason.UNAVAILABLE])
 
 
 def test_misses_are_explained_over_the_wire(pool: LocalWorkers) -> None:

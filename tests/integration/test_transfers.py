@@ -18,7 +18,7 @@ from memkv.integrations.keys import Namespace
 from memkv.integrations.parts import ObjectKind, Part
 from memkv.integrations.stores import Stored
 from memkv.integrations.transfers import Transfers, Waited
-from memkv.limits import BLOCK_HEADER_BYTES, KIB, MIB
+from memkv.limits import BLOCK_HEADER_BYTES, EXPLAINED_MISSES_MAX, KIB, MIB
 from memkv.pattern import block, seed_of
 from memkv.reasons import MissReason
 from memkv.shardmap.map import MapVersion, ShardMap, Worker, pack_owners
@@ -172,6 +172,30 @@ def test_the_time_to_live_reaches_the_pool(transfers: Transfers) -> None:
     assert waited.result() == [Stored.NEW]
     keys = [[part.key for part in parts]]
     eventually(lambda: lookup(transfers, keys) == [False], "the end of its time")
+
+
+def test_misses_are_explained_by_what_nodes_remember(
+    transfers: Transfers, pool: LocalWorkers
+) -> None:
+    names = [f"why-{number}" for number in range(EXPLAINED_MISSES_MAX + 3)]
+    objects = [Memory.of(name, 200 * KIB).parts(name, SMALL) for name in names]
+    assert store(transfers, objects[:2]) == [Stored.NEW] * 2
+    transfers.remove([objects[0][0].key])
+    assert load(transfers, objects[:3]).count(None) == 2
+    eventually(
+        lambda: transfers.missed.totals
+        == {MissReason.PRESENT: 1, MissReason.DELETED: 1, MissReason.NEVER_STORED: 1},
+        "reasons of a load",
+    )
+    assert lookup(transfers, [[part.key for part in parts] for parts in objects[2:]]) == [
+        False
+    ] * (EXPLAINED_MISSES_MAX + 1)
+    eventually(
+        lambda: transfers.missed.totals
+        == {MissReason.PRESENT: 1, MissReason.DELETED: 1, MissReason.UNEXPLAINED: 1,
+            MissReason.NEVER_STORED: 1 + EXPLAINED_MISSES_MAX},
+        "reasons of a lookup, of so many as a node is asked about",
+    )
 
 
 def test_nothing_to_do_ends_at_once(transfers: Transfers) -> None:

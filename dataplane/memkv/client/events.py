@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memkv.client.buffers import Scatter
+from memkv.client.calls import ResultT
 from memkv.client.core import ClientCore
 from memkv.client.drive import Running, take_completion
 from memkv.client.operations import (
@@ -17,10 +18,12 @@ from memkv.client.operations import (
     get_operation,
     prefetch_operation,
     put_operation,
+    why_operation,
 )
 from memkv.client.options import PutOptions
 from memkv.client.requests import Requests
 from memkv.client.routing import Keys
+from memkv.reasons import MissReason
 from memkv.status import Status
 
 COMPLETIONS_PER_CALL_MAX = 256  # bounds how long one call of completions() may take
@@ -106,6 +109,19 @@ class EventFace:
             self._start(Running(prefetch_operation(requests, keys), on_result))
         return job_id
 
+    def submit_why(self, keys: Keys | None, requests: Requests | None, count: int) -> int:
+        job_id = next(self._ids)
+
+        def on_result(reasons: list[MissReason]) -> None:
+            self._add(Completion(job_id, [int(reason) for reason in reasons]))
+
+        if keys is None or requests is None:
+            on_result([MissReason.UNAVAILABLE] * count)
+            self._core.engine.notify()
+        else:
+            self._start(Running(why_operation(requests, keys), on_result))
+        return job_id
+
     def completions(self) -> list[Completion]:
         """Advance what the engine reports and return the jobs that ended."""
         with self._advancing:  # a job that was late is reported twice, and the order matters
@@ -120,7 +136,7 @@ class EventFace:
                 finished.append(self._finished.popleft())
         return finished
 
-    def _start(self, running: Running[list[int]]) -> None:
+    def _start(self, running: Running[ResultT]) -> None:
         running.start()
         if not running.pending:  # nobody to ask: no native job will wake the reader
             self._core.engine.notify()

@@ -284,6 +284,11 @@ class Client:
         hashed, requests = self._begin(keys)
         return self._events.submit_prefetch(hashed, requests, len(keys))
 
+    def submit_why(self, keys: Sequence[Key]) -> int:
+        """Start a `why`; return its job id. The results are numbers of `MissReason`."""
+        hashed, requests = self._begin(keys)
+        return self._events.submit_why(hashed, requests, len(keys))
+
     def completions(self) -> list[Completion]:
         """Return finished jobs, and quarantined buffers that are free again. Never blocks."""
         return self._events.completions()

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from memkv.client.events import Completion
 from memkv.client.options import PutOptions
+from memkv.client.reasons import RequestReasons
 from memkv.client.routing import Key
 from memkv.status import Status
 
@@ -45,6 +46,9 @@ class JobClient(Protocol):
         options: PutOptions | None = None,
     ) -> int: ...
     def submit_is_exist(self, keys: Sequence[Key], lease_ms: int = 0) -> int: ...
+    def submit_why(self, keys: Sequence[Key]) -> int: ...
+    @property
+    def reasons(self) -> RequestReasons: ...
     def completions(self) -> list[Completion]: ...
     def register_buffer(
         self, ptr: int, size: int, *, fd: int | None = None, fd_offset: int = 0
@@ -122,6 +126,11 @@ class JobLoop:
         """Start a lookup."""
         job = _Job(len(keys), on_end)
         self._start(job, lambda: self._client.submit_is_exist(keys, lease_ms))
+
+    def why(self, keys: Sequence[Key], on_end: OnEnd) -> None:
+        """Start asking why blocks are not there; results are numbers of `MissReason`."""
+        job = _Job(len(keys), on_end)
+        self._start(job, lambda: self._client.submit_why(keys))
 
     # --- any thread ---------------------------------------------------------------------------
     def close(self) -> None:

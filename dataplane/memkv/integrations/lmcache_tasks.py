@@ -98,15 +98,13 @@ class L2Tasks(Generic[KeyT]):
         except CallerError:  # nothing that a block could hold
             ended([Stored.DROPPED] * len(taken))
         else:
-            self._transfers.store(parts, ended, request=("store", task))
+            self._transfers.store(parts, ended)
         return task
 
     def pop_stores(self) -> dict[int, StoreOutcome]:
         """Return the stores that have ended, once."""
         with self._lock:
             ended, self._stores = self._stores, {}
-        for task in ended:
-            self._transfers.dropped.take(("store", task))
         return ended
 
     # --- lookup -------------------------------------------------------------------------------
@@ -129,18 +127,14 @@ class L2Tasks(Generic[KeyT]):
             ended([hits.get(number, False) for number in range(len(taken))])
 
         self._transfers.lookup(
-            [names[number] for number in asked], answered, lease_ms=LEASE_MS_MAX,
-            request=("lookup", task),
+            [names[number] for number in asked], answered, lease_ms=LEASE_MS_MAX
         )
         return task
 
     def lookup_result(self, task: int) -> list[bool] | None:
         """Return the hits of an ended lookup, once."""
         with self._lock:
-            found = self._lookups.pop(task, None)
-        if found is not None:
-            self._transfers.missed.take(("lookup", task))
-        return found
+            return self._lookups.pop(task, None)
 
     def unlock(self, keys: Sequence[KeyT]) -> None:
         """Count locks down; the leases end by themselves."""
@@ -172,18 +166,13 @@ class L2Tasks(Generic[KeyT]):
         except CallerError:
             ended([None] * len(taken))
         else:
-            self._transfers.load(
-                parts, ended, request=("load", task), shorter=self._names.is_layout_fixed
-            )
+            self._transfers.load(parts, ended, shorter=self._names.is_layout_fixed)
         return task
 
     def load_result(self, task: int) -> list[bool] | None:
         """Return the hits of an ended load, once."""
         with self._lock:
-            found = self._loads.pop(task, None)
-        if found is not None:
-            self._transfers.missed.take(("load", task))
-        return found
+            return self._loads.pop(task, None)
 
     # --- the rest -----------------------------------------------------------------------------
     def delete(self, keys: Sequence[KeyT]) -> tuple[list[KeyT], list[int]]:

@@ -35,6 +35,8 @@ class Load(Windows):
         """Parts of each object that are not there yet."""
         self._reasons = [MissReason.OTHER] * len(objects)
         self._found: list[BlockFormat | None] = [None] * len(objects)
+        self._absent: list[bytes] = []
+        """Keys under which nothing lies, one for each object that is a miss for that."""
 
     def take_pages(self, window: Window) -> list[int] | None:
         return self.desk.pages.take(len(window))
@@ -57,18 +59,20 @@ class Load(Windows):
             if found is not None:
                 self._hit(number, found)
             else:
-                self._missed(number, verdict.reason)
+                self._missed(number, verdict.reason, part.key)
                 if verdict.reason in LOUD:
                     self.desk.complain(f"a block is a miss ({verdict.reason.label})", verdict.text)
 
     def late(self, window: Window) -> None:
-        for number, _ in window:
-            self._missed(number, MissReason.TIMEOUT)
+        for number, part in window:
+            self._missed(number, MissReason.TIMEOUT, part.key)
 
     def finish(self) -> None:
         for reason in self._reasons:
-            self.desk.missed.note(self._request, reason)
+            if reason is not MissReason.UNEXPLAINED:
+                self.desk.missed.note(self._request, reason)
         self._on_end(self._found)
+        self.desk.explain(self._request, self._absent)
 
     def _hit(self, number: int, found: BlockFormat) -> None:
         self._left[number] -= 1
@@ -76,9 +80,11 @@ class Load(Windows):
             self._found[number] = found
             self._reasons[number] = MissReason.PRESENT
 
-    def _missed(self, number: int, reason: MissReason) -> None:
+    def _missed(self, number: int, reason: MissReason, key: bytes) -> None:
         if self._reasons[number] is MissReason.OTHER:
             self._reasons[number] = reason
+            if reason is MissReason.UNEXPLAINED:
+                self._absent.append(key)
 
 
 def shorter_format(

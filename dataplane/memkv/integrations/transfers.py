@@ -21,7 +21,7 @@ from memkv.integrations.reasons import RequestReasons
 from memkv.integrations.stores import Store, Stored, StoreEnd
 from memkv.integrations.windows import Desk
 from memkv.limits import LOAD_DEADLINE_MS_DEFAULT, STORE_BACKLOG_BYTES_DEFAULT
-from memkv.reasons import MissReason, reason_of
+from memkv.reasons import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +64,16 @@ class Transfers:
 
         def ended(results: list[int]) -> None:
             found = [True] * len(objects)
-            for (number, _), result in zip(flat, results, strict=True):
+            absent: list[bytes] = []
+            for (number, key), result in zip(flat, results, strict=True):
                 if result != 1 and found[number]:
                     found[number] = False
-                    reason = reason_of(result) if result else MissReason.UNEXPLAINED
-                    self.missed.note(request, reason)
+                    if result == 0:
+                        absent.append(key)
+                    else:
+                        self.missed.note(request, reason_of(result))
             on_end(found)
+            self._desk.explain(request, absent)
 
         loop, keys = self._desk.loop, [key for _, key in flat]
         if not flat or not loop.call(lambda: loop.exists(keys, lease_ms, ended)):

@@ -7,7 +7,7 @@ time stops asking, and the header pages of all work together stay bounded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from memkv.clock import Clock
 from memkv.integrations.arena import HeaderPages
@@ -17,11 +17,13 @@ from memkv.integrations.reasons import RequestReasons
 from memkv.limits import (
     BLOCK_HEADER_BYTES,
     COMPLAINT_INTERVAL_MS,
+    EXPLAINED_MISSES_MAX,
     HEADER_PAGES,
     WINDOW_BLOCKS,
     WINDOW_BYTES,
     WINDOWS_IN_FLIGHT,
 )
+from memkv.reasons import MissReason
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class Desk:
 
     def __init__(self, client: JobClient, clock: Clock) -> None:
         self.clock = clock
-        self.missed = RequestReasons()
+        self.missed = client.reasons
         self.dropped = RequestReasons()
         self.backlog_bytes = 0
         """Of stores under way."""
@@ -53,6 +55,21 @@ class Desk:
         waiting, self._waiting = self._waiting, []
         for work in waiting:
             work.run()
+
+    def explain(self, request: Hashable, keys: Sequence[bytes]) -> None:
+        """Count misses of what nothing lies under, by what nodes remember of it. Nobody waits for
+        that; a node is asked about EXPLAINED_MISSES_MAX of them, the rest are UNEXPLAINED."""
+        asked = keys[:EXPLAINED_MISSES_MAX]
+
+        def answered(results: list[int]) -> None:
+            for result in results:
+                reason = MissReason(result) if result > 0 else MissReason.UNEXPLAINED
+                self.missed.note(request, reason)
+
+        if len(keys) > len(asked):
+            self.missed.note(request, MissReason.UNEXPLAINED, len(keys) - len(asked))
+        if asked:
+            self.loop.why(asked, answered)
 
     def complain(self, what: str, text: str) -> None:
         """Log a warning, once in a while for each `what`."""

@@ -45,6 +45,7 @@ EVENTS: dict[str, list[str]] = {
     "submit_put_from_multi": ["keys", "ptrs", "sizes", "options"],
     "submit_is_exist": ["keys", "lease_ms"],
     "submit_prefetch": ["keys"],
+    "submit_why": ["keys"],
     "completions": [],
     "watch_blocks": [],
 }

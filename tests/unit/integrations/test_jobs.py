@@ -12,6 +12,7 @@ import pytest
 
 from memkv.client.events import Completion
 from memkv.client.options import DEFAULT_PUT, PutOptions
+from memkv.client.reasons import RequestReasons
 from memkv.client.routing import Key
 from memkv.integrations import jobs
 from memkv.integrations.jobs import JobLoop
@@ -27,6 +28,7 @@ class FakeClient:
         self.started: list[int] = []
         self.refuses = False
         self.closed = False
+        self.reasons = RequestReasons()
         self._ids = itertools.count(1)
         self._done: deque[Completion] = deque()
 
@@ -42,6 +44,9 @@ class FakeClient:
         return self._begin()
 
     def submit_is_exist(self, keys: Sequence[Key], lease_ms: int = 0) -> int:
+        return self._begin()
+
+    def submit_why(self, keys: Sequence[Key]) -> int:
         return self._begin()
 
     def batch_remove(self, keys: Sequence[Key]) -> list[int]:
