@@ -257,3 +257,11 @@ def test_frozen_vectors(vector: Vector) -> None:
     assert namespace.digest.hex() == vector["digest"]
     found = block_key(namespace, bytes.fromhex(vector["block_hash_hex"]), vector["group"])
     assert found.hex() == vector["key_hex"]
+
+
+def test_the_example_in_the_document_is_a_frozen_one() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "keys.md").read_text(encoding="utf-8")
+    assert f"digest {GOLDEN[1]['digest']}" in text
+    for row in ("| 1 | contents |", "| 2 | path |", "| 3 | number |"):
+        assert row in text
+    assert [source.name.lower() for source in AdapterSource] == ["contents", "path", "number"]
