@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from memkv.client.events import Completion
 from memkv.client.options import PutOptions
+from memkv.reasons import MissReason
 from memkv.status import Status
 
 
@@ -46,6 +47,11 @@ class PoolInMemory:
         self.leases_ms.append(lease_ms)
         return self._submit("exist", keys, lambda: [
             self._status(key, 1 if key in self.blocks else 0) for key in keys
+        ])
+
+    def submit_why(self, keys: Sequence[bytes]) -> int:
+        return self._submit("why", keys, lambda: [
+            MissReason.PRESENT if key in self.blocks else MissReason.NEVER_STORED for key in keys
         ])
 
     def submit_get_into_multi(

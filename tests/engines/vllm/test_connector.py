@@ -63,7 +63,7 @@ def test_a_salt_is_a_miss_and_shares_with_the_same_salt(pair: Pair, prompt: Prom
     plain = first.generate(tokens)
     salted = second.generate(tokens, salt="tenant-a")
     assert salted.cached == [0]
-    assert salted.reasons() == {"unexplained": 6}
+    assert salted.reasons() == {"never_stored": 6}
     assert salted.tokens == plain.tokens
     theirs = first.generate(tokens, salt="tenant-a")
     assert theirs.cached == [192]

@@ -62,6 +62,17 @@ def test_an_answer_is_taken_once_and_asking_leases_what_is_found(rig: Rig) -> No
     assert rig.pool.leases_ms == [5_000]
 
 
+def test_misses_are_explained_after_the_answer(rig: Rig) -> None:
+    stored(rig, 0, 0, range(1))
+    rig.lookups.ask("request", RANKS[:1], HASHES, 1)
+    assert rig.lookups.take("request") is not None
+    rig.lookups.collect()
+    (explained,) = rig.lookups.take_explained()
+    assert explained.request_id == "request"
+    assert explained.reasons == [MissReason.NEVER_STORED] * 2
+    assert rig.lookups.take_explained() == []
+
+
 def test_nobody_waits_for_an_answer_that_does_not_come(rig: Rig) -> None:
     rig.pool.is_prompt = False
     rig.lookups.ask("request", RANKS, HASHES, 1)

@@ -122,8 +122,8 @@ def test_a_request_is_looked_up_when_it_arrives_and_loaded_when_there_is_room(ri
     orders = rig.step({}, {})
     assert orders.is_idle
     assert [(block.number, block.place) for block in orders.loads[0].blocks] == [(1, 8), (2, 7)]
-    assert rig.side.finished(one) == {"present": 3, "unexplained": 1, "loaded_bytes": 2 * 4096}
-    assert len(rig.pool.jobs) == 1
+    assert rig.side.finished(one) == {"present": 3, "never_stored": 1, "loaded_bytes": 2 * 4096}
+    assert [kind for kind, _ in rig.pool.jobs] == ["exist", "why"]
     assert rig.step({}, {}).loads == []
 
 

@@ -12,6 +12,7 @@ from memkv.integrations.keys import Namespace, block_keys
 from memkv.reasons import MissReason, reason_of
 from memkv.status import Status
 
+EXPLAINED_MAX = 64  # keys of a request that the pool is asked about: the head says what came of it
 WAIT_MS = 1  # for an answer that is about to come; a step of an engine takes several
 
 
@@ -21,6 +22,7 @@ class LookupClient(Protocol):
     @property
     def event_fd(self) -> int: ...
     def submit_is_exist(self, keys: Sequence[bytes], lease_ms: int = 0) -> int: ...
+    def submit_why(self, keys: Sequence[bytes]) -> int: ...
     def completions(self) -> list[Completion]: ...
     def close(self) -> None: ...
 
@@ -31,7 +33,7 @@ class Answer:
 
     present: list[list[bool]]
     reasons: dict[MissReason, int]
-    """Of all blocks asked for, hits as PRESENT; a miss is UNEXPLAINED."""
+    """Of all blocks asked for, hits as PRESENT; misses as UNEXPLAINED until they are explained."""
 
     @property
     def is_known(self) -> bool:
@@ -39,9 +41,18 @@ class Answer:
         return bool(self.reasons.keys() & {MissReason.PRESENT, MissReason.UNEXPLAINED})
 
 
+@dataclass(frozen=True)
+class Explained:
+    """Why blocks of a request were not there, as far as the pool remembers."""
+
+    request_id: str
+    reasons: list[MissReason]
+
+
 @dataclass
 class _Asked:
     request_id: str
+    keys: list[bytes]
     blocks: int
     groups: int
     late_ns: int
@@ -61,6 +72,8 @@ class Lookups:
         self._jobs: dict[int, _Asked] = {}
         self._of_request: dict[str, int] = {}
         self._answers: dict[str, Answer] = {}
+        self._whys: dict[int, str] = {}
+        self._explained: list[Explained] = []
 
     def ask(
         self, request_id: str, names: Sequence[Namespace], hashes: Sequence[bytes], groups: int
@@ -73,7 +86,7 @@ class Lookups:
         ]
         job = self._client.submit_is_exist(keys, self._lease_ms)
         self._jobs[job] = _Asked(
-            request_id, len(hashes), groups, self._now_ns() + self._patience_ns
+            request_id, keys, len(hashes), groups, self._now_ns() + self._patience_ns
         )
         self._of_request[request_id] = job
 
@@ -82,15 +95,21 @@ class Lookups:
 
     def take(self, request_id: str) -> Answer | None:
         """Return the answer once it is there, and forget it. Waits at most WAIT_MS."""
-        self._collect()
+        self.collect()
         if request_id not in self._answers and request_id in self._of_request:
             select.select([self._client.event_fd], [], [], WAIT_MS / 1_000)
-            self._collect()
+            self.collect()
             self._give_up_late(request_id)
         answer = self._answers.pop(request_id, None)
         if answer is not None:
             del self._of_request[request_id]
         return answer
+
+    def take_explained(self) -> list[Explained]:
+        """Return explanations of misses that came since the last call: some time after answers, so
+        that nobody waits for them."""
+        explained, self._explained = self._explained, []
+        return explained
 
     def drop(self, request_id: str) -> None:
         """The request is over, or is asked for anew."""
@@ -99,11 +118,23 @@ class Lookups:
             self._jobs.pop(job, None)
         self._answers.pop(request_id, None)
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
+        """Take what has come, without waiting."""
         for completion in self._client.completions():
             asked = self._jobs.pop(completion.job_id, None)
             if asked is not None:
                 self._answers[asked.request_id] = _answer(asked, completion.results)
+                self._ask_why(asked, completion.results)
+            elif completion.job_id in self._whys:
+                self._explained.append(Explained(
+                    self._whys.pop(completion.job_id), list(map(MissReason, completion.results))
+                ))
+
+    def _ask_why(self, asked: _Asked, results: Sequence[int]) -> None:
+        missing = [key for key, result in zip(asked.keys, results, strict=True) if result == 0]
+        if missing:
+            job = self._client.submit_why(missing[:EXPLAINED_MAX])
+            self._whys[job] = asked.request_id
 
     def _give_up_late(self, request_id: str) -> None:
         """A client answers by its deadline. This is for one that has a bug: no engine waits on."""

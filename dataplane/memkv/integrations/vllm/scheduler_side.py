@@ -148,6 +148,8 @@ class SchedulerSide:
     def build_orders(self, output: SchedulerOutput) -> Orders:
         """Return what the workers do in this step."""
         if self._formats:
+            self._lookups.collect()
+            self._note_explained()
             for request_id, tokens in output.num_scheduled_tokens.items():
                 self._order_store(request_id, tokens, output)
         orders, self._orders = self._orders, Orders()
@@ -170,10 +172,13 @@ class SchedulerSide:
 
     def finished(self, request: Request) -> Mapping[str, int]:
         """A request is over; return what was counted of its blocks: by reason, and bytes."""
+        self._lookups.collect()
+        self._note_explained()
         self._lookups.drop(request.request_id)
         known = self._requests.pop(request.request_id, None)
         counts = {
-            reason.label: count for reason, count in self._reasons.take(request.request_id).items()
+            reason.label: count
+            for reason, count in self._reasons.take(request.request_id).items() if count
         }
         if known is not None and known.loading:
             counts["loaded_bytes"] = sum(
@@ -270,6 +275,16 @@ class SchedulerSide:
         self._held_blocks -= len(blocks)
         # Tails first, as the engine does, so that heads of prompts are evicted last.
         self._pool.free_blocks(self._pool.blocks[block] for block in reversed(blocks))
+
+    def _note_explained(self) -> None:
+        for explained in self._lookups.take_explained():
+            for reason in explained.reasons:
+                if reason == MissReason.PRESENT:  # somebody has stored it since
+                    continue
+                self._count(f"missed_{reason.label}")
+                if explained.request_id in self._requests:
+                    self._reasons.note(explained.request_id, MissReason.UNEXPLAINED, -1)
+                    self._reasons.note(explained.request_id, reason)
 
     def _load_failed(self, load: FailedLoad) -> None:
         known = self._requests.get(load.request_id)

@@ -24,6 +24,7 @@ NAMES = {
 }
 BY_REASON = {
     "lookup": "Blocks asked for, by what was found",
+    "missed": "Blocks that were asked for and not there, by why (of each request's first ones)",
     "load_missed": "Blocks that a load did not bring, by reason",
     "store_dropped": "Blocks that the pool did not take, by reason",
 }
