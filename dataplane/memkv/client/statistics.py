@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 
 from memkv.client.buffers import Scatter
 from memkv.reasons import MissReason, reason_of
@@ -79,7 +79,9 @@ class ClientCounters:
     def frozen(self, request_reasons: Mapping[MissReason, int]) -> ClientStatistics:
         """Return a copy; `request_reasons`: what integrations counted."""
         reasons = {reason.label: count for reason, count in request_reasons.items()}
-        return ClientStatistics(**asdict(self), request_reasons=reasons)
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["miss_reasons"] = dict(self.miss_reasons)  # in one step: others count meanwhile
+        return ClientStatistics(**values, request_reasons=reasons)
 
 
 @dataclass(frozen=True, slots=True)
