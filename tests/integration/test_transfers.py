@@ -21,8 +21,8 @@ from memkv.integrations.transfers import Transfers, Waited
 from memkv.limits import BLOCK_HEADER_BYTES, EXPLAINED_MISSES_MAX, KIB, MIB
 from memkv.pattern import block, seed_of
 from memkv.reasons import MissReason
-from memkv.shardmap.map import MapVersion, ShardMap, Worker, pack_owners
-from memkv.testing.local_workers import SLOTS, LocalWorkers, local_workers
+from memkv.testing.local_workers import LocalWorkers, local_workers
+from memkv.testing.lying_worker import flip_payload, lying_worker
 from memkv.testing.proxy import FaultProxy
 from memkv.testing.waiting import eventually
 
@@ -221,20 +221,10 @@ def test_a_pool_that_is_away_is_misses_and_dropped_stores() -> None:
 
 @pytest.fixture
 def proxied(tmp_path: Path) -> Iterator[tuple[Transfers, FaultProxy]]:
-    """One worker behind a proxy that lies."""
-    with local_workers(tmp_path, 1) as pool:
-        proxy = FaultProxy(("127.0.0.1", pool.workers[0].server.port))
-        shard_map = ShardMap(
-            MapVersion(bytes(16), 1, 1), SLOTS,
-            (Worker(pool.workers[0].uuid, 1, "node", "127.0.0.1", proxy.port),),
-            pack_owners([0] * SLOTS),
-        )  # fmt: skip
-        pool.workers[0].server.set_map(shard_map)
-        client, _ = pool.client(shard_map, deadline_ms=DEADLINE_MS)
-        transfers = Transfers(client, load_deadline_ms=DEADLINE_MS)
-        yield transfers, proxy
+    with lying_worker(tmp_path) as worker:
+        transfers = Transfers(worker.client(DEADLINE_MS), load_deadline_ms=DEADLINE_MS)
+        yield transfers, worker.proxy
         transfers.close()
-        proxy.close()
 
 
 def test_a_node_that_flips_bits_is_a_miss(proxied: tuple[Transfers, FaultProxy]) -> None:
@@ -242,12 +232,7 @@ def test_a_node_that_flips_bits_is_a_miss(proxied: tuple[Transfers, FaultProxy])
     parts = Memory.of("flips", 200 * KIB).parts("flips", SMALL)
     assert store(transfers, [parts]) == [Stored.NEW]
 
-    def flip(sent: int, piece: bytearray) -> bool:
-        if len(piece) > 8 * KIB:  # payload, not what keeps the session alive
-            piece[-1] ^= 1
-        return True
-
-    proxy.fault = flip
+    proxy.fault = flip_payload
     assert load(transfers, [parts]) == [None]
     assert transfers.missed.take("load") == {MissReason.CORRUPT: 1}
 

@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from lmcache.v1.distributed.api import MemoryLayoutDesc
+from lmcache.v1.distributed.internal_api import L1MemoryDesc
+from lmcache.v1.distributed.l2_adapters import create_l2_adapter
+from lmcache.v1.distributed.l2_adapters.plugin_l2_adapter import PluginL2AdapterConfig
+from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, TensorMemoryObj
+from lmcache.v1.platform import consume_fd
 
+from memkv.integrations.settings import PoolSettings
 from memkv.limits import MIB
 from memkv.localpool.pool import LocalPool, PoolPlan
-from memkv.testing.lmcache_server import object_keys, server, wait_stored
+from memkv.testing.lmcache_server import LAYOUT, content, object_keys, server, wait_stored
+from memkv.testing.lying_worker import flip_payload, lying_worker
 
 SLACK_S = 30  # of a busy machine; LMCache itself waits for ever
 HALF = MemoryLayoutDesc([torch.Size([2, 4, 256, 256])], [torch.float16])
@@ -93,26 +100,61 @@ def test_deleting_removes_from_the_pool(endpoint: str) -> None:
         assert second.prefetch(keys) == (0, 2)
 
 
-def test_three_event_fds_and_results_once(endpoint: str) -> None:
-    with server(endpoint) as one:
-        adapter = one.adapter
-        fds = {
-            adapter.get_store_event_fd(), adapter.get_lookup_and_lock_event_fd(),
-            adapter.get_load_event_fd(),
-        }  # fmt: skip
-        assert len(fds) == 3
-    with server(endpoint) as quiet:  # its controllers do not wait for tasks that they know not of
-        adapter = quiet.adapter
-        task = adapter.submit_lookup_and_lock_task(object_keys("once", 2), {})
-        found = None
-        end = time.monotonic() + SLACK_S
-        while found is None and time.monotonic() < end:
-            select.select([], [], [], 0.01)
-            found = adapter.query_lookup_and_lock_result(task)
-        assert found is not None
-        assert found.popcount() == 0
-        assert adapter.query_lookup_and_lock_result(task) is None
-        adapter.submit_unlock(object_keys("never locked", 3))
+def signalled(fd: int) -> None:
+    """Wait for an event fd, and consume it, as LMCache's controllers do."""
+    assert select.select([fd], [], [], SLACK_S)[0]
+    consume_fd(fd)
+
+
+def test_each_event_fd_tells_of_its_own_tasks(endpoint: str) -> None:
+    """Without controllers: what a controller sees of an adapter over an L1 arena."""
+    keys, size = object_keys("fds", 3), MIB
+    arena = torch.zeros(6 * size, dtype=torch.uint8)
+    adapter = create_l2_adapter(
+        PluginL2AdapterConfig(
+            "memkv.integrations.lmcache_l2", "MemKVL2Adapter", {"endpoint": endpoint}
+        ),
+        L1MemoryDesc(arena.data_ptr(), arena.nbytes, 4096),
+    )
+
+    def memory(place: int) -> TensorMemoryObj:
+        (shape,), (dtype,) = LAYOUT.shapes, LAYOUT.dtypes
+        return TensorMemoryObj(
+            arena[place * size : (place + 1) * size],
+            MemoryObjMetadata(shape, dtype, 0, size, 1, fmt=MemoryFormat.KV_2LTD, shapes=[shape],
+                              dtypes=[dtype]),
+            parent_allocator=None,
+        )
+
+    store, lookup, load = (
+        adapter.get_store_event_fd(), adapter.get_lookup_and_lock_event_fd(),
+        adapter.get_load_event_fd(),
+    )  # fmt: skip
+    assert len({store, lookup, load}) == 3
+    for place, key in enumerate(keys[:2]):
+        arena[place * size : (place + 1) * size].copy_(content(key, LAYOUT))
+    task = adapter.submit_store_task(keys[:2], [memory(0), memory(1)])
+    signalled(store)
+    stored = adapter.pop_completed_store_tasks()
+    assert (stored[task].is_successful(), stored[task].bytes_transferred()) == (True, 2 * size)
+    assert adapter.pop_completed_store_tasks() == {}
+
+    task = adapter.submit_lookup_and_lock_task(keys, {0: LAYOUT})
+    signalled(lookup)
+    found = adapter.query_lookup_and_lock_result(task)
+    assert [found.test(number) for number in range(3)] == [True, True, False]
+    assert adapter.query_lookup_and_lock_result(task) is None
+
+    task = adapter.submit_load_task(keys, [memory(3), memory(4), memory(5)])
+    signalled(load)
+    found = adapter.query_load_result(task)
+    assert [found.test(number) for number in range(3)] == [True, True, False]
+    assert adapter.query_load_result(task) is None
+    assert torch.equal(arena[3 * size : 5 * size], arena[: 2 * size])
+    assert not select.select([store, lookup, load], [], [], 0)[0], "signalled once each"
+    adapter.submit_unlock([*keys, *object_keys("never locked", 3)])
+    assert adapter.report_status()["locked_keys"] == 0
+    adapter.close()
 
 
 def test_a_pool_that_goes_away_is_misses_and_failed_stores(tmp_path: Path) -> None:
@@ -135,6 +177,28 @@ def test_a_pool_that_goes_away_is_misses_and_failed_stores(tmp_path: Path) -> No
             assert isinstance(reasons, dict)
             assert set(reasons) <= {"timeout", "unavailable"}
             assert sum(reasons.values()) == 12, "it asks for what L1 has, too"
+
+
+def test_a_node_that_flips_bits_or_says_nothing_is_misses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = object_keys("lies", 3)
+    with lying_worker(tmp_path) as worker:
+        monkeypatch.setattr(PoolSettings, "connect", lambda settings: worker.client())
+        with server("behind the proxy") as first:
+            first.write(keys)
+            wait_stored(first, 3)
+        with server("behind the proxy", load_deadline_ms=500) as second:
+            worker.proxy.fault = flip_payload
+            assert second.prefetch(keys) == (0, 0)
+            reasons = second.adapter.report_status()["why_missed"]
+            assert isinstance(reasons, dict)
+            assert reasons["corrupt"] == 3
+            worker.proxy.hold()
+            started = time.monotonic()
+            assert second.prefetch(keys) == (0, 0)
+            assert time.monotonic() - started < SLACK_S
+            worker.proxy.release()
 
 
 def test_without_a_pool_a_server_starts_and_stops() -> None:

@@ -23,9 +23,11 @@ from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.storage import StorageBackendFactory
 
 from memkv.errors import CallerError
+from memkv.integrations.settings import PoolSettings
 from memkv.integrations.sglang import MemKVHiCacheStorage
 from memkv.limits import MIB
 from memkv.localpool.pool import LocalPool, PoolPlan
+from memkv.testing.lying_worker import flip_payload, lying_worker
 from memkv.testing.sglang_pool import fill, hashes, host_pool, indices, page_of
 
 SLACK_S = 30
@@ -211,6 +213,28 @@ def test_a_pool_that_goes_away_is_misses_and_dropped_pages(tmp_path: Path) -> No
             assert set(missed) <= {"timeout", "unavailable"}
             assert dropped["present"] == 3
             assert sum(dropped.values()) == 4
+
+
+def test_a_node_that_flips_bits_or_says_nothing_is_misses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, ours = hashes("lies", 3), host_pool()
+    with lying_worker(tmp_path) as worker:
+        monkeypatch.setattr(PoolSettings, "connect", lambda settings: worker.client())
+        with backend("behind the proxy", ours, load_deadline_ms=500) as one:
+            assert all(one.batch_set_v1(keys, indices(0, 1, 2)))
+            worker.proxy.fault = flip_payload
+            assert one.batch_get_v1(keys, indices(3, 4, 5)) == [False] * 3
+            assert isinstance(one, MemKVHiCacheStorage)
+            missed = one.report_status()["why_missed"]
+            assert isinstance(missed, dict)
+            assert missed["corrupt"] == 3
+            worker.proxy.hold()
+            started = time.monotonic()
+            assert one.batch_get_v1(keys, indices(3, 4, 5)) == [False] * 3
+            assert one.batch_exists(keys) == 0
+            assert time.monotonic() - started < SLACK_S
+            worker.proxy.release()
 
 
 def test_without_a_pool_an_engine_starts_and_goes_on() -> None:
