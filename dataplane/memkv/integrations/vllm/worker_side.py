@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from memkv.client.sync import Client
-from memkv.integrations.arena import HeaderPages
+from memkv.integrations.arena import HeaderPages, Registrar
 from memkv.integrations.vllm.geometry import BlockRuns, LayerMemory
 from memkv.integrations.vllm.memory import BlockMemory, InPlaceMemory
 from memkv.integrations.vllm.messages import FailedLoad, Orders, RankFormat, Results, Transfer
-from memkv.integrations.vllm.mover import Mover
+from memkv.integrations.vllm.mover import Mover, MoverClient
 from memkv.integrations.vllm.planner import NULL_BLOCK
 from memkv.integrations.vllm.settings import BATCH_BYTES, STAGING_BYTES, Settings
 from memkv.limits import BLOCK_HEADER_BYTES
@@ -24,6 +23,12 @@ if TYPE_CHECKING:
 IDLE_WAIT_MS = 2  # of a step without tokens; a new request is late by no more than this
 CLOSE_WAIT_MS = 5_000  # for stores in flight when the engine ends
 HEADER_PAGES_MIN = 64
+
+
+class WorkerClient(MoverClient, Registrar, Protocol):
+    """What of a client a worker needs."""
+
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -40,7 +45,9 @@ class Polled:
 class WorkerSide:
     """Of one worker. Used by the thread that runs its model."""
 
-    def __init__(self, client: Client, settings: Settings, rank: int, *, stores: bool) -> None:
+    def __init__(
+        self, client: WorkerClient, settings: Settings, rank: int, *, stores: bool
+    ) -> None:
         """`stores`: False where another rank holds the same bytes and stores them."""
         self._client = client
         self._settings = settings
@@ -119,6 +126,9 @@ class WorkerSide:
             until = time.monotonic() + CLOSE_WAIT_MS / 1_000
             while self._mover.is_busy and time.monotonic() < until:
                 self._mover.poll(IDLE_WAIT_MS)
+            if self._mover.is_busy:  # somebody may still write there: the memory stays mapped
+                self._client.close()
+                return
         if self._pages is not None:
             self._pages.close()
         if self._memory is not None:
@@ -152,7 +162,7 @@ class WorkerSide:
 
 
 def cache_memory(
-    client: Client, caches: Mapping[str, torch.Tensor], config: KVCacheConfig,
+    client: WorkerClient, caches: Mapping[str, torch.Tensor], config: KVCacheConfig,
     groups: Sequence[int], settings: Settings,
 ) -> BlockMemory:
     """Return the engine's cache as the client uses it: in place where a CPU reaches it, else (or
