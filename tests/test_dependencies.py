@@ -30,11 +30,14 @@ EXTRAS = {  # what is imported only where it is wanted -> the rooms that may
     "operator": ("operator/memkv_operator", "dataplane/memkv/metadata/kubernetes"),
     "rdma": ("dataplane/memkv/rdma",),
 }
+ENGINES = {"vllm", "lmcache", "sglang", "torch"}
+"""What the integrations import when an engine loads them: its own, never declared here."""
 
 
 def declared(path: Path) -> set[str]:
     """Return the modules that a file may import besides the standard library and MemKV's own."""
-    return declared_for(
+    engines = ENGINES if path.is_relative_to(ROOT / "dataplane/memkv/integrations") else set()
+    return engines | declared_for(
         *(
             extra
             for extra, rooms in EXTRAS.items()
