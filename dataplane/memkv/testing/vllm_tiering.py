@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
 
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -37,6 +38,7 @@ from vllm.v1.kv_offload.factory import OffloadingSpecFactory
 from vllm.v1.request import Request
 
 from memkv.integrations.vllm_tier.manager import MemKVSecondaryTier
+from memkv.integrations.vllm_tier.metrics import READS
 
 BLOCK_TOKENS = 16
 BLOCKS_PER_CHUNK = 4
@@ -144,14 +146,17 @@ class TieredCache:
         self.counts: dict[tuple[str, tuple[str, ...]], float] = {}
 
     # --- the engine's side --------------------------------------------------------------------
-    def chunks(self, name: str, count: int, *, group: int = 0, salt: str = "") -> list[OffloadKey]:
+    def chunks(
+        self, name: str, count: int, *, group: int = 0, salt: str = "",
+        adapter: LoRARequest | None = None,
+    ) -> list[OffloadKey]:
         """Return vLLM's names of the chunks of a prompt that `name` stands for."""
         tokens = self.shape.group_tokens[group] * self.shape.blocks_per_chunk
         hash_tokens = min(self.shape.group_tokens)
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
         request = Request(
             name, [(seed + n) % 50_000 for n in range(count * tokens)],
-            SamplingParams(max_tokens=1), None, cache_salt=salt or None,
+            SamplingParams(max_tokens=1), None, cache_salt=salt or None, lora_request=adapter,
             block_hasher=get_request_block_hasher(hash_tokens, get_hash_fn_by_name(HASH)),
         )
         step = tokens // hash_tokens
@@ -243,6 +248,20 @@ class TieredCache:
             value for (found, values), value in self.counts.items()
             if found == name and values[len(values) - len(labels) :] == labels
         )
+
+    def reads(self, chunks: int, timeout_s: float = WAIT_S) -> dict[str, float]:
+        """Step until so many chunks are counted as read or missed, since reasons come after the
+        misses; return the counts by reason."""
+        end = time.monotonic() + timeout_s
+        while True:
+            found: dict[str, float] = {}
+            for (name, labels), value in self.counts.items():
+                if name == READS:
+                    found[labels[-1]] = found.get(labels[-1], 0) + value
+            if sum(found.values()) >= chunks:
+                return found
+            assert time.monotonic() < end, f"{found} of {chunks} chunks"
+            self.step()
 
     def close(self) -> None:
         self.rows.release()
