@@ -13,7 +13,7 @@ import os
 import select
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -86,6 +86,8 @@ class JobLoop:
         self._process = os.getpid()
         self._jobs: dict[int, _Job] = {}
         self._in_quarantine: list[_Job] = []
+        self._held: Counter[int] = Counter()
+        """How many buffers that begin there were not given back yet: puts share header pages."""
         self._actions: deque[Callable[[], None]] = deque()
         self._closing = self._closed = False
         self._lock = threading.Lock()  # of _closing, and of what is queued before it
@@ -196,12 +198,20 @@ class JobLoop:
                 "the node or the device is done with them", len(job.quarantined),
             )
             self._in_quarantine.append(job)
+            self._held.update(
+                first for first, result in zip(job.first_pieces, results, strict=False)
+                if result == Status.QUARANTINED
+            )
         else:
             _guarded(partial(job.on_end, results))
 
     def _released(self, addresses: Sequence[int]) -> None:
+        self._held.subtract(addresses)
+        free = {address for address in addresses if self._held[address] <= 0}
+        for address in free:
+            del self._held[address]
         for job in list(self._in_quarantine):
-            job.quarantined = job.quarantined.difference(addresses)
+            job.quarantined -= free
             if not job.quarantined:
                 self._in_quarantine.remove(job)
                 _guarded(partial(job.on_end, job.results or []))

@@ -145,6 +145,23 @@ def test_a_put_in_quarantine_ends_likewise(client: FakeClient, loop: JobLoop) ->
     assert ends.wait() == [[Status.QUARANTINED]]
 
 
+def test_puts_that_share_a_header_wait_for_each_of_their_buffers(
+    client: FakeClient, loop: JobLoop
+) -> None:
+    ends, after = Ends(), Ends()
+    quarantined = int(Status.QUARANTINED)
+    loop.call(lambda: loop.put(["a", "b"], [[10, 11], [10, 21]], [[1, 1]] * 2, DEFAULT_PUT, ends))
+    loop.call(lambda: loop.exists(["later"], 0, after))
+    eventually(lambda: len(client.started) == 2, "two starts")
+    client.end(1, [quarantined, quarantined])
+    client.end(0, [], (10,))
+    client.end(2, [1])
+    assert after.wait() == [[1]]
+    assert not ends.results, "one of the two may still be read"
+    client.end(0, [], (10,))
+    assert ends.wait() == [[quarantined, quarantined]]
+
+
 def test_what_the_client_refuses_ends_too(client: FakeClient, loop: JobLoop) -> None:
     client.refuses = True
     ends = Ends()
