@@ -4,6 +4,7 @@
 #
 #   setup.sh          does what is still missing; a second run takes a fraction of a second
 #   setup.sh where    prints the path, changes nothing; exit status 77 when it is not there
+#   setup.sh engine   prints the folder of vLLM's own environment, or 77 likewise
 #   setup.sh models   prints the folder of random Llama models, made on the spot: llama-1024x16
 #                     (125 MB of KV in 4,000 tokens), llama-256x4
 #
@@ -103,6 +104,11 @@ case ${1:-} in
             cannot "no vLLM here yet: run deploy/dev/vllm/setup.sh (six gigabytes)"
         where
         ;;
+    engine)
+        is_made "$ENGINE" "$(engine_key)" && [ -d "$MODELS/llama-256x4" ] ||
+            cannot "no vLLM here yet: run deploy/dev/vllm/setup.sh (six gigabytes)"
+        printf '%s\n' "$ENGINE"
+        ;;
     models) printf '%s\n' "$MODELS" ;;
-    *) cannot "unknown argument '$1' (known: where, models)" ;;
+    *) cannot "unknown argument '$1' (known: where, engine, models)" ;;
 esac

@@ -17,6 +17,12 @@ SAMPLE = ROOT / "deploy/samples/clients/vllm.yaml"
 SAMPLE_POOL = "pool-secure"
 NAME = "vllm"
 PORT = 8000
+ASK = (
+    "import sys, urllib.request as web; headers = {'Content-Type': 'application/json'};"
+    f" url = 'http://127.0.0.1:{PORT}/v1/completions';"
+    " asked = web.Request(url, sys.stdin.buffer.read(), headers);"
+    " print(web.urlopen(asked).read().decode())"
+)
 PACKAGES = "/opt/engine"
 MODELS = "/models"
 CPU_ENVIRONMENT = {
@@ -24,6 +30,7 @@ CPU_ENVIRONMENT = {
     "LD_LIBRARY_PATH": f"{MODELS}/lib",
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CACHE_ROOT": f"{MODELS}/cache",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
@@ -79,13 +86,15 @@ def _by_cpu(pod: Object, image: str) -> None:
     objects(pod, "volumes").append({"name": "engine", "persistentVolumeClaim": claim})
     (container,) = objects(pod, "containers")
     command = cast(list[object], container["command"])
-    assert command[:1] == ["vllm"]
+    assert command[:3] == ["vllm", "serve", f"{MODELS}/model"]
     environment: list[Object] = [
         {"name": name, "value": value} for name, value in CPU_ENVIRONMENT.items()
     ]
     container["image"] = image
+    # What `vllm serve MODEL` runs; the command asks for a distribution called vllm, not vllm-cpu.
     container["command"] = [
-        "python3", "-m", "vllm.entrypoints.cli.main", *command[1:], *CPU_ARGUMENTS
+        "python3", "-m", "vllm.entrypoints.openai.api_server", f"--model={command[2]}",
+        *command[3:], *CPU_ARGUMENTS,
     ]  # fmt: skip
     container["resources"] = CPU_RESOURCES
     objects(container, "env").extend(environment)
@@ -104,7 +113,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class EnginePod:
-    """One engine, spoken to through the API server, which every test can reach."""
+    """One engine, spoken to through the API server, which has a way to every pod."""
 
     cluster: LiveCluster
     namespace: str
@@ -116,9 +125,8 @@ class EnginePod:
             "model": "model", "prompt": list(prompt), "max_tokens": tokens, "temperature": 0,
             "ignore_eos": True, "return_token_ids": True,
         }  # fmt: skip
-        path = proxy(self.namespace, self.name, PORT, "v1/completions")
-        said = self.cluster.kubectl("create", "--raw", path, "-f", "-", text=json.dumps(request))
-        answer = cast(Object, json.loads(said))
+        words = ("exec", "-i", "-n", self.namespace, self.name, "--", "python3", "-c", ASK)
+        answer = cast(Object, json.loads(self.cluster.kubectl(*words, text=json.dumps(request))))
         (choice,) = objects(answer, "choices")
         cached = child(answer, "usage", "prompt_tokens_details").get("cached_tokens") or 0
         return Answer(cast(list[int], choice["token_ids"]), cast(int, cached))

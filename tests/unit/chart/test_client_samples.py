@@ -83,6 +83,7 @@ def test_engines_of_the_sample_load_the_connector_and_hash_alike() -> None:
     (container,) = objects(pod, "containers")
     environment = {str(e["name"]): e["value"] for e in objects(container, "env")}
     assert environment["PYTHONHASHSEED"] == "0"
+    assert pod["enableServiceLinks"] is False  # or a Service called vllm sets VLLM_PORT
     assert not any(name.startswith("MEMKV_") for name in environment)
     (given,) = (
         word.partition("=")[2] for word in cast(list[str], container["command"])
