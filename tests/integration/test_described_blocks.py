@@ -167,7 +167,8 @@ def test_flipped_bits_are_never_wrong_output(tmp_path: Path) -> None:
         (extent,) = pool.workers[0].store._core.arena._named.values()
         extent.view[2 * BLOCK_HEADER_BYTES + 100] ^= 1
         verdicts = engine.load(keys)
-        assert engine.client.stats().corrupt == 1
+        # Twice where the node had it in DRAM alone when it was asked once more.
+        assert engine.client.stats().corrupt in (1, 2)
         if verdicts[0].is_hit:  # the node had it on flash already, and read it there
             assert bytes(engine.cache.view[:PAYLOAD_BYTES]) == bytes(block(7, PAYLOAD_BYTES))
         else:
