@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ def show(call: Call, client: Client) -> None:
             if done == call.arguments.count:
                 break
         if not updates:
-            time.sleep(call.arguments.interval)
+            time.sleep(call.arguments.interval)  # nothing is new: ask as often as was said
 
 
 def serve(call: Call, client: Client) -> None:
@@ -88,8 +89,7 @@ def serve(call: Call, client: Client) -> None:
             lambda console: console.print(f"serving block events at {server.endpoint}"),
         )
         call.output.stdout.flush()
-        while True:
-            time.sleep(3600)
+        threading.Event().wait()  # that Ctrl-C ends
     finally:
         server.stop()
 

@@ -188,20 +188,18 @@ class JobLoop:
         if job is None:
             return
         job.results = results
-        job.quarantined = frozenset(
+        held = [
             first for first, result in zip(job.first_pieces, results, strict=False)
             if result == Status.QUARANTINED
-        )
-        if job.quarantined:
+        ]
+        if held:
             log.warning(
                 "%d buffers may still be written after their deadline; they are kept back until "
-                "the node or the device is done with them", len(job.quarantined),
+                "the node or the device is done with them", len(held),
             )
+            job.quarantined = frozenset(held)
             self._in_quarantine.append(job)
-            self._held.update(
-                first for first, result in zip(job.first_pieces, results, strict=False)
-                if result == Status.QUARANTINED
-            )
+            self._held.update(held)
         else:
             _guarded(partial(job.on_end, results))
 

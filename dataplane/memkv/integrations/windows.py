@@ -7,6 +7,7 @@ time stops asking, and the header pages of all work together stay bounded.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 
 from memkv.clock import Clock
@@ -79,7 +80,7 @@ class Desk:
             log.warning("%s: %s", what, text)
 
 
-class Windows:
+class Windows(ABC):
     """One load or store: a base that sends the parts of objects; the rest says what with them."""
 
     def __init__(self, desk: Desk, objects: Sequence[Sequence[Part]]) -> None:
@@ -145,30 +146,30 @@ class Windows:
         self.submit(window, ptrs, sizes, ended)
 
     # --- for the work's own class -------------------------------------------------------------
+    @abstractmethod
     def take_pages(self, window: Window) -> list[int] | None:
         """Return the address of a header page for each part; None while there are not so many."""
-        raise NotImplementedError
 
+    @abstractmethod
     def give_back_pages(self, pages: list[int]) -> None:
         """Take them back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def submit(
         self, window: Window, ptrs: list[list[int]], sizes: list[list[int]], ended: OnEnd
     ) -> None:
         """Start the window's job."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self, window: Window, pages: list[int], results: list[int]) -> None:
         """Take its results."""
-        raise NotImplementedError
 
+    @abstractmethod
     def late(self, window: Window) -> None:
         """Take parts that were not sent in time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> None:
         """Tell the caller; called once."""
-        raise NotImplementedError
 
 
