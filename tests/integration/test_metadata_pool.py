@@ -184,6 +184,14 @@ class TestPool:
         for name in names:
             wait_until(f"{name} applies the newest map", partial(self._has_applied, name))
 
+    def wait_all_own_slots(self) -> None:
+        """The first map may come before all nodes do; what it lacks moves to them later."""
+        wait_until("all nodes own slots", self._all_own_slots)
+
+    def _all_own_slots(self) -> bool:
+        owning = {self.map.workers[owner].node_name for owner in self.map.owners}
+        return owning == set(self.nodes) and not self.map.moving
+
     def _has_applied(self, name: str) -> bool:
         return self.facts(name).applied_epoch == self.map.version.epoch
 
@@ -298,6 +306,7 @@ def test_killed_node_comes_back_warm_and_deletes_stay_deleted(pool: TestPool) ->
 
 def test_killed_worker_is_started_again_and_keeps_its_slots(pool: TestPool) -> None:
     pool.start()
+    pool.wait_all_own_slots()
     pool.wait_applied("a")
     ids = block_ids(20)
     for block_id in ids:
@@ -309,6 +318,7 @@ def test_killed_worker_is_started_again_and_keeps_its_slots(pool: TestPool) -> N
     assert pool.map.owners == owners
     pool.wait_applied("a")
     mine = [block_id for block_id in ids if pool.owner_of(block_id).uuid == before.uuid]
+    assert mine
     assert {pool.get(pool.worker("a"), block_id) for block_id in mine} == {Status.OK}
     assert pool.facts("a").restarts == 1
 
