@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from memkv.cli.connection import open_client
 from memkv.cli.exits import Exit, Terminated
 from memkv.cli.settings import CONNECTION, POOL, UsageError
 from memkv.cli.tables import plain
+from memkv.daemons import StopSignals
 
 if TYPE_CHECKING:
     from memkv.client.block_watch import BlockUpdate
@@ -75,13 +75,14 @@ def show(call: Call, client: Client) -> None:
 
 
 def serve(call: Call, client: Client) -> None:
-    """Serve gRPC until Ctrl-C."""
+    """Serve gRPC until Ctrl-C or SIGTERM."""
     from memkv.integrations.block_service import BlockServer, BlockServicer
     from memkv.metadata.endpoint import check_exposure, split_endpoint
 
     host, port = split_endpoint(call.arguments.listen)
     check_exposure("the gateway", host, None, insecure=call.arguments.insecure)
     interval_ms = max(1, int(call.arguments.interval * 1000))
+    stopping = StopSignals()
     server = BlockServer(BlockServicer(client, call.settings[POOL], interval_ms), host, port)
     try:
         call.output.result(
@@ -89,7 +90,7 @@ def serve(call: Call, client: Client) -> None:
             lambda console: console.print(f"serving block events at {server.endpoint}"),
         )
         call.output.stdout.flush()
-        threading.Event().wait()  # that Ctrl-C ends
+        stopping.wait()
     finally:
         server.stop()
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import tempfile
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from memkv.cli.command import Call, Command
 from memkv.cli.exits import Exit
 from memkv.cli.settings import POOL, Field, Settings, UsageError
 from memkv.cli.tables import Column, plain, table
+from memkv.daemons import StopSignals
 from memkv.errors import MemKVError
 from memkv.limits import (
     BLOCK_BYTES_MAX,
@@ -62,10 +62,10 @@ COLUMNS = (
 def run(call: Call) -> int:
     settings = call.settings
     directory = Path(settings[DIR]) if settings[DIR] else Path(tempfile.mkdtemp(prefix="memkv-"))
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda *_: stopping.set())
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup stays what it is
+        numbers.append(signal.SIGHUP)
+    stopping = StopSignals(numbers)
     try:
         make_directory(directory)
         serve(call, plan_of(settings, directory.resolve()), stopping)
@@ -121,7 +121,7 @@ def address_of(host: str, origin: str) -> str:
         raise UsageError(f"{origin}: {host}: {error.strerror}; name an address") from None
 
 
-def serve(call: Call, plan: PoolPlan, stopping: threading.Event) -> None:
+def serve(call: Call, plan: PoolPlan, stopping: StopSignals) -> None:
     """Run the pool until it is told to stop. ConfigError when a process of it ends by itself."""
     from memkv.localpool.pool import LocalPool
 
