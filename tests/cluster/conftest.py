@@ -151,6 +151,21 @@ def pool_namespace(release: LiveCluster) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.fixture(scope="module")
+def restricted_namespace(cluster: LiveCluster) -> Iterator[Callable[[str], str]]:
+    """Make namespaces that admit only restricted pods."""
+    made: list[str] = []
+
+    def make(name: str) -> str:
+        cluster.apply("default", namespace(name, "restricted"))
+        made.append(name)
+        return name
+
+    yield make
+    for name in made:
+        cluster.kubectl("delete", "namespace", name, f"--timeout={INSTALL_S}s")
+
+
+@pytest.fixture(scope="module")
 def loop_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], str]]:
     """Make disks of this machine, and so of its nodes, of some bytes, that hold a file system."""
     if os.environ.get("MEMKV_TEST_LOCAL_NODES") != "1":

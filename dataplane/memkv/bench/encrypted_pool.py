@@ -115,7 +115,14 @@ def _start(stack: ExitStack, log: Path, words: list[str]) -> None:
 
     def end() -> None:
         process.terminate()
-        process.wait(STOP_S)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            process.wait()
+            raise MeasurementFailed(
+                f"`memkv {words[0]}` did not stop in {STOP_S} s and was killed; see {log}"
+            ) from error
 
     stack.callback(end)
 

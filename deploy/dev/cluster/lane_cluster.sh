@@ -13,6 +13,8 @@ if [ -n "${KUBECONFIG:-}" ]; then
     fi
 else
     [ ! -e /run/memkv-cluster ] || "$folder/cluster.sh" down
+    # Without it the test of engines in pods is skipped, and says so.
+    deploy/dev/vllm/setup.sh >/dev/null || true
     # Once: a tree that is edited meanwhile would be another image.
     MEMKV_TEST_IMAGE=$("$folder/image.sh" build)
     "$folder/image.sh" check "$MEMKV_TEST_IMAGE"
