@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 START_TIMEOUT_S = 1500.0  # imports of vLLM alone take minutes on a busy machine
 ANSWER_TIMEOUT_S = 1500.0
@@ -42,6 +42,14 @@ class Generated:
         """What the pool had of a prompt's blocks, by reason."""
         report = self.report[index]
         return {} if report is None else report["memkv"]
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """An adapter as a user of the engine names it."""
+
+    name: str
+    path: Path
 
 
 class VllmProcess:
@@ -80,19 +88,30 @@ class VllmProcess:
 
     def generate(
         self, *prompts: list[int], max_tokens: int = 8, salt: str | None = None,
-        memkv: dict[str, bool] | None = None,
+        memkv: dict[str, bool] | None = None, lora: LoraAdapter | None = None,
     ) -> Generated:
         """Have the engine answer prompts, all at once."""
-        self.begin(*prompts, max_tokens=max_tokens, salt=salt, memkv=memkv)
+        self.begin(*prompts, max_tokens=max_tokens, salt=salt, memkv=memkv, lora=lora)
         return self.end()
 
     def begin(
         self, *prompts: list[int], max_tokens: int = 8, salt: str | None = None,
-        memkv: dict[str, bool] | None = None,
+        memkv: dict[str, bool] | None = None, lora: LoraAdapter | None = None,
     ) -> None:
         """Send prompts; `end` waits for the answer. `memkv`: of the request, such as
         {"store": False}."""
-        self._send({"prompts": prompts, "max_tokens": max_tokens, "salt": salt, "memkv": memkv})
+        self._send({
+            "prompts": prompts, "max_tokens": max_tokens, "salt": salt, "memkv": memkv,
+            "lora": None if lora is None else {"name": lora.name, "path": str(lora.path)},
+        })
+
+    def compute(self, *prompts: list[int], **named: Any) -> Generated:
+        """Have the engine answer without the pool and without its own prefix cache. `named`: as
+        `generate` has them."""
+        assert self.forget(), "blocks of the engine are in use"
+        answer = self.generate(*prompts, memkv={"load": False, "store": False}, **named)
+        assert self.forget(), "blocks of the engine are in use"
+        return answer
 
     def end(self) -> Generated:
         answer = self._line(ANSWER_TIMEOUT_S)

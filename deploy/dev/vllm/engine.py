@@ -5,7 +5,8 @@
 The second argument are arguments of vllm.LLM. Each line of standard input is a request, each answer
 one line of standard output; the first one says {"ready": true}.
 
-    {"prompts": [[token, ...], ...], "max_tokens": 8, "salt": null, "memkv": {"store": false}}
+    {"prompts": [[token, ...], ...], "max_tokens": 8, "salt": null, "memkv": {"store": false},
+     "lora": {"name": "sql", "path": "/adapters/sql"}}
     {"seconds", "cpu_seconds", "lane_seconds", "tokens", "logprobs", "cached", "report", "times",
      "preemptions"}
     {"reset": true}     empties the engine's own prefix cache
@@ -25,6 +26,8 @@ from typing import Any
 
 REQUESTS = itertools.count()
 PREEMPTED: list[str] = []
+FORGET_S_MAX = 60.0
+ADAPTERS: dict[tuple[str, str], int] = {}
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -51,10 +54,10 @@ def main() -> None:
 
 def answer(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
     if request.get("reset"):
-        return {"reset": bool(llm.reset_prefix_cache())}
+        return {"reset": forget(llm)}
     from vllm import SamplingParams
 
-    engine = llm.llm_engine
+    engine, lora = llm.llm_engine, lora_of(request.get("lora"))
     sampling = SamplingParams(
         max_tokens=request["max_tokens"], temperature=0, ignore_eos=True, logprobs=0,
         extra_args={"kv_transfer_params": {"memkv": request.get("memkv") or {}}},
@@ -67,7 +70,7 @@ def answer(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
         if request.get("salt"):
             prompt["cache_salt"] = request["salt"]
         numbers[str(next(REQUESTS))] = number
-        engine.add_request(list(numbers)[-1], prompt, sampling)
+        engine.add_request(list(numbers)[-1], prompt, sampling, lora_request=lora)
     outputs: list[Any] = [None] * len(numbers)
     times: list[list[float]] = [[] for _ in numbers]
     while engine.has_unfinished_requests():
@@ -93,6 +96,28 @@ def answer(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
         "times": times,
         "preemptions": len(PREEMPTED),
     }
+
+
+def forget(llm: Any) -> bool:
+    """Empty the prefix cache; blocks that are being stored are in use until a step lets go of
+    them."""
+    until = time.monotonic() + FORGET_S_MAX
+    while not llm.reset_prefix_cache():
+        if time.monotonic() > until:
+            return False
+        llm.llm_engine.step()
+    return True
+
+
+def lora_of(said: dict[str, str] | None) -> Any:
+    """Return vLLM's request for an adapter, with a number for each name and path, as its server
+    gives them."""
+    if not said:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    known = (said["name"], said["path"])
+    return LoRARequest(known[0], ADAPTERS.setdefault(known, len(ADAPTERS) + 1), known[1])
 
 
 def count_preemptions(scheduler: Any) -> None:

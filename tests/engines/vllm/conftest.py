@@ -52,18 +52,22 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedPool]:
 
 
 @pytest.fixture(scope="session")
+def model() -> Path:
+    models = subprocess.run([SETUP, "models"], check=True, capture_output=True, text=True).stdout
+    return Path(models.strip()) / "llama-256x4"
+
+
+@pytest.fixture(scope="session")
 def start(
-    proxied: ProxiedPool, tmp_path_factory: pytest.TempPathFactory
+    proxied: ProxiedPool, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StartEngine]:
     """Start engines that end with the session."""
     logs = tmp_path_factory.mktemp("engines")
-    models = subprocess.run([SETUP, "models"], check=True, capture_output=True, text=True).stdout
     engines: list[VllmProcess] = []
 
-    def start(name: str, **arguments: object) -> VllmProcess:
-        model = Path(models.strip()) / "llama-256x4"
+    def start(name: str, of: Path = model, **arguments: object) -> VllmProcess:
         engine = VllmProcess(
-            Path(sys.executable), SCRIPT, model, logs / f"{name}.log",
+            Path(sys.executable), SCRIPT, of, logs / f"{name}.log",
             {"endpoint": proxied.pool.endpoint},
             **({"block_size": BLOCK_TOKENS, "max_model_len": CONTEXT_TOKENS} | arguments),
         )

@@ -5,7 +5,10 @@ Engines start slowly: tests share two, and go from a healthy pool to a broken on
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -16,6 +19,7 @@ from memkv.testing.proxy import FaultProxy, faithful
 from memkv.testing.vllm_process import VllmProcess
 
 BLOCK_BYTES = 32 * 4 * 4 * 2 * 64 * 2  # tokens, layers, heads, K and V, elements, bfloat16
+MAKE_MODEL = Path(__file__).parents[3] / "deploy/dev/vllm/make_model.py"
 StartEngine = Callable[..., VllmProcess]
 Pair = tuple[VllmProcess, VllmProcess]
 Prompt = Callable[[int, int], list[int]]
@@ -94,11 +98,36 @@ def test_another_block_size_or_dtype_is_a_miss(
     first.generate(tokens)
     other = start("-".join(map(str, changed.values())), **changed)
     other.wait_ready()
+    computed = other.compute(tokens)
     answer = other.generate(tokens)
     assert answer.cached == [0]
-    assert "present" not in answer.reasons()
-    again = other.generate(tokens)
-    assert again.tokens == answer.tokens
+    assert answer.reasons() == {"never_stored": 199 // int(str(changed.get("block_size", 32)))}
+    assert (answer.tokens, answer.logprobs) == (computed.tokens, computed.logprobs)
+    assert other.close() == 0
+
+
+def test_another_model_of_the_same_name_is_a_miss(
+    pair: Pair, start: StartEngine, prompt: Prompt, model: Path, tmp_path: Path
+) -> None:
+    """Two folders called alike: same configuration, same shapes, other weights."""
+    first, _ = pair
+    tokens = prompt(21, 200)
+    theirs = first.generate(tokens)
+    subprocess.run(
+        [sys.executable, MAKE_MODEL, tmp_path / model.name, "--hidden", "256", "--layers", "4",
+         "--kv-heads", "4", "--seed", "1"], check=True,
+    )
+    assert (tmp_path / model.name / "config.json").read_bytes() == (
+        model / "config.json"
+    ).read_bytes()
+    other = start("other-model", of=tmp_path / model.name)
+    other.wait_ready()
+    computed = other.compute(tokens)
+    answer = other.generate(tokens)
+    assert answer.cached == [0]
+    assert answer.reasons() == {"never_stored": 6}
+    assert (answer.tokens, answer.logprobs) == (computed.tokens, computed.logprobs)
+    assert answer.tokens != theirs.tokens, "the models are the same, and so this shows nothing"
     assert other.close() == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,12 @@ class PlainNames:
         )
 
 
+def hashes_of(request: FakeRequest) -> list[bytes]:
+    """Stand for the engine's hasher: blocks of all requests here have the same tokens."""
+    done = len(request.block_hashes)
+    return [bytes((number,)) * 32 for number in range(done, request.num_tokens // TOKENS)]
+
+
 class Rig:
     def __init__(self, ranks: int = 1, store_share: float = 0.5, **sides: bool) -> None:
         self.pool = PoolInMemory()
@@ -76,7 +83,7 @@ class Rig:
         rank_names = [(Rank("tp", rank, ranks),) if ranks > 1 else () for rank in range(ranks)]
         self.side = SchedulerSide(
             self.pool, Settings(store_share=store_share), PlainNames(),
-            CacheShape(TOKENS, (None,)), rank_names,
+            CacheShape(TOKENS, (None,)), rank_names, hashes_of,
             loads=sides.get("loads", True), stores=sides.get("stores", True),
         )
         self.side.bind_pool(self.blocks)
@@ -249,6 +256,31 @@ def test_a_request_whose_namespace_cannot_be_said_is_computed(rig: Rig) -> None:
     rig.side.begin(one)
     assert rig.side.matched(one, 0) == (0, False)
     assert rig.step({"request": [1, 2, 3, 4]}, {"request": 64}).stores == []
+    assert rig.side.take_counts() == {"requests_not_shared": 1}
+
+
+def test_adapters_are_told_apart_by_their_files_alone(rig: Rig, tmp_path: Path) -> None:
+    def adapted(name: str, weights: bytes, engine_hash: bytes) -> FakeRequest:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_model.safetensors").write_bytes(weights)
+        # vLLM hashes the path as well.
+        lora = SimpleNamespace(lora_name="sql", lora_int_id=engine_hash[0], lora_path=str(folder))
+        return FakeRequest(name, 70, [engine_hash * 32] * 4, lora_request=lora)
+
+    one = adapted("one", b"weights", b"\x01")
+    rig.side.begin(one)
+    assert rig.side.matched(one, 0) == (0, False)
+    stored = rig.step({"one": [1, 2, 3, 4]}, {"one": 64}).stores[0]
+    for block in stored.blocks:
+        rig.pool.blocks[block_key(stored.names[0], block.block_hash)] = b"block"
+    for other, found in (
+        (adapted("copy", b"weights", b"\x02"), (64, True)),
+        (adapted("other", b"Weights", b"\x03"), (0, False)),
+        (request("base"), (0, False)),
+    ):
+        rig.side.begin(other)
+        assert rig.side.matched(other, 0) == found, other.request_id
 
 
 def test_requests_that_are_over_leave_nothing_behind(rig: Rig) -> None:

@@ -5,7 +5,8 @@
 
 `planner.py` decides without I/O what is looked up, loaded and stored; `lookups.py` and `mover.py`
 do it through a client; `geometry.py` knows where a block's bytes lie. None of these imports vLLM.
-`scheduler_side.py`, `worker_side.py`, `identity.py` and `connector.py` adapt them to the engine.
+`scheduler_side.py`, `worker_side.py`, `identity.py`, `adapters.py` and `connector.py` adapt them to
+the engine.
 docs/vllm.md is for who runs it.
 """
 

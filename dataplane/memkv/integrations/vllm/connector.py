@@ -26,6 +26,7 @@ from memkv.client.options import ConnectOptions
 from memkv.client.sync import Client
 from memkv.integrations.vllm.engine import (
     attention_kernels,
+    block_hasher,
     cache_shape,
     parallel_ranks,
     rank_of_worker,
@@ -110,6 +111,7 @@ class MemKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # 
                 self._connect(self._settings.lookup_deadline_ms), self._settings,
                 Identity(vllm_config, self._settings, shape.block_tokens), shape,
                 parallel_ranks(vllm_config, kv_cache_config),
+                block_hasher(vllm_config, kv_cache_config),
                 loads=bool(transfer.is_kv_consumer), stores=bool(transfer.is_kv_producer),
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memkv.integrations.keys import Rank
+from memkv.integrations.vllm.adapters import Hasher
 from memkv.integrations.vllm.planner import CacheShape
 
 if TYPE_CHECKING:
@@ -47,6 +48,17 @@ def cache_shape(caches: KVCacheConfig) -> CacheShape:
             for spec in specs
         ),
     )
+
+
+def block_hasher(config: VllmConfig, caches: KVCacheConfig) -> Hasher:
+    """Return how the engine makes hashes of a request's blocks."""
+    from vllm.utils.hashing import get_hash_fn_by_name
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, resolve_kv_cache_block_sizes
+
+    _, hash_tokens = resolve_kv_cache_block_sizes(caches, config)
+    algorithm = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
+    hasher: Hasher = get_request_block_hasher(hash_tokens, algorithm)
+    return hasher
 
 
 def parallel_ranks(config: VllmConfig, caches: KVCacheConfig) -> list[tuple[Rank, ...]]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import struct
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from memkv.integrations.vllm.settings import Settings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.v1.request import Request
 
 SAMPLE_BYTES = 4096
 SAMPLES_PER_TENSOR = 3
@@ -73,27 +71,6 @@ def hashing(algorithm: str) -> str:
     if len(seed) > SEED_CHARACTERS_MAX:
         seed = hashlib.blake2b(seed.encode(), digest_size=8).hexdigest()
     return f"vllm/{algorithm}/{seed}"
-
-
-def adapter_of(request: Request) -> Adapter | None:
-    """Identify a request's LoRA adapter by its files, by its path where they cannot be read."""
-    lora = request.lora_request
-    if lora is None:
-        return None
-    folder = Path(str(lora.lora_path))
-    try:
-        stamp = tuple(sorted((path.name, path.stat().st_mtime_ns, path.stat().st_size)
-                             for path in folder.iterdir() if path.is_file()))
-        if stamp:
-            return _adapter_of_files(str(lora.lora_name), folder, stamp)
-    except OSError:
-        pass
-    return Adapter.of_path(str(lora.lora_name), str(lora.lora_path))
-
-
-@lru_cache(maxsize=64)  # one reading an adapter and version; engines hold fewer
-def _adapter_of_files(name: str, folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> Adapter:
-    return Adapter.of_files(name, [folder / file_name for file_name, _, _ in stamp])
 
 
 def weights_digest(folder: Path) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from memkv.errors import CallerError
 from memkv.integrations.keys import Adapter, Namespace, Rank
 from memkv.integrations.reasons import RequestReasons
-from memkv.integrations.vllm.identity import adapter_of
+from memkv.integrations.vllm.adapters import Adapters, Hasher, HashesWithoutAdapter
 from memkv.integrations.vllm.lookups import LookupClient, Lookups
 from memkv.integrations.vllm.messages import FailedLoad, Orders, RankFormat, Results, Transfer
 from memkv.integrations.vllm.planner import NULL_BLOCK, CacheShape, PlacedBlock, RequestPlan
@@ -69,14 +69,16 @@ class SchedulerSide:
 
     def __init__(
         self, client: LookupClient, settings: Settings, names: Names, shape: CacheShape,
-        ranks: Sequence[tuple[Rank, ...]], *, loads: bool, stores: bool,
+        ranks: Sequence[tuple[Rank, ...]], hasher: Hasher, *, loads: bool, stores: bool,
     ) -> None:
-        """`ranks`: of each worker, in the order of their (pp, tp) ranks."""
+        """`ranks`: of each worker, in the order of their (pp, tp) ranks. `hasher`: the engine's."""
         self._client = client
         self._settings = settings
         self._names = names
         self._shape = shape
         self._ranks = ranks
+        self._hasher = hasher
+        self._adapters = Adapters()
         self._does_load, self._does_store = loads, stores
         self._formats: list[RankFormat] = []
         # A lease as long as a load may take: what was found is not evicted before it is read.
@@ -92,6 +94,7 @@ class SchedulerSide:
         """Store jobs: the blocks that they hold, and how many ranks have not finished."""
         self._held_blocks = 0
         self._reasons = RequestReasons()
+        self._said: set[str] = set()
         self._counts: dict[str, float] = {}
 
     def set_formats(self, formats: list[RankFormat]) -> None:
@@ -206,12 +209,13 @@ class SchedulerSide:
         if known is None:
             wishes = wishes_of(request)
             known = _Known(
-                request, RequestPlan(self._shape, request.block_hashes), self._name(request),
+                request, RequestPlan(self._shape, self._hashes(request)), self._name(request),
                 does_load=self._does_load and wishes.get("load") is not False,
                 does_store=self._does_store and wishes.get("store") is not False,
             )
             if not known.names:
                 known.does_load = known.does_store = False
+                self._count("requests_not_shared")
             self._requests[request.request_id] = known
         return known
 
@@ -220,11 +224,20 @@ class SchedulerSide:
         not end an engine."""
         try:
             return self._names.namespaces(
-                self._formats, self._ranks, adapter_of(request), request.cache_salt or ""
+                self._formats, self._ranks, self._adapters.of(request), request.cache_salt or ""
             )
         except CallerError as error:
-            logger.warning("request %s is not shared: %s", request.request_id, error)
+            logger.debug("request %s is not shared: %s", request.request_id, error)
+            if str(error) not in self._said:  # once, not with each request of an adapter
+                self._said.add(str(error))
+                logger.warning("requests are not shared: %s", error)
             return ()
+
+    def _hashes(self, request: Request) -> Sequence[bytes]:
+        if request.lora_request is None:
+            found: Sequence[bytes] = request.block_hashes
+            return found
+        return HashesWithoutAdapter(request, self._hasher)
 
     def _ask(self, known: _Known) -> bool:
         """Ask the pool, if there is anything to ask for."""

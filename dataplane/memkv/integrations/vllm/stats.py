@@ -20,6 +20,7 @@ NAMES = {
     "store_blocks": "Blocks stored",
     "store_bytes": "Bytes stored",
     "stores_dropped": "Blocks that were not stored",
+    "requests_not_shared": "Requests whose blocks could not be named; the log says why",
     "busy_seconds": "CPU seconds of the engine's threads inside the connector",
 }
 BY_REASON = {
