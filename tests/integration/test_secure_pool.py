@@ -1,5 +1,6 @@
 """A pool of real processes under TLS: who gets in, who does not, and rotations under load."""
 
+import ctypes
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -16,12 +17,15 @@ from memkv.client import options
 from memkv.client.options import PutOptions
 from memkv.client.sync import Client
 from memkv.errors import RetryLater
+from memkv.integrations.hints import hints_of
 from memkv.metadata.certificates import ClientTls, client_tls, node_name
 from memkv.metadata.endpoint import open_channel
 from memkv.metadata.watch import MetadataRefused, fetch_map, fetch_ticket
+from memkv.reasons import MissReason
 from memkv.status import Status
 from memkv.testing.certificates import Authority
 from memkv.testing.secure_pool import POOL, SecurePool
+from memkv.wire.events import Event
 from memkv.wire.ticket import PEER_TENANT, Rights, parse_ticket
 from memkv_proto import node_admin_pb2, node_admin_pb2_grpc
 
@@ -80,6 +84,31 @@ def test_blocks_round_trip_under_tls(client: Client, size: int) -> None:
     assert client.batch_is_exist([f"block {size}", "no such"]) == [1, 0]
     assert client.remove(f"block {size}") == Status.OK
     assert client.get(f"block {size}") is None
+
+
+@pytest.mark.parametrize("size", [100, 900 * 1024], ids=["short", "of many records"])
+def test_hints_reach_nodes_under_tls(client: Client, size: int) -> None:
+    chain = [f"hinted {size} {number}".encode() for number in range(4)]
+    hints = hints_of(chain, session=b"chat 1")
+    watch = client.watch_blocks()
+    while watch.poll():  # what is there already
+        pass
+    data = (ctypes.c_char * size)()
+    put = client.batch_put_from(
+        chain, [ctypes.addressof(data)] * 4, [size] * 4, PutOptions(hints=hints)
+    )
+    assert put == [Status.OK] * 4
+    events = [event for update in watch.poll() for event in update.events]
+    digests = watch.digests(chain)
+    assert sorted(events) == sorted(
+        Event(digest, hint.prefix_id, hint.depth, 0)
+        for digest, hint in zip(digests, hints, strict=True)
+    )
+    assert [hint.depth for hint in hints] == [0, 1, 2, 3]
+    assert client.remove(chain[3]) == Status.OK
+    events = [event for update in watch.poll() for event in update.events]
+    assert [(event.digest, event.kind) for event in events] == [(digests[3], 1)]
+    assert client.why(chain) == [*[MissReason.PRESENT] * 3, MissReason.DELETED]
 
 
 def test_a_connection_file_is_all_that_commands_and_programs_need(
