@@ -11,13 +11,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.request import urlopen
 
 import pytest
 
 from memkv.cli.exits import Exit
 from memkv.clock import SystemClock, deadline_after_ms
+from memkv.metadata.certificates import client_tls
+from memkv.metadata.endpoint import open_channel, split_endpoint
+from memkv.testing.certificates import Authority
+from memkv_proto import block_events_pb2, block_events_pb2_grpc
 
 TIMEOUT_S = 120
 MEMKV = [sys.executable, "-m", "memkv.cli.main"]
@@ -156,6 +160,36 @@ def test_events_begin_with_a_snapshot(up: Up) -> None:
     done = memkv(up, "events", "--listen", "0.0.0.0:0")
     assert done.returncode == Exit.UNFIT
     assert b"--insecure" in done.stderr
+
+
+def test_events_under_tls_are_served_on_other_addresses(up: Up, tmp_path: Path) -> None:
+    files = Authority().files(tmp_path, "gateway", "127.0.0.1")
+    flags = [
+        "--listen-tls-cert", str(files.certificate), "--listen-tls-key", str(files.key),
+        "--listen-tls-ca", str(files.authority),
+    ]  # fmt: skip
+    for words, said in (
+        (flags, b"need --listen"),
+        (["--listen", "0.0.0.0:0", *flags[:4]], b"--listen-tls-ca missing"),
+    ):
+        done = memkv(up, "events", *words)
+        assert done.returncode == Exit.USAGE
+        assert said in done.stderr
+    command = [*MEMKV, "events", "--listen", "0.0.0.0:0", *flags, "--json"]
+    with subprocess.Popen(
+        [*command, "--endpoint", up.endpoint], stdout=subprocess.PIPE, text=True
+    ) as gateway:
+        try:
+            _, port = split_endpoint(str(first_document(gateway)["endpoint"]))
+            with open_channel(f"127.0.0.1:{port}", client_tls(files)) as channel:
+                stub: Any = block_events_pb2_grpc.BlockEventsServiceStub(channel)
+                first = next(stub.WatchBlocks(
+                    block_events_pb2.WatchBlocksRequest(), timeout=TIMEOUT_S
+                ))
+            assert first.change == block_events_pb2.BLOCK_CHANGE_GAP
+        finally:
+            gateway.send_signal(signal.SIGTERM)
+        assert gateway.wait(TIMEOUT_S) == Exit.OK
 
 
 def test_a_deleted_block_is_gone(up: Up) -> None:

@@ -13,13 +13,17 @@ from memkv.client.block_directory import BlockDirectory
 from memkv.client.block_watch import BlockUpdate, BlockWatch, Change
 from memkv.client.options import PutOptions
 from memkv.client.sync import Client
+from memkv.errors import ConfigError
 from memkv.integrations.block_service import BlockServer, BlockServicer
 from memkv.integrations.hints import hints_of
 from memkv.keys import block_id
 from memkv.limits import MIB
+from memkv.metadata.certificates import ClientTls, TlsFiles, client_tls
+from memkv.metadata.endpoint import open_channel
 from memkv.shardmap.map import Move
 from memkv.status import Status
 from memkv.store import feeds
+from memkv.testing.certificates import Authority
 from memkv.testing.local_workers import POOL, SLOTS, LocalWorkers, local_workers
 from memkv.wire import session as wire_session
 from memkv.wire.events import Event
@@ -216,3 +220,66 @@ def test_a_stopping_gateway_ends_its_streams(gateway: tuple[Client, BlockServer]
         with pytest.raises(grpc.RpcError):
             for _ in stream:
                 pass
+
+
+# --- the gateway under TLS --------------------------------------------------------------------
+@pytest.fixture
+def secure_gateway(pool: LocalWorkers, tmp_path: Path) -> Iterator[tuple[TlsFiles, BlockServer]]:
+    client = connected(pool)
+    client.put("before", bytes(10))
+    files = Authority().files(tmp_path, "gateway", "127.0.0.1")
+    server = BlockServer(BlockServicer(client, POOL, 5), "127.0.0.1", 0, files)
+    yield files, server
+    server.stop()
+
+
+def first_response(server: BlockServer, tls: ClientTls | None) -> pb.WatchBlocksResponse:
+    with open_channel(server.endpoint, tls) as channel:
+        stream: Any = pb_grpc.BlockEventsServiceStub(channel).WatchBlocks(
+            pb.WatchBlocksRequest(pool=POOL), timeout=WAIT_S, wait_for_ready=False
+        )
+        response: pb.WatchBlocksResponse = next(stream)
+        stream.cancel()
+        return response
+
+
+def test_a_gateway_under_tls_is_for_readers_with_a_certificate(
+    secure_gateway: tuple[TlsFiles, BlockServer], tmp_path: Path
+) -> None:
+    files, server = secure_gateway
+    strangers = Authority("a stranger").files(tmp_path, "stranger", "router")
+    for tls in (
+        None,
+        ClientTls(files.authority),
+        ClientTls(files.authority, strangers.certificate, strangers.key),
+        ClientTls(strangers.authority, files.certificate, files.key),
+    ):
+        with pytest.raises(grpc.RpcError) as failure:
+            first_response(server, tls)
+        assert isinstance(failure.value, grpc.Call)
+        assert failure.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert first_response(server, client_tls(files)).tenant_salt == b"default"
+
+
+def test_a_gateway_takes_over_replaced_certificates(
+    secure_gateway: tuple[TlsFiles, BlockServer], tmp_path: Path
+) -> None:
+    files, server = secure_gateway
+    (tmp_path / "new").mkdir()
+    fresh = Authority("another").files(tmp_path / "new", "gateway", "127.0.0.1")
+    with pytest.raises(grpc.RpcError):
+        first_response(server, client_tls(fresh))
+    for old, new in (
+        (files.authority, fresh.authority), (files.certificate, fresh.certificate),
+        (files.key, fresh.key),
+    ):
+        new.replace(old)
+    assert first_response(server, client_tls(files)).tenant_salt == b"default"
+
+
+def test_a_gateway_with_unfit_certificates_does_not_start(pool: LocalWorkers, tmp_path: Path
+                                                          ) -> None:
+    files = Authority().files(tmp_path, "gateway", "127.0.0.1")
+    files.key.unlink()
+    with pytest.raises(ConfigError, match=r"gateway\.key"):
+        BlockServer(BlockServicer(connected(pool), POOL, 5), "127.0.0.1", 0, files)

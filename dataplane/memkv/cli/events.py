@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memkv.cli import units
@@ -17,8 +18,14 @@ from memkv.daemons import StopSignals
 if TYPE_CHECKING:
     from memkv.client.block_watch import BlockUpdate
     from memkv.client.sync import Client
+    from memkv.metadata.certificates import TlsFiles
 
 INTERVAL_MS_DEFAULT = 50
+LISTEN_TLS = {
+    "cert": "certificate for --listen, in PEM; replaced files are taken over at once",
+    "key": "private key of that certificate, in PEM",
+    "ca": "CA whose certificates readers must have, in PEM; one may follow another",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--listen", metavar="HOST:PORT",
         help="serve gRPC (memkv.v1.BlockEventsService) instead of printing; port 0: any free one",
     )
+    # The pool's own flags, --tls-cert and its like, prove this process to the pool.
+    for part, text in LISTEN_TLS.items():
+        parser.add_argument(f"--listen-tls-{part}", metavar="FILE", help=text)
     parser.add_argument(
         "--insecure", action="store_true",
-        help="allow --listen on an address other than loopback: there is no TLS",
+        help="allow --listen on an address other than loopback without TLS",
     )
     parser.add_argument(
         "--interval", type=units.parse_duration_s, default=INTERVAL_MS_DEFAULT / 1000,
@@ -43,10 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(call: Call) -> int:
     if call.arguments.interval <= 0:
         raise UsageError("--interval: it must be longer than 0")
+    tls = listen_tls(call.arguments)
     with open_client(call.settings) as client:
         try:
             if call.arguments.listen:
-                serve(call, client)
+                serve(call, client, tls)
             else:
                 show(call, client)
         except Terminated:
@@ -74,16 +85,34 @@ def show(call: Call, client: Client) -> None:
             time.sleep(call.arguments.interval)  # nothing is new: ask as often as was said
 
 
-def serve(call: Call, client: Client) -> None:
+def listen_tls(arguments: argparse.Namespace) -> TlsFiles | None:
+    """Return the files of --listen-tls-*, None when no one was named. UsageError for some of
+    them, and without --listen."""
+    from memkv.metadata.certificates import TlsFiles
+
+    named = {f"--listen-tls-{part}": getattr(arguments, f"listen_tls_{part}")
+             for part in LISTEN_TLS}
+    if not any(named.values()):
+        return None
+    if not arguments.listen:
+        raise UsageError("--listen-tls-cert, --listen-tls-key and --listen-tls-ca need --listen")
+    if missing := [flag for flag, file in named.items() if not file]:
+        raise UsageError(f"{', '.join(missing)} missing: {', '.join(named)} go together")
+    return TlsFiles(*(Path(file) for file in named.values()))
+
+
+def serve(call: Call, client: Client, tls: TlsFiles | None) -> None:
     """Serve gRPC until Ctrl-C or SIGTERM."""
     from memkv.integrations.block_service import BlockServer, BlockServicer
     from memkv.metadata.endpoint import check_exposure, split_endpoint
 
     host, port = split_endpoint(call.arguments.listen)
-    check_exposure("the gateway", host, None, insecure=call.arguments.insecure)
+    check_exposure("the gateway", host, tls, insecure=call.arguments.insecure)
     interval_ms = max(1, int(call.arguments.interval * 1000))
     stopping = StopSignals()
-    server = BlockServer(BlockServicer(client, call.settings[POOL], interval_ms), host, port)
+    server = BlockServer(
+        BlockServicer(client, call.settings[POOL], interval_ms), host, port, tls
+    )
     try:
         call.output.result(
             {"endpoint": server.endpoint},

@@ -17,6 +17,7 @@ from memkv.client.block_watch import BlockUpdate, Change
 from memkv.client.sync import Client
 from memkv.errors import ConfigError
 from memkv.limits import BLOCK_STREAMS_MAX
+from memkv.metadata.certificates import TlsFiles, server_credentials
 from memkv.metadata.endpoint import SERVER_OPTIONS, join_endpoint
 from memkv_proto import block_events_pb2 as pb
 from memkv_proto import block_events_pb2_grpc as pb_grpc
@@ -84,8 +85,12 @@ class BlockServicer(pb_grpc.BlockEventsServiceServicer):
 class BlockServer:
     """A listening BlockEventsService."""
 
-    def __init__(self, servicer: BlockServicer, host: str, port: int) -> None:
-        """Listen, without TLS; port 0: any free one. ConfigError when it is taken."""
+    def __init__(
+        self, servicer: BlockServicer, host: str, port: int, tls: TlsFiles | None = None
+    ) -> None:
+        """Listen; port 0: any free one. With `tls` only readers with a certificate of its CA get
+        in: what they read holds the tenant's salt. ConfigError when the port is taken or the
+        certificates are unfit."""
         self._servicer = servicer
         self._threads = ThreadPoolExecutor(BLOCK_STREAMS_MAX, thread_name_prefix="memkv-events")
         self._server = grpc.server(
@@ -94,7 +99,11 @@ class BlockServer:
         pb_grpc.add_BlockEventsServiceServicer_to_server(servicer, self._server)
         address = join_endpoint(host, port)
         try:
-            self.port = self._server.add_insecure_port(address)
+            if tls is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                credentials = server_credentials(tls, asks_certificate=True)
+                self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise ConfigError(
                 f"cannot listen on {address}: another process has the port, or the address is not "
