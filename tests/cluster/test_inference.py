@@ -83,8 +83,8 @@ def models(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not found:
             pytest.skip(f"no {library} on this machine, which vLLM for CPUs loads")
         shutil.copy(found[0], folder / "lib")
-    for path in (folder, folder / "model", folder / "lib"):
-        path.chmod(0o755)
+    for path in (folder, *folder.rglob("*")):  # for the uid of the pods
+        path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
 
 
