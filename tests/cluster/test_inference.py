@@ -29,6 +29,7 @@ ENGINES_READY_S = 10 * 60  # two engines import vLLM and torch at once, twice ea
 STORED_S = 60
 DELETED_S = 3 * 60
 ENGINES = 2
+LOG_CHARACTERS = 20_000
 SYSTEM_LIBRARIES = ("libnuma.so.1",)
 LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", f"/usr/lib/{platform.machine()}-linux-gnu")
 MODEL = "llama-256x4"
@@ -180,13 +181,18 @@ def are_ready(cluster: LiveCluster, home: str) -> bool:
         names = [str(child(pod, "metadata")["name"]) for pod in pods]
         last = [cluster.try_to("kubectl", "logs", "-n", home, "-p", name).stdout for name in names]
         raise CommandFailed(
-            f"an engine ended: {states}\n" + "\n".join(text[-8000:] for text in last)
+            f"an engine ended: {states}\n" + "\n".join(text[-LOG_CHARACTERS:] for text in last)
         )
     return len(states) == ENGINES and all(state["ready"] for state in states)
 
 
 def in_pod(cluster: LiveCluster, home: str, pod: str, script: str) -> str:
-    return cluster.kubectl("exec", "-i", "-n", home, pod, "--", PYTHON, "-", text=script)
+    words = ("kubectl", "exec", "-i", "-n", home, pod, "--", PYTHON, "-")
+    done = cluster.try_to(*words, text=script)
+    if done.returncode != 0:
+        logs = cluster.try_to("kubectl", "logs", "-n", home, pod).stdout
+        raise CommandFailed(f"{pod}: {done.stderr}\n{logs[-LOG_CHARACTERS:]}")
+    return done.stdout
 
 
 def ask(cluster: LiveCluster, home: str, pod: str, prompt: list[int]) -> tuple[Object, int]:
