@@ -153,6 +153,7 @@ def for_cpus(deployment: Object, image: str, packages: Path) -> Object:
         "PYTHONPATH": f"/vllm/{packages}", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": "/models/lib",
+        "TORCHDYNAMO_DISABLE": "1",  # the image has no compiler
     }.items():  # fmt: skip
         cast("list[Object]", container["env"]).append({"name": name, "value": value})
     container["resources"] = {"requests": {"cpu": "100m"}, "limits": {"memory": "6Gi"}}
