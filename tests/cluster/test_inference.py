@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -222,10 +223,10 @@ def counts(cluster: LiveCluster, home: str, pod: str, name: str) -> bool:
 
 
 def eventually(holds: Callable[[], bool], what: str, seconds: int) -> None:
-    deadline = time.monotonic() + seconds
+    pause, deadline = threading.Event(), time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"in vain: {what}"
-        time.sleep(0.5)  # a pod's counters tell nobody that they have changed
+        pause.wait(1)  # a pod's counters tell nobody that they have changed
 
 
 def let_engines_in(cluster: LiveCluster, pool_home: str, home: str) -> None:
