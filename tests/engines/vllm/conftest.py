@@ -33,7 +33,7 @@ class ProxiedPool:
     proxies: list[FaultProxy]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedPool]:
     if find_spec("vllm") is None:
         pytest.skip("this interpreter has no vLLM; `make test-engines` takes one that has")
@@ -57,18 +57,21 @@ def model() -> Path:
     return Path(models.strip()) / "llama-256x4"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start(
     proxied: ProxiedPool, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StartEngine]:
-    """Start engines that end with the session."""
+    """Start engines that end with their tests."""
     logs = tmp_path_factory.mktemp("engines")
     engines: list[VllmProcess] = []
 
-    def start(name: str, of: Path = model, **arguments: object) -> VllmProcess:
+    def start(
+        name: str, of: Path = model, connector: dict[str, object] | None = None,
+        **arguments: object,
+    ) -> VllmProcess:
         engine = VllmProcess(
             Path(sys.executable), SCRIPT, of, logs / f"{name}.log",
-            {"endpoint": proxied.pool.endpoint},
+            {"endpoint": proxied.pool.endpoint} | (connector or {}),
             **({"block_size": BLOCK_TOKENS, "max_model_len": CONTEXT_TOKENS} | arguments),
         )
         engines.append(engine)
@@ -79,7 +82,7 @@ def start(
     assert statuses == [0] * len(engines)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pair(start: StartEngine) -> tuple[VllmProcess, VllmProcess]:
     """Two engines alike, but for the second one's memory: it holds few requests at once."""
     pair = start("first"), start("second", num_gpu_blocks_override=48)
@@ -88,7 +91,7 @@ def pair(start: StartEngine) -> tuple[VllmProcess, VllmProcess]:
     return pair
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prompt() -> Callable[[int, int], list[int]]:
     """Make a prompt of so many tokens, another one for each seed."""
     return lambda seed, tokens: random.Random(seed).choices(range(256), k=tokens)

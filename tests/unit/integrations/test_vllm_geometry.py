@@ -8,7 +8,7 @@ from math import prod
 import pytest
 
 from memkv.errors import CallerError
-from memkv.integrations.vllm.geometry import BlockRuns, LayerMemory
+from memkv.integrations.vllm.geometry import BlockRuns, LayerMemory, cut_layers
 
 BLOCKS, HEADS, TOKENS, CONTENT = 5, 2, 4, 6
 BASE = 1 << 20
@@ -79,3 +79,14 @@ def test_refuses_memory_that_overlaps_itself() -> None:
         BlockRuns([LayerMemory(BASE, (BLOCKS, 4, 4), (16, 0, 1), 2)], BLOCKS)
     with pytest.raises(CallerError, match="parts of blocks"):
         BlockRuns([LayerMemory(BASE, (7, 4), (4, 1), 2)], BLOCKS)
+
+
+@pytest.mark.parametrize(("size", "parts"), [
+    (0, [0, 0, 0]), (1, [0, 1, 2]), (2, [0, 0, 1]), (3, [0, 0, 0]), (9, [0, 0, 0]),
+])
+def test_layers_are_cut_into_parts_that_have_every_byte_once(size: int, parts: list[int]) -> None:
+    layers = layers_of("LBHNC")
+    cut, part_of = cut_layers([*layers, layers[0]], size)  # the last one shares the first's cache
+    assert part_of == [*parts, 0]
+    assert [layer for part in cut for layer in part] == layers
+    assert [len(part) for part in cut] == [parts.count(number) for number in range(parts[-1] + 1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ from memkv.testing.pool_in_memory import PoolInMemory
 
 TOKENS = 16
 FORMAT = RankFormat("vllm:test/1xH1", "bfloat16", (4096,))
+IN_PARTS = RankFormat("vllm:test/2xH1;layers=1", "bfloat16", (2048, 2048))
 
 
 @dataclass
@@ -45,6 +46,11 @@ class FakePool:
 
     num_gpu_blocks: int = 40
     blocks: list[FakeBlock] = field(default_factory=lambda: [FakeBlock(n) for n in range(40)])
+    forgotten: set[int] = field(default_factory=set)
+    """By its prefix cache."""
+
+    def evict_blocks(self, block_ids: set[int]) -> None:
+        self.forgotten |= block_ids
 
     def touch(self, blocks: Sequence[FakeBlock]) -> None:
         for block in blocks:
@@ -77,23 +83,28 @@ def hashes_of(request: FakeRequest) -> list[bytes]:
 
 
 class Rig:
-    def __init__(self, ranks: int = 1, store_share: float = 0.5, **sides: bool) -> None:
+    def __init__(
+        self, ranks: int = 1, store_share: float = 0.5, *, is_pipelined: bool = False, **sides: bool
+    ) -> None:
+        formats = [IN_PARTS if is_pipelined else FORMAT] * ranks
         self.pool = PoolInMemory()
         self.blocks = FakePool()
         rank_names = [(Rank("tp", rank, ranks),) if ranks > 1 else () for rank in range(ranks)]
         self.side = SchedulerSide(
-            self.pool, Settings(store_share=store_share), PlainNames(),
-            CacheShape(TOKENS, (None,)), rank_names, hashes_of,
+            self.pool, Settings(store_share=store_share, pipeline_layers=int(is_pipelined)),
+            PlainNames(), CacheShape(TOKENS, (None,)), rank_names, hashes_of,
             loads=sides.get("loads", True), stores=sides.get("stores", True),
         )
         self.side.bind_pool(self.blocks)
-        self.side.set_formats([FORMAT] * ranks)
-        self.names = PlainNames().namespaces([FORMAT] * ranks, rank_names, None, "")
+        self.side.set_formats(formats)
+        self.names = PlainNames().namespaces(formats, rank_names, None, "")
+        self.parts = len(formats[0].payload_bytes)
 
     def stored(self, request: FakeRequest, count: int) -> None:
         for name in self.names:
             for block_hash in request.block_hashes[:count]:
-                self.pool.blocks[block_key(name, block_hash)] = b"block"
+                for part in range(self.parts):
+                    self.pool.blocks[block_key(name, block_hash, part)] = b"block"
 
     def step(self, places: dict[str, list[int]], scheduled: dict[str, int]) -> Orders:
         state = SimpleNamespace(get_block_ids=lambda request_id: (places[request_id],))
@@ -290,3 +301,111 @@ def test_requests_that_are_over_leave_nothing_behind(rig: Rig) -> None:
     rig.side.finished(one)
     rig.pool.end()
     assert rig.step({}, {"request": 16}).stores == []
+
+
+# --- loads that layers wait for -----------------------------------------------------------------
+@pytest.fixture
+def pipelined() -> Rig:
+    return Rig(is_pipelined=True)
+
+
+def loading(rig: Rig, one: FakeRequest, places: list[int], tokens: int = 48) -> Orders:
+    """Let a request load `tokens` and compute the rest, 64 in all, in one step."""
+    assert rig.side.matched(one, 0) == (tokens, False)
+    rig.side.allocated(one, SimpleNamespace(get_block_ids=lambda: (places,)), tokens)
+    one.num_computed_tokens = tokens
+    return rig.step({one.request_id: places}, {one.request_id: 64 - tokens})
+
+
+def test_a_block_is_there_when_all_its_parts_are(pipelined: Rig) -> None:
+    one = request()
+    pipelined.stored(one, 3)
+    del pipelined.pool.blocks[block_key(pipelined.names[0], one.block_hashes[1], 1)]
+    pipelined.side.begin(one)
+    assert pipelined.side.matched(one, 0) == (16, False)
+
+
+def test_engines_that_cut_otherwise_miss(pipelined: Rig) -> None:
+    one = request()
+    for other in (FORMAT, replace(IN_PARTS, layout="vllm:test/2xH1;layers=2")):
+        (name,) = PlainNames().namespaces([other], [()], None, "")
+        for block_hash in one.block_hashes:
+            for part in range(2):
+                pipelined.pool.blocks[block_key(name, block_hash, part)] = b"block"
+    pipelined.side.begin(one)
+    assert pipelined.side.matched(one, 0) == (0, False)
+
+
+def test_parts_of_a_block_go_to_one_place_in_the_step_that_computes_the_rest(
+    pipelined: Rig,
+) -> None:
+    one = request()
+    pipelined.stored(one, 3)
+    orders = loading(pipelined, one, [5, 6, 7, 8])
+    assert orders.loads == []
+    (load,) = orders.layered
+    assert [(block.number, block.group, block.place) for block in load.blocks] == [
+        (0, 0, 5), (0, 1, 5), (1, 0, 6), (1, 1, 6), (2, 0, 7), (2, 1, 7)
+    ]
+
+
+def test_what_is_computed_behind_a_load_is_stored_once_the_load_is_over(pipelined: Rig) -> None:
+    one = request()
+    pipelined.stored(one, 3)
+    orders = loading(pipelined, one, [5, 6, 7, 8])
+    assert orders.stores == []
+    assert pipelined.side.is_holding
+    pipelined.side.finished(one)  # its first token was its last
+    pipelined.side.take_results(Results(layered={orders.layered[0].job: 1}))
+    (store,) = pipelined.step({}, {}).stores
+    assert [(block.number, block.group) for block in store.blocks] == [(3, 0), (3, 1)]
+    assert pipelined.blocks.held() == [8]
+    assert pipelined.blocks.forgotten == set()
+
+
+@pytest.mark.parametrize("is_over", [False, True], ids=["goes on", "was aborted"])
+def test_what_was_computed_behind_a_failed_load_reaches_nobody(
+    pipelined: Rig, is_over: bool
+) -> None:
+    one = request()
+    pipelined.stored(one, 3)
+    orders = loading(pipelined, one, [5, 6, 7, 8])
+    if is_over:
+        pipelined.side.finished(one)
+    pipelined.side.take_results(Results(
+        layered={orders.layered[0].job: 1}, failed={"request": FailedLoad("request", 1, "corrupt")},
+    ))
+    assert pipelined.blocks.held() == []
+    assert pipelined.blocks.forgotten == {6, 7, 8}
+    assert not pipelined.side.is_holding
+    one.num_computed_tokens = 16
+    stores = pipelined.step({"request": [5, 6, 7, 8]}, {"request": 48}).stores
+    numbers = [block.number for store in stores for block in store.blocks if block.group == 0]
+    assert numbers == ([] if is_over else [1, 2, 3])
+
+
+def test_all_ranks_must_have_loaded() -> None:
+    rig = Rig(ranks=2, is_pipelined=True)
+    one = request()
+    rig.stored(one, 3)
+    job = loading(rig, one, [5, 6, 7, 8]).layered[0].job
+    rig.side.take_results(Results(layered={job: 1}))
+    assert rig.step({}, {}).stores == []
+    failed = Results(layered={job: 1}, failed={"request": FailedLoad("request", 2, "timeout")})
+    rig.side.take_results(failed)
+    assert rig.step({}, {}).stores == []
+    assert rig.blocks.forgotten == {7, 8}
+
+
+def test_blocks_that_are_arriving_are_nobody_elses_yet(pipelined: Rig) -> None:
+    one, two, other = request(), request("two"), request("other")
+    other.block_hashes = [bytes((100 + n,)) * 32 for n in range(4)]
+    pipelined.stored(one, 3)
+    for each in (one, two, other):
+        pipelined.side.begin(each)
+    job = loading(pipelined, one, [5, 6, 7, 8]).layered[0].job
+    # The engine's own prefix cache has them: it takes them for computed.
+    assert pipelined.side.matched(two, 48) == (None, False)
+    assert pipelined.side.matched(other, 48) == (0, False)
+    pipelined.side.take_results(Results(layered={job: 1}))
+    assert pipelined.side.matched(two, 48) == (0, False)

@@ -24,6 +24,7 @@ def test_what_is_said_is_taken() -> None:
     ({"deadline_ms": 0}, "at least 1"),
     ({"store_share": 1.5}, "a part of all blocks"),
     ({"report": 1}, "not of type bool"),
+    ({"pipeline_layers": -1}, "pipeline_layers must not be negative"),
 ])
 def test_what_means_nothing_is_refused(extra: dict[str, object], text: str) -> None:
     with pytest.raises(CallerError, match=text):

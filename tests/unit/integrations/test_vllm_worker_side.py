@@ -29,7 +29,7 @@ class Rig:
             BlockRuns([LayerMemory(_hotpath.address_of(memoryview(cache)), (BLOCKS, BLOCK_BYTES),
                                    (BLOCK_BYTES, 1), 1)], BLOCKS)
             for cache in self.caches
-        ]))
+        ]), do_places_tell=groups == 1)
 
     def step(self, loads: Sequence[Transfer] = (), stores: Sequence[Transfer] = ()) -> Polled:
         orders = Orders(list(loads), list(stores))

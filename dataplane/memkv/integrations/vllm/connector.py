@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -28,9 +29,12 @@ from memkv.integrations.vllm.engine import (
     attention_kernels,
     block_hasher,
     cache_shape,
+    hooked_layers,
+    keeps_all_blocks,
     parallel_ranks,
     rank_of_worker,
     why_not,
+    why_not_pipelined,
 )
 from memkv.integrations.vllm.identity import Identity
 from memkv.integrations.vllm.messages import Orders, RankFormat, Results
@@ -105,6 +109,11 @@ class MemKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # 
                 "kv_load_failure_policy is %r: requests whose blocks vanish from the pool will "
                 'fail. Say "recompute".', transfer.kv_load_failure_policy,
             )
+        if self._settings.pipeline_layers:
+            reason = why_not_pipelined(vllm_config, kv_cache_config)
+            if reason is not None:
+                logger.error("pipeline_layers is ignored: %s", reason)
+                self._settings = replace(self._settings, pipeline_layers=0)
         if role == KVConnectorRole.SCHEDULER:
             shape = cache_shape(kv_cache_config)
             self._scheduler = SchedulerSide(
@@ -131,6 +140,11 @@ class MemKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # 
         """Waking up moves the cache, and transfers would go on where it was."""
         return False
 
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """Layers that wait are no part of a graph."""
+        return bool(extra_config.get("pipeline_layers"))
+
     # --- worker -------------------------------------------------------------------------------
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         config = self._kv_cache_config
@@ -141,7 +155,8 @@ class MemKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # 
             self._connect(self._settings.deadline_ms), self._settings, rank, stores=is_first
         )
         self._format = self._worker.register(
-            kv_caches, config, self._groups, attention_kernels(self._vllm_config)
+            kv_caches, config, self._groups, attention_kernels(self._vllm_config),
+            hooked_layers(self._vllm_config), is_full=keeps_all_blocks(config),
         )
 
     def get_handshake_metadata(self) -> WorkerFormat | None:
@@ -153,7 +168,11 @@ class MemKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # 
                 self._worker.begin_loads(self._step_orders)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Loads end between steps: a request whose blocks are missing is in no step."""
+        """Without `pipeline_layers` loads end between steps: a request whose blocks are missing is
+        in no step, and no layer waits."""
+        if self._worker is not None and self._settings.pipeline_layers:
+            with self._timed():
+                self._worker.wait_for_layer(layer_name)
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: object, **kwargs: object

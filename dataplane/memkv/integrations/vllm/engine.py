@@ -36,6 +36,42 @@ def why_not(config: VllmConfig, caches: KVCacheConfig) -> str | None:
     return None
 
 
+def why_not_pipelined(config: VllmConfig, caches: KVCacheConfig) -> str | None:
+    """Return why layers cannot wait for their own parts of a load; None when they can. A step that
+    began with such a load must be undone when it fails, and vLLM 0.32 does that only here."""
+    parallel = config.parallel_config
+    if not keeps_all_blocks(caches):
+        return "the model has several cache groups, or a window"
+    if config.scheduler_config.async_scheduling:
+        return "asynchronous scheduling has begun the next step; say --no-async-scheduling"
+    if parallel.pipeline_parallel_size > 1 or parallel.use_ubatching:
+        return "pipeline parallelism and micro-batches have several steps under way"
+    if config.speculative_config is not None:
+        return "a draft model computes after the step"
+    if config.use_v2_model_runner:
+        return "Model Runner V2 cannot undo a step; say VLLM_USE_V2_MODEL_RUNNER=0"
+    return None
+
+
+def keeps_all_blocks(caches: KVCacheConfig) -> bool:
+    """Is there one cache group, whose blocks are kept from the first?"""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    specs = [_spec(group.kv_cache_spec) for group in caches.kv_cache_groups]
+    return len(specs) == 1 and isinstance(specs[0], FullAttentionSpec)
+
+
+def hooked_layers(config: VllmConfig) -> list[str]:
+    """Return the layers that call `wait_for_layer_load` before they read their cache."""
+    from vllm.config import get_layers_from_vllm_config
+    from vllm.model_executor.layers.attention.attention import Attention
+    from vllm.model_executor.layers.attention.mla_attention import MLAAttention
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    layers = get_layers_from_vllm_config(config, AttentionLayerBase)
+    return [name for name, layer in layers.items() if isinstance(layer, Attention | MLAAttention)]
+
+
 def cache_shape(caches: KVCacheConfig) -> CacheShape:
     """Return block size and windows of the cache groups."""
     from vllm.v1.kv_cache_interface import SlidingWindowSpec

@@ -53,6 +53,18 @@ class BlockRuns:
         return addresses, self._sizes
 
 
+def cut_layers(
+    layers: Sequence[LayerMemory], layers_a_part: int
+) -> tuple[list[list[LayerMemory]], list[int]]:
+    """Cut layers into parts of so many consecutive ones, the last of what is left; 0: into one.
+    Return the parts, and the number of each layer's part. Layers that share a cache count once."""
+    distinct = _distinct(layers)
+    size = layers_a_part or len(distinct)
+    number_of = {layer.address: index // size for index, layer in enumerate(distinct)}
+    parts = [distinct[begin : begin + size] for begin in range(0, len(distinct), size)]
+    return parts, [number_of[layer.address] for layer in layers]
+
+
 def _distinct(layers: Sequence[LayerMemory]) -> list[LayerMemory]:
     """Layers that share another layer's cache are stored once."""
     return list({layer.address: layer for layer in layers}.values())

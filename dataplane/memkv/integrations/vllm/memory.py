@@ -26,6 +26,9 @@ class Batch(Protocol):
     def is_landed(self) -> bool:
         """Is every block in its place?"""
 
+    def precede(self) -> None:
+        """What the model begins from now on finds in their places what `land` was told of."""
+
     def close(self) -> None:
         """Nobody uses the pieces any more."""
 
@@ -60,6 +63,9 @@ class InPlaceBatch:
     def is_landed(self) -> bool:
         return True
 
+    def precede(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -78,3 +84,22 @@ class InPlaceMemory:
 
     def close(self) -> None:
         pass
+
+
+class CopiedLoads:
+    """Loads by way of copies, stores from the cache itself."""
+
+    def __init__(self, copied: BlockMemory, in_place: BlockMemory) -> None:
+        self._copied = copied
+        self._in_place = in_place
+        self.payload_bytes = in_place.payload_bytes
+
+    def begin_get(self, blocks: Sequence[PlacedBlock]) -> Batch | None:
+        return self._copied.begin_get(blocks)
+
+    def begin_put(self, blocks: Sequence[PlacedBlock]) -> Batch | None:
+        return self._in_place.begin_put(blocks)
+
+    def close(self) -> None:
+        self._copied.close()
+        self._in_place.close()

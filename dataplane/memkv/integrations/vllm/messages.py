@@ -15,7 +15,7 @@ class RankFormat:
     layout: str
     kv_dtype: str
     payload_bytes: tuple[int, ...]
-    """Of a block, for each cache group."""
+    """Of a block, for each cache group; where layers are cut into parts, for each part."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Orders:
 
     loads: list[Transfer] = field(default_factory=list)
     stores: list[Transfer] = field(default_factory=list)
+    layered: list[Transfer] = field(default_factory=list)
+    """Loads for requests of this very step: each layer waits for its part."""
     is_idle: bool = False
     """No tokens are computed in this step: waiting a moment for transfers delays nobody."""
 
@@ -56,14 +58,17 @@ class Results:
 
     stored: dict[int, int] = field(default_factory=dict)
     """Store jobs that are over, and how many ranks say so: their blocks may be reused."""
+    layered: dict[int, int] = field(default_factory=dict)
+    """Load jobs of `Orders.layered` that are over, and how many ranks say so."""
     failed: dict[str, FailedLoad] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
     """What happened since the last step, for statistics."""
 
     def merge(self, other: Results) -> Results:
         """Take what another rank says."""
-        for job, ranks in other.stored.items():
-            self.stored[job] = self.stored.get(job, 0) + ranks
+        for mine, theirs in ((self.stored, other.stored), (self.layered, other.layered)):
+            for job, ranks in theirs.items():
+                mine[job] = mine.get(job, 0) + ranks
         for request_id, load in other.failed.items():
             known = self.failed.get(request_id)
             if known is None or load.first_missing < known.first_missing:

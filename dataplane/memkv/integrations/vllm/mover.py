@@ -3,7 +3,8 @@
 The engine calls `poll` once a step; whatever ended since then makes room for what comes next. Loads
 go before stores. A load ends at its first block that cannot be had: what comes after it is of no
 use. Nothing is reported as over while a buffer of it may still be written: a QUARANTINED block
-keeps its load or store open until the client gives the buffer back.
+keeps its load or store open until the client gives the buffer back. Loads in parts (pipeline.py)
+are waited for and given up by who began them; they need memory that copies what it loads.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from memkv.limits import BLOCK_HEADER_BYTES
 from memkv.reasons import MissReason, reason_of
 from memkv.status import Status
 
+LANDING_WAIT_MS = 1
 FORMATS_MAX = 1024  # kept ready: adapters and salts of one engine
 
 
@@ -46,33 +48,68 @@ class MoverClient(Protocol):
 
 
 @dataclass
-class _Move:
-    """One load or store in progress."""
+class Fate:
+    """What came of a load so far; the parts of one load share it."""
 
-    transfer: Transfer
-    is_load: bool
-    began_ns: int
-    next: int = 0
-    batches: int = 0
-    """That were begun and are not over."""
     first_missing: int | None = None
     reason: MissReason = MissReason.PRESENT
 
     def fail(self, number: int, reason: MissReason) -> None:
-        if self.first_missing is None or number < self.first_missing:
+        if self.is_wanted(number):
             self.first_missing, self.reason = number, reason
+
+    def is_wanted(self, number: int) -> bool:
+        """Blocks behind a missing one are of no use."""
+        return self.first_missing is None or number < self.first_missing
+
+    def failed_load(self, request_id: str) -> FailedLoad | None:
+        if self.first_missing is None:
+            return None
+        return FailedLoad(request_id, self.first_missing, self.reason.label)
+
+
+@dataclass
+class Move:
+    """One load or store in progress. Its blocks are in the order of their numbers."""
+
+    transfer: Transfer
+    is_load: bool
+    began_ns: int
+    is_part: bool = False
+    fate: Fate = field(default_factory=Fate)
+    next: int = 0
+    batches: int = 0
+    """That were begun and are not over."""
+    awaited: list[int] = field(default_factory=list)
+    """First block numbers of calls that the client has not ended."""
+    landed: list[Batch] = field(default_factory=list)
+    """Of a part: what `precede` has to be said of."""
+    is_given_up: bool = False
+
+    @property
+    def has_more(self) -> bool:
+        """Are there blocks to be asked for?"""
+        blocks = self.transfer.blocks
+        return (
+            not self.is_given_up and self.next < len(blocks)
+            and self.fate.is_wanted(blocks[self.next].number)
+        )
 
     @property
     def is_over(self) -> bool:
-        has_more = self.next < len(self.transfer.blocks) and self.first_missing is None
-        return not self.batches and not has_more
+        return not self.batches and not self.has_more
+
+    @property
+    def is_settled(self) -> bool:
+        """Is all on its way to its place that will be and is of use?"""
+        return not self.has_more and not any(map(self.fate.is_wanted, self.awaited))
 
 
 @dataclass
 class _Call:
     """One batch, from its preparation to the return of its last buffer."""
 
-    move: _Move
+    move: Move
     blocks: list[PlacedBlock]
     batch: Batch
     size_bytes: int
@@ -107,8 +144,8 @@ class Mover:
         self._in_flight_bytes_max = in_flight_bytes
         self._load_deadline_ns = load_deadline_ms * 1_000_000
         self._now_ns = now_ns
-        self._loads: deque[_Move] = deque()
-        self._stores: deque[_Move] = deque()
+        self._loads: deque[Move] = deque()
+        self._stores: deque[Move] = deque()
         self._preparing: list[_Call] = []
         self._calls: dict[int, _Call] = {}
         self._landing: list[_Call] = []
@@ -121,12 +158,23 @@ class Mover:
 
     def load(self, transfer: Transfer) -> None:
         """Begin to fill the places of a transfer."""
-        self._loads.append(_Move(transfer, True, self._now_ns()))
+        self._loads.append(Move(transfer, True, self._now_ns()))
+
+    def load_part(self, transfer: Transfer, fate: Fate) -> Move:
+        """Begin to fill the places of one part of a load, after those that were begun before."""
+        move = Move(transfer, True, self._now_ns(), True, fate)
+        self._loads.append(move)
+        return move
+
+    def give_up(self, move: Move) -> None:
+        """Whatever of a part still comes touches no place any more. Its buffers are the memory's
+        until the client ends their calls."""
+        move.is_given_up = True
 
     def store(self, transfer: Transfer) -> None:
         """Begin to store what lies in the places of a transfer; nobody may write there until it is
         over."""
-        self._stores.append(_Move(transfer, False, self._now_ns()))
+        self._stores.append(Move(transfer, False, self._now_ns()))
 
     @property
     def is_busy(self) -> bool:
@@ -137,16 +185,23 @@ class Mover:
         counts, self._counts = self._counts, {}
         return counts
 
+    def count(self, name: str, count: float = 1) -> None:
+        """Add to what `take_counts` returns."""
+        self._counts[name] = self._counts.get(name, 0) + count
+
     def poll(self, wait_ms: int = 0) -> Ended:
         """Go on with everything; return what is over. Waits at most `wait_ms` for news."""
-        self._advance()
+        self.advance()
         if wait_ms and self.is_busy and not self._is_any_over():
-            select.select([self._client.event_fd], [], [], wait_ms / 1_000)
-            self._advance()
+            self.advance(wait_ms)
         return self._take_ended()
 
-    # --- inside -------------------------------------------------------------------------------
-    def _advance(self) -> None:
+    def advance(self, wait_ms: float = 0) -> None:
+        """Go on with everything, after waiting at most `wait_ms` for news."""
+        if wait_ms and self._landing:
+            wait_ms = min(wait_ms, LANDING_WAIT_MS)  # of copies the client has no news
+        if wait_ms:
+            select.select([self._client.event_fd], [], [], wait_ms / 1_000)
         for completion in self._client.completions():
             if completion.job_id:
                 self._complete(self._calls.pop(completion.job_id), completion.results)
@@ -170,45 +225,50 @@ class Mover:
         ended = Ended()
         for move in [move for move in self._loads if move.is_over]:
             self._loads.remove(move)
+            if move.is_part:
+                continue
             ended.loads.append(move.transfer)
-            self._count("loads")
-            self._count("load_seconds", (self._now_ns() - move.began_ns) / 1e9)
-            if move.first_missing is not None:
-                self._count("loads_failed")
-                ended.failed.append(FailedLoad(
-                    move.transfer.request_id, move.first_missing, move.reason.label
-                ))
+            self.count("loads")
+            self.count("load_seconds", (self._now_ns() - move.began_ns) / 1e9)
+            failed = move.fate.failed_load(move.transfer.request_id)
+            if failed is not None:
+                self.count("loads_failed")
+                ended.failed.append(failed)
         for move in [move for move in self._stores if move.is_over]:
             self._stores.remove(move)
             ended.stores.append(move.transfer)
         return ended
 
-    def _begin(self, move: _Move) -> None:
+    def _begin(self, move: Move) -> None:
         """Begin batches of a move while there is room."""
-        blocks = move.transfer.blocks
-        while move.next < len(blocks) and move.first_missing is None:
+        while move.has_more:
             if move.is_load and self._now_ns() - move.began_ns > self._load_deadline_ns:
-                move.fail(blocks[move.next].number, MissReason.TIMEOUT)
+                move.fate.fail(move.transfer.blocks[move.next].number, MissReason.TIMEOUT)
                 return
             call = self._prepare(move)
             if call is None:
                 return
             move.next += len(call.blocks)
             move.batches += 1
+            move.awaited.append(call.blocks[0].number)
             self._in_flight_bytes += call.size_bytes
             self._preparing.append(call)
 
-    def _prepare(self, move: _Move) -> _Call | None:
+    def _prepare(self, move: Move) -> _Call | None:
         blocks: list[PlacedBlock] = []
         size_bytes = 0
         for block in move.transfer.blocks[move.next :]:
             size = self._memory.payload_bytes[block.group] + BLOCK_HEADER_BYTES
-            if blocks and size_bytes + size > self._batch_bytes:
+            if blocks and (
+                size_bytes + size > self._batch_bytes or not move.fate.is_wanted(block.number)
+            ):
                 break
             blocks.append(block)
             size_bytes += size
-        # One batch always fits, however large its blocks are.
-        if self._in_flight_bytes and self._in_flight_bytes + size_bytes > self._in_flight_bytes_max:
+        # One batch always fits, however large its blocks are. A step that waits for parts waits for
+        # no stores: the memory that they are copied through limits them.
+        limit = self._in_flight_bytes_max if not move.is_part else None
+        if limit and self._in_flight_bytes and self._in_flight_bytes + size_bytes > limit:
             return None
         formats = [self._format(move.transfer, block) for block in blocks]
         headers = self._headers(move, formats)
@@ -222,14 +282,14 @@ class Mover:
             return None
         return _Call(move, blocks, batch, size_bytes, headers, formats)
 
-    def _headers(self, move: _Move, formats: list[BlockFormat]) -> list[int] | None:
+    def _headers(self, move: Move, formats: list[BlockFormat]) -> list[int] | None:
         if move.is_load:
             return self._pages.take(len(formats))
         try:
             return [self._pages.of_put(block_format) for block_format in formats]
         except RetryLater:  # too many adapters and salts at once: not worth a page for each put
-            move.fail(move.transfer.blocks[move.next].number, MissReason.NOT_ADMITTED)
-            self._count("stores_dropped", len(move.transfer.blocks) - move.next)
+            move.fate.fail(move.transfer.blocks[move.next].number, MissReason.NOT_ADMITTED)
+            self.count("stores_dropped", len(move.transfer.blocks) - move.next)
             return None
 
     def _submit(self, call: _Call) -> None:
@@ -253,9 +313,13 @@ class Mover:
             if result == Status.QUARANTINED:
                 call.held.add(header)
                 self._held[header] += 1
-        if call.move.is_load:
-            arrived = self._judge(call, results)
-            call.batch.land(arrived)
+        call.move.awaited.remove(call.blocks[0].number)
+        if call.move.is_given_up:
+            pass  # the places are the engine's again
+        elif call.move.is_load:
+            call.batch.land(self._judge(call, results))
+            if call.move.is_part:
+                call.move.landed.append(call.batch)
         else:
             self._count_stored(call, results)
         if call.held:
@@ -271,21 +335,21 @@ class Mover:
             verdict = judge(result, self._pages.view(header), block_format)
             arrived.append(verdict.is_hit)
             if verdict.is_hit:
-                self._count("load_blocks")
-                self._count("load_bytes", block_format.payload_bytes)
+                self.count("load_blocks")
+                self.count("load_bytes", block_format.payload_bytes)
             else:
-                self._count(f"load_missed_{verdict.reason.label}")
-                call.move.fail(block.number, verdict.reason)
+                self.count(f"load_missed_{verdict.reason.label}")
+                call.move.fate.fail(block.number, verdict.reason)
         return arrived
 
     def _count_stored(self, call: _Call, results: Sequence[int]) -> None:
         for block_format, result in zip(call.formats, results, strict=True):
             if result >= 0:
-                self._count("store_blocks")
-                self._count("store_bytes", block_format.payload_bytes)
+                self.count("store_blocks")
+                self.count("store_bytes", block_format.payload_bytes)
             else:
-                self._count("stores_dropped")
-                self._count(f"store_dropped_{reason_of(result).label}")
+                self.count("stores_dropped")
+                self.count(f"store_dropped_{reason_of(result).label}")
 
     def _give_back(self, released: Sequence[int]) -> None:
         """Buffers of QUARANTINED blocks are free again. Puts of one format begin at one header, so
@@ -302,9 +366,6 @@ class Mover:
             self._pages.give_back(call.headers)
         call.move.batches -= 1
         self._in_flight_bytes -= call.size_bytes
-
-    def _count(self, name: str, count: float = 1) -> None:
-        self._counts[name] = self._counts.get(name, 0) + count
 
     def _format(self, transfer: Transfer, block: PlacedBlock) -> BlockFormat:
         name = transfer.names[self._rank]

@@ -3,7 +3,8 @@
 A request's blocks are numbered from the head of its tokens. Each cache group has one block for each
 number: a group with a sliding window needs only those that the window still sees. A hit is a number
 of leading blocks that are usable together: every full group has all of them, every window group
-those that the next token sees.
+those that the next token sees. Where the layers of a block are stored in parts, each part counts as
+a group: all parts of a block have one place.
 
 What the engine owes and gets:
 
@@ -18,7 +19,7 @@ What the engine owes and gets:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 NULL_BLOCK = 0
@@ -32,6 +33,12 @@ class CacheShape:
     block_tokens: int
     windows: tuple[int | None, ...]
     """Of each group, in tokens; None where all tokens are kept."""
+    parts: int = 1
+    """Of each group's blocks."""
+
+    def cut(self, parts: int) -> CacheShape:
+        """Return the shape of an engine with one group, whose blocks are stored in parts."""
+        return replace(self, windows=self.windows * parts, parts=parts)
 
 
 class PlacedBlock(NamedTuple):
@@ -136,7 +143,7 @@ class RequestPlan:
         return [
             PlacedBlock(number, group, ids[number], self._hashes[number])
             for number in range(first, end)
-            for group, ids in enumerate(places)
+            for group, ids in enumerate([ids for ids in places for _ in range(self._shape.parts)])
             if number < len(ids) and ids[number] != NULL_BLOCK
         ]
 

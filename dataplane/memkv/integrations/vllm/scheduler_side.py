@@ -3,12 +3,17 @@ engine may reuse blocks that are being stored.
 
 Blocks that a store reads are held by a reference of their own (`BlockPool.touch`), so that neither
 the end of a request nor its preemption frees them early, and no request waits for its stores.
+
+With `pipeline_layers` the engine takes blocks for computed while they are being loaded: it offers
+them to other requests, and computes more from them. So until the load is over nobody else gets
+them, and nothing of the request is stored; when it fails, the engine's prefix cache forgets them.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -54,6 +59,23 @@ class _Known:
     loading: list[PlacedBlock] = field(default_factory=list)
     """Blocks that were loaded, or are on their way."""
     local_tokens: int = 0
+    layered_job: int | None = None
+    """A load that its layers wait for in the step under way."""
+
+
+@dataclass
+class _Layered:
+    """A load that layers wait for, from its order to the end of its step."""
+
+    request_id: str
+    hashes: list[bytes]
+    """The engine's own, of the blocks."""
+    places: list[int]
+    """Of the request's blocks, from the first one."""
+    missing_ranks: int
+    stores: list[Transfer] = field(default_factory=list)
+    """Of what the step computes, once it is known to be right."""
+    first_missing: int | None = None
 
 
 def wishes_of(request: Request) -> Mapping[str, object]:
@@ -75,7 +97,7 @@ class SchedulerSide:
         self._client = client
         self._settings = settings
         self._names = names
-        self._shape = shape
+        self._shape = self._uncut = shape
         self._ranks = ranks
         self._hasher = hasher
         self._adapters = Adapters()
@@ -93,6 +115,9 @@ class SchedulerSide:
         self._held: dict[int, tuple[list[int], int]] = {}
         """Store jobs: the blocks that they hold, and how many ranks have not finished."""
         self._held_blocks = 0
+        self._layered: dict[int, _Layered] = {}
+        self._arriving: Counter[bytes] = Counter()
+        """Hashes of their blocks."""
         self._reasons = RequestReasons()
         self._said: set[str] = set()
         self._counts: dict[str, float] = {}
@@ -100,6 +125,8 @@ class SchedulerSide:
     def set_formats(self, formats: list[RankFormat]) -> None:
         """The workers have their caches: from now on blocks can be named."""
         self._formats = formats
+        if formats and self._settings.pipeline_layers:
+            self._shape = self._uncut.cut(len(formats[0].payload_bytes))
 
     def bind_pool(self, pool: BlockPool) -> None:
         self._pool = pool
@@ -121,6 +148,8 @@ class SchedulerSide:
             known.preemptions = request.num_preemptions
             plan.forget_answer()
         known.local_tokens = computed_tokens
+        if self._has_arriving(request, computed_tokens):
+            return None, False
         if not plan.is_answered:
             if not self._lookups.is_asked(request.request_id) and not self._ask(known):
                 plan.unanswered(computed_tokens)
@@ -136,7 +165,7 @@ class SchedulerSide:
             else:
                 plan.unanswered(computed_tokens)
         tokens = plan.matched(computed_tokens) if known.does_load else 0
-        return tokens, tokens > 0
+        return tokens, tokens > 0 and not self._settings.pipeline_layers
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external_tokens: int) -> None:
         """The engine chose places for tokens that it wants loaded."""
@@ -145,7 +174,12 @@ class SchedulerSide:
             return
         wanted = known.plan.load(known.local_tokens, external_tokens, blocks.get_block_ids())
         known.loading = wanted
-        self._orders.loads.append(self._transfer(known, wanted))
+        transfer = self._transfer(known, wanted)
+        if self._settings.pipeline_layers:
+            self._orders.layered.append(transfer)
+            self._expect(known, transfer, blocks.get_block_ids()[0])
+        else:
+            self._orders.loads.append(transfer)
         self._count("hit_tokens", external_tokens)
 
     def build_orders(self, output: SchedulerOutput) -> Orders:
@@ -170,6 +204,8 @@ class SchedulerSide:
                 self._let_go(blocks)
         for load in results.failed.values():
             self._load_failed(load)
+        for job, ranks in results.layered.items():
+            self._layered_over(job, ranks)
         for name, count in results.counts.items():
             self._count(name, count)
 
@@ -268,7 +304,46 @@ class SchedulerSide:
             return
         transfer = self._transfer(known, wanted)
         self._hold(transfer.job, blocks)
-        self._orders.stores.append(transfer)
+        if known.layered_job is None:
+            self._orders.stores.append(transfer)
+        else:
+            self._layered[known.layered_job].stores.append(transfer)
+
+    def _has_arriving(self, request: Request, computed_tokens: int) -> bool:
+        """Has the engine found blocks whose load may still fail?"""
+        if not self._arriving:
+            return False
+        found = request.block_hashes[: computed_tokens // self._shape.block_tokens]
+        return any(block_hash in self._arriving for block_hash in found)
+
+    def _expect(self, known: _Known, transfer: Transfer, places: list[int]) -> None:
+        numbers = {block.number for block in transfer.blocks}
+        hashes = [known.request.block_hashes[number] for number in numbers]
+        self._layered[transfer.job] = _Layered(
+            known.request.request_id, hashes, list(places), len(self._ranks)
+        )
+        self._arriving.update(hashes)
+        known.layered_job = transfer.job
+
+    def _layered_over(self, job: int, ranks: int) -> None:
+        load = self._layered[job]
+        load.missing_ranks -= ranks
+        if load.missing_ranks:
+            return
+        del self._layered[job]
+        self._arriving -= Counter(load.hashes)
+        known = self._requests.get(load.request_id)
+        if known is not None and known.layered_job == job:
+            known.layered_job = None
+        if load.first_missing is None:
+            self._orders.stores += load.stores
+            return
+        for store in load.stores:  # computed from what was not there
+            blocks, _ = self._held.pop(store.job)
+            self._let_go(blocks)
+        assert self._pool is not None
+        # The request may end before it has computed them again.
+        self._pool.evict_blocks(set(load.places[load.first_missing :]) - {NULL_BLOCK})
 
     def _transfer(self, known: _Known, blocks: list[PlacedBlock]) -> Transfer:
         job, self._next_job = self._next_job, self._next_job + 1
@@ -304,6 +379,9 @@ class SchedulerSide:
         reason = MissReason[load.reason.upper()]
         logger.warning("request %s: loading ended at block %d: %s; the rest is computed",
                        load.request_id, load.first_missing, load.reason)
+        for layered in self._layered.values():
+            if layered.request_id == load.request_id:
+                layered.first_missing = load.first_missing
         if known is not None:
             known.plan.load_failed(load.first_missing)
             known.loading = [

@@ -14,6 +14,7 @@ DEADLINE_MS = 2_000  # of one batch of a load or of a store
 LOAD_DEADLINE_MS = 5_000  # of a whole load: after it no batch is begun, and the rest is computed
 BATCH_BYTES = 32 * MIB  # what one call moves: long enough for lanes, short enough to stop early
 IN_FLIGHT_BYTES = 256 * MIB  # a load advances once a step, so a step's worth must be on its way
+LAYER_BATCH_BYTES = 8 * MIB  # the same where layers wait for their parts: the first lands sooner
 STAGING_BYTES = 256 * MIB  # eight batches: some are copied, some sent, some landing
 STORE_SHARE = 0.25  # of the engine's blocks that stores may hold back from reuse
 
@@ -37,6 +38,9 @@ class Settings:
     store_share: float = STORE_SHARE
     staging_bytes: int = 0
     """Of an arena through which blocks are copied; 0: only where memory cannot be reached."""
+    pipeline_layers: int = 0
+    """Layers that are stored and loaded together, so that the first ones compute while the next
+    ones are loaded; 0: all of them, before a request's first step."""
     report: bool = False
     """Return counts by reason with each request, as its `kv_transfer_params`."""
 
@@ -46,8 +50,9 @@ class Settings:
                 raise CallerError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.store_share <= 1:
             raise CallerError(f"store_share is a part of all blocks, not {self.store_share}")
-        if self.staging_bytes < 0:
-            raise CallerError(f"staging_bytes must not be negative: {self.staging_bytes}")
+        for name in ("staging_bytes", "pipeline_layers"):
+            if getattr(self, name) < 0:
+                raise CallerError(f"{name} must not be negative: {getattr(self, name)}")
 
     @classmethod
     def of(cls, extra: Mapping[str, object]) -> Settings:

@@ -128,6 +128,11 @@ class StagedBatch:
     def is_landed(self) -> bool:
         return self.is_ready()
 
+    def precede(self) -> None:
+        """The model's stream waits for the copies; the thread does not."""
+        if self._event is not None:
+            torch.cuda.current_stream(self._memory._device).wait_event(self._event)
+
     def close(self) -> None:
         self._memory._free.append(self._slot)
 

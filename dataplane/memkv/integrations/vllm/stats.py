@@ -17,6 +17,7 @@ NAMES = {
     "load_blocks": "Blocks loaded",
     "load_bytes": "Bytes loaded",
     "load_seconds": "Seconds from the begin of each load to its end, added up",
+    "layer_wait_seconds": "Seconds that layers waited for their part of a load",
     "store_blocks": "Blocks stored",
     "store_bytes": "Bytes stored",
     "stores_dropped": "Blocks that were not stored",

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from memkv.integrations.arena import HeaderPages, Registrar
-from memkv.integrations.vllm.geometry import BlockRuns, LayerMemory
-from memkv.integrations.vllm.memory import BlockMemory, InPlaceMemory
+from memkv.integrations.vllm.geometry import BlockRuns, LayerMemory, cut_layers
+from memkv.integrations.vllm.memory import BlockMemory, CopiedLoads, InPlaceMemory
 from memkv.integrations.vllm.messages import FailedLoad, Orders, RankFormat, Results, Transfer
 from memkv.integrations.vllm.mover import Mover, MoverClient
+from memkv.integrations.vllm.pipeline import StepLoads
 from memkv.integrations.vllm.planner import NULL_BLOCK
-from memkv.integrations.vllm.settings import BATCH_BYTES, STAGING_BYTES, Settings
+from memkv.integrations.vllm.settings import (
+    BATCH_BYTES,
+    LAYER_BATCH_BYTES,
+    STAGING_BYTES,
+    Settings,
+)
 from memkv.limits import BLOCK_HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -60,26 +66,44 @@ class WorkerSide:
         """Requests with loads, and how many."""
         self._results = Results()
         self._invalid: set[int] = set()
-        self._is_one_group = True
+        self._do_places_tell = True
+        self._part_of: dict[str, int] = {}
+        """Of each layer; empty where layers do not wait."""
+        self._unhooked_parts: set[int] = set()
+        self._step: StepLoads | None = None
 
     def register(
         self, caches: Mapping[str, torch.Tensor], config: KVCacheConfig, groups: Sequence[int],
-        kernels: Sequence[str],
+        kernels: Sequence[str], hooked: Collection[str] = (), *, is_full: bool = True,
     ) -> RankFormat:
-        """The cache is there; return what its blocks are."""
+        """The cache is there; return what its blocks are. `hooked`: layers that call
+        `wait_for_layer`. `is_full`: there is one group, and its blocks are kept from the first."""
         memory = cache_memory(self._client, caches, config, groups, self._settings)
-        self.use(memory)
-        return rank_format(caches, config, groups, memory, kernels)
+        part_of = {}
+        if self._settings.pipeline_layers:
+            (group,) = groups
+            part_of = layer_parts(caches, config, group, self._settings.pipeline_layers)
+        self.use(memory, part_of, hooked, do_places_tell=is_full)
+        return rank_format(
+            caches, config, groups, memory, kernels, self._settings.pipeline_layers
+        )
 
-    def use(self, memory: BlockMemory) -> None:
-        """Move blocks of this memory from now on."""
+    def use(
+        self, memory: BlockMemory, part_of: Mapping[str, int] | None = None,
+        hooked: Collection[str] = (), *, do_places_tell: bool = True,
+    ) -> None:
+        """Move blocks of this memory from now on. `do_places_tell`: the engine can go on behind a
+        missing place; it cannot where places are numbered for each group anew, so that they do not
+        say what failed, or where a window lets go of the blocks that it would need."""
         smallest = min(memory.payload_bytes) + BLOCK_HEADER_BYTES
         pages = max(HEADER_PAGES_MIN, self._settings.in_flight_bytes // smallest)
         self._memory = memory
-        self._is_one_group = len(memory.payload_bytes) == 1
+        self._do_places_tell = do_places_tell
+        self._part_of = dict(part_of or {})
+        self._unhooked_parts = {self._part_of[name] for name in self._part_of.keys() - set(hooked)}
         self._pages = HeaderPages(self._client, pages)
         self._mover = Mover(
-            self._client, memory, self._pages, self._rank, batch_bytes=BATCH_BYTES,
+            self._client, memory, self._pages, self._rank, batch_bytes=_batch_bytes(self._settings),
             in_flight_bytes=self._settings.in_flight_bytes,
             load_deadline_ms=self._settings.load_deadline_ms, now_ns=time.monotonic_ns,
         )
@@ -89,9 +113,22 @@ class WorkerSide:
         for transfer in orders.loads:
             self._loading[transfer.request_id] = self._loading.get(transfer.request_id, 0) + 1
             self._moving.load(transfer)
+        if orders.layered:
+            self._step = StepLoads(
+                self._moving, orders.layered, len(self._memory_in_use.payload_bytes),
+                deadline_ms=self._settings.load_deadline_ms, now_ns=time.monotonic_ns,
+            )
+            for part in sorted(self._unhooked_parts):
+                self._step.wait(part)
+
+    def wait_for_layer(self, name: str) -> None:
+        """A layer is about to read its cache: wait for its part of this step's loads."""
+        if self._step is not None and name in self._part_of:
+            self._step.wait(self._part_of[name])
 
     def begin_stores(self, orders: Orders) -> None:
         """The step's forward is done (or its end is what the memory waits for): begin to store."""
+        self._end_step(orders)
         for transfer in orders.stores:
             if self._does_store:
                 self._moving.store(transfer)
@@ -103,6 +140,8 @@ class WorkerSide:
         polled = Polled(set(), set(), set())
         if self._mover is None:
             return polled
+        self._end_step(orders)
+        polled.invalid_places, self._invalid = self._invalid, set()
         ended = self._mover.poll(IDLE_WAIT_MS if orders.is_idle else 0)
         failed = {load.request_id: load for load in ended.failed}
         for transfer in ended.loads:
@@ -115,7 +154,8 @@ class WorkerSide:
         """Return what the scheduler's side has to know, if anything."""
         if self._mover is not None:
             self._results.counts = self._mover.take_counts()
-        if not (self._results.stored or self._results.failed or self._results.counts):
+        found = self._results
+        if not (found.stored or found.layered or found.failed or found.counts):
             return None
         results, self._results = self._results, Results()
         return results
@@ -141,6 +181,25 @@ class WorkerSide:
         assert self._mover is not None, "the engine has no cache yet"
         return self._mover
 
+    @property
+    def _memory_in_use(self) -> BlockMemory:
+        assert self._memory is not None, "the engine has no cache yet"
+        return self._memory
+
+    def _end_step(self, orders: Orders) -> None:
+        """The layers have computed, with what was there. Stores of what they computed wait for the
+        results (scheduler_side.py), so that nothing is stored of a request whose load failed."""
+        if self._step is None:
+            return
+        failed = {load.request_id: load for load in self._step.end()}
+        self._step = None
+        self._results.failed.update(failed)
+        for transfer in orders.layered:
+            self._results.layered[transfer.job] = 1
+            load = failed.get(transfer.request_id)
+            if load is not None:
+                self._invalid.update(_places_from(transfer, load.first_missing))
+
     def _loaded(self, transfer: Transfer, failed: FailedLoad | None, polled: Polled) -> None:
         self._loading[transfer.request_id] -= 1
         if not self._loading[transfer.request_id]:
@@ -149,16 +208,21 @@ class WorkerSide:
         if failed is None:
             return
         self._results.failed[transfer.request_id] = failed
-        if self._is_one_group:
-            polled.invalid_places.update(
-                block.place for block in transfer.blocks if block.number >= failed.first_missing
-            )
+        if self._do_places_tell:
+            polled.invalid_places.update(_places_from(transfer, failed.first_missing))
         else:
-            # Places are numbered for each group anew, so places alone do not say what failed.
             polled.failed_requests.add(transfer.request_id)
 
     def _stored(self, transfer: Transfer) -> None:
         self._results.stored[transfer.job] = 1
+
+
+def _places_from(transfer: Transfer, number: int) -> set[int]:
+    return {block.place for block in transfer.blocks if block.number >= number}
+
+
+def _batch_bytes(settings: Settings) -> int:
+    return LAYER_BATCH_BYTES if settings.pipeline_layers else BATCH_BYTES
 
 
 def cache_memory(
@@ -166,21 +230,41 @@ def cache_memory(
     groups: Sequence[int], settings: Settings,
 ) -> BlockMemory:
     """Return the engine's cache as the client uses it: in place where a CPU reaches it, else (or
-    where the user wants it) through an arena."""
+    where the user wants it) through an arena. Loads that layers wait for always go through one: the
+    end of a step gives their places back, whatever the client still writes."""
     tensors = [
-        [caches[name] for name in config.kv_cache_groups[group].layer_names if name in caches]
-        for group in groups
+        [caches[name] for name in _layer_names(caches, config, group)] for group in groups
     ]
-    runs = [BlockRuns([layer_memory(one) for one in group], config.num_blocks) for group in tensors]
+    runs = [
+        BlockRuns(part, config.num_blocks) for group in tensors
+        for part in cut_layers([layer_memory(one) for one in group], settings.pipeline_layers)[0]
+    ]
     every = [one for group in tensors for one in group]
-    if not settings.staging_bytes and all(one.device.type == "cpu" for one in every):
+    is_reached = not settings.staging_bytes and all(one.device.type == "cpu" for one in every)
+    if is_reached and not settings.pipeline_layers:
         return InPlaceMemory(runs)
     from memkv.integrations.vllm.staging import StagedMemory
 
-    return StagedMemory(
+    staged = StagedMemory(
         client, runs, every, config.num_blocks,
-        arena_bytes=settings.staging_bytes or STAGING_BYTES, slot_bytes=BATCH_BYTES,
+        arena_bytes=settings.staging_bytes or STAGING_BYTES, slot_bytes=_batch_bytes(settings),
     )
+    return CopiedLoads(staged, InPlaceMemory(runs)) if is_reached else staged
+
+
+def layer_parts(
+    caches: Mapping[str, torch.Tensor], config: KVCacheConfig, group: int, layers_a_part: int
+) -> dict[str, int]:
+    """Return the number of each layer's part."""
+    names = _layer_names(caches, config, group)
+    _, parts = cut_layers([layer_memory(caches[name]) for name in names], layers_a_part)
+    return dict(zip(names, parts, strict=True))
+
+
+def _layer_names(
+    caches: Mapping[str, torch.Tensor], config: KVCacheConfig, group: int
+) -> list[str]:
+    return [name for name in config.kv_cache_groups[group].layer_names if name in caches]
 
 
 def layer_memory(cache: torch.Tensor) -> LayerMemory:
@@ -192,21 +276,22 @@ def layer_memory(cache: torch.Tensor) -> LayerMemory:
 
 def rank_format(
     caches: Mapping[str, torch.Tensor], config: KVCacheConfig, groups: Sequence[int],
-    memory: BlockMemory, kernels: Sequence[str],
+    memory: BlockMemory, kernels: Sequence[str], layers_a_part: int = 0,
 ) -> RankFormat:
     """Describe a worker's blocks. `kernels`: who gives the bytes their meaning, such as
-    "CPU_ATTN/amx": the same shape means other bytes elsewhere."""
+    "CPU_ATTN/amx": the same shape means other bytes elsewhere. `layers_a_part`: where blocks are
+    stored in parts, so that engines that cut otherwise, or not at all, have other names."""
     layouts = []
     for group in groups:
-        names = [name for name in config.kv_cache_groups[group].layer_names if name in caches]
-        layers = [_layer_layout(caches[name]) for name in names]
+        layers = [_layer_layout(caches[name]) for name in _layer_names(caches, config, group)]
         counted = [
             f"{layers.count(layer)}x{layer}" for layer in dict.fromkeys(layers)
         ]
         layouts.append("+".join(counted))
     first = caches[config.kv_cache_groups[groups[0]].layer_names[0]]
+    cut = f";layers={layers_a_part}" if layers_a_part else ""
     return RankFormat(
-        layout=f"vllm:{'+'.join(sorted(set(kernels)))}/{'/'.join(layouts)}",
+        layout=f"vllm:{'+'.join(sorted(set(kernels)))}/{'/'.join(layouts)}{cut}",
         kv_dtype=str(first.dtype).removeprefix("torch."),
         payload_bytes=memory.payload_bytes,
     )

@@ -1,0 +1,147 @@
+"""Layers that wait for their own part of a load: the same answers, and as many whatever is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import pytest
+
+from memkv.limits import KIB
+from memkv.localpool.pool import LocalPool
+from memkv.testing.proxy import FaultProxy, faithful
+from memkv.testing.vllm_process import VllmProcess
+
+LAYERS = 4
+BLOCK_BYTES = 32 * LAYERS * 4 * 2 * 64 * 2  # tokens, layers, heads, K and V, elements, bfloat16
+StartEngine = Callable[..., VllmProcess]
+Pair = tuple[VllmProcess, VllmProcess]
+Prompt = Callable[[int, int], list[int]]
+
+
+class ProxiedPool(Protocol):
+    """As conftest.py makes it."""
+
+    pool: LocalPool
+    proxies: list[FaultProxy]
+
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(scope="module")
+def pair(start: StartEngine) -> Pair:
+    """Two engines alike, but for the second one's memory: it holds few requests at once."""
+    common = {"connector": {"pipeline_layers": 1}, "async_scheduling": False}
+    pair = start("first", **common), start("second", **common, num_gpu_blocks_override=48)
+    for engine in pair:
+        engine.wait_ready()
+        assert "pipeline_layers is ignored" not in engine.log.read_text()
+    return pair
+
+
+class Liar:
+    """Flips a bit of the parts whose turn it is, of those that the pool sends."""
+
+    def __init__(self, proxied: ProxiedPool, turns: range) -> None:
+        self._proxied = proxied
+        self._turns = turns
+        self.sent = 0
+        self.lies = 0
+
+    def __enter__(self) -> Liar:
+        for proxy in self._proxied.proxies:
+            proxy.fault = self._flip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for proxy in self._proxied.proxies:
+            proxy.fault = faithful
+
+    def _flip(self, _: int, piece: bytearray) -> bool:
+        if len(piece) > 8 * KIB:  # payload
+            if self.sent in self._turns:
+                piece[len(piece) // 2] ^= 1
+                self.lies += 1
+            self.sent += 1
+        return True
+
+
+def test_a_second_process_answers_from_parts_that_the_first_one_stored(
+    pair: Pair, prompt: Prompt
+) -> None:
+    first, second = pair
+    tokens = prompt(1, 500)
+    computed = first.generate(tokens)
+    assert computed.cached == [0]
+    again = first.generate(tokens)
+    loaded = second.generate(tokens)
+    assert loaded.cached == [480]
+    assert loaded.reasons() == {"present": 15 * LAYERS, "loaded_bytes": 15 * BLOCK_BYTES}
+    assert loaded.tokens == computed.tokens
+    # The same KV gives the same arithmetic as the engine's own cache, to the last bit.
+    assert loaded.logprobs == again.logprobs
+
+
+def test_what_a_step_computes_behind_a_load_is_stored(pair: Pair, prompt: Prompt) -> None:
+    first, second = pair
+    head, tail = prompt(2, 320), prompt(3, 200)
+    first.generate(head)
+    answer = second.generate(head + tail, max_tokens=1)  # over with the very step that loads
+    assert answer.cached == [320]
+    theirs = first.generate(head + tail)
+    assert theirs.cached == [512]
+    assert theirs.tokens[0][0] == answer.tokens[0][0]
+
+
+@pytest.mark.parametrize("turns", [range(1), range(7, 8), range(30, 1000)], ids=str)
+def test_parts_with_flipped_bits_are_computed_anew(
+    pair: Pair, proxied: ProxiedPool, prompt: Prompt, turns: range
+) -> None:
+    first, second = pair
+    tokens = prompt(10 + turns.start, 600)
+    computed = first.generate(tokens)
+    with Liar(proxied, turns) as liar:
+        answer = second.generate(tokens)
+    assert liar.lies
+    assert answer.reasons()["corrupt"] == 1
+    assert answer.reasons()["loaded_bytes"] < 18 * BLOCK_BYTES
+    assert answer.tokens == computed.tokens
+    assert second.generate(tokens).tokens == computed.tokens
+
+
+def test_requests_with_one_beginning_share_no_block_that_failed(
+    pair: Pair, proxied: ProxiedPool, prompt: Prompt
+) -> None:
+    first, second = pair
+    head = prompt(60, 320)
+    prompts = [head + prompt(61 + number, 60) for number in range(3)]
+    computed = [first.generate(tokens) for tokens in prompts]
+    with Liar(proxied, range(5, 6)) as liar:
+        answer = second.generate(*prompts)
+    assert liar.lies
+    assert answer.tokens == [one.tokens[0] for one in computed]
+
+
+def test_requests_that_crowd_each_other_out_answer_as_alone(pair: Pair, prompt: Prompt) -> None:
+    first, second = pair
+    prompts = [prompt(70 + number, 350) for number in range(6)]
+    alone = [first.generate(tokens, max_tokens=40) for tokens in prompts]
+    crowd = second.generate(*prompts, max_tokens=40)
+    assert crowd.preemptions
+    assert crowd.tokens == [one.tokens[0] for one in alone]
+
+
+def test_a_pool_that_is_killed_in_the_middle_fails_no_request(
+    pair: Pair, proxied: ProxiedPool, prompt: Prompt
+) -> None:
+    first, second = pair
+    prompts = [prompt(40 + number, 900) for number in range(3)]
+    computed = [first.generate(tokens) for tokens in prompts]
+    second.begin(*prompts)
+    for node in proxied.pool.nodes:
+        proxied.pool.kill(node)
+    answer = second.end()
+    assert answer.tokens == [one.tokens[0] for one in computed]
+    fresh = prompt(50, 300)
+    assert second.generate(fresh).tokens == first.generate(fresh).tokens
