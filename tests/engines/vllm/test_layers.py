@@ -89,6 +89,7 @@ def test_what_a_step_computes_behind_a_load_is_stored(pair: Pair, prompt: Prompt
     first.generate(head)
     answer = second.generate(head + tail, max_tokens=1)  # over with the very step that loads
     assert answer.cached == [320]
+    second.generate(prompt(4, 20))  # its stores go out with a later step
     theirs = first.generate(head + tail)
     assert theirs.cached == [512]
     assert theirs.tokens[0][0] == answer.tokens[0][0]
