@@ -31,8 +31,12 @@ pytestmark = pytest.mark.timeout(1800)
 
 @pytest.fixture(scope="module")
 def pair(start: StartEngine) -> Pair:
-    """Two engines alike, but for the second one's memory: it holds few requests at once."""
-    common = {"connector": {"pipeline_layers": 1}, "async_scheduling": False}
+    """Two engines alike, but for the second one's memory: it holds few requests at once.
+
+    A step gives up before the client does, so that what the client still loads comes late.
+    """
+    connector = {"pipeline_layers": 1, "load_deadline_ms": 10_000}
+    common = {"connector": connector, "async_scheduling": False}
     pair = start("first", **common), start("second", **common, num_gpu_blocks_override=48)
     for engine in pair:
         engine.wait_ready()
@@ -40,29 +44,36 @@ def pair(start: StartEngine) -> Pair:
     return pair
 
 
-class Liar:
-    """Flips a bit of the parts whose turn it is, of those that the pool sends."""
+def flip(piece: bytearray) -> None:
+    piece[len(piece) // 2] ^= 1
 
-    def __init__(self, proxied: ProxiedPool, turns: range) -> None:
+
+class Disturbed:
+    """Does something to the parts whose turn it is, of those that the pool sends."""
+
+    def __init__(
+        self, proxied: ProxiedPool, turns: range, disturb: Callable[[bytearray], None] = flip
+    ) -> None:
         self._proxied = proxied
         self._turns = turns
+        self._disturb = disturb
         self.sent = 0
-        self.lies = 0
+        self.times = 0
 
-    def __enter__(self) -> Liar:
+    def __enter__(self) -> Disturbed:
         for proxy in self._proxied.proxies:
-            proxy.fault = self._flip
+            proxy.fault = self._fault
         return self
 
     def __exit__(self, *_: object) -> None:
         for proxy in self._proxied.proxies:
             proxy.fault = faithful
 
-    def _flip(self, _: int, piece: bytearray) -> bool:
+    def _fault(self, _: int, piece: bytearray) -> bool:
         if len(piece) > 8 * KIB:  # payload
             if self.sent in self._turns:
-                piece[len(piece) // 2] ^= 1
-                self.lies += 1
+                self.times += 1
+                self._disturb(piece)
             self.sent += 1
         return True
 
@@ -102,9 +113,9 @@ def test_parts_with_flipped_bits_are_computed_anew(
     first, second = pair
     tokens = prompt(10 + turns.start, 600)
     computed = first.generate(tokens)
-    with Liar(proxied, turns) as liar:
+    with Disturbed(proxied, turns) as flips:
         answer = second.generate(tokens)
-    assert liar.lies
+    assert flips.times
     assert answer.reasons()["corrupt"] == 1
     assert answer.reasons()["loaded_bytes"] < 18 * BLOCK_BYTES
     assert answer.tokens == computed.tokens
@@ -118,9 +129,9 @@ def test_requests_with_one_beginning_share_no_block_that_failed(
     head = prompt(60, 320)
     prompts = [head + prompt(61 + number, 60) for number in range(3)]
     computed = [first.generate(tokens) for tokens in prompts]
-    with Liar(proxied, range(5, 6)) as liar:
+    with Disturbed(proxied, range(5, 6)) as flips:
         answer = second.generate(*prompts)
-    assert liar.lies
+    assert flips.times
     assert answer.tokens == [one.tokens[0] for one in computed]
 
 
@@ -133,16 +144,44 @@ def test_requests_that_crowd_each_other_out_answer_as_alone(pair: Pair, prompt: 
     assert crowd.tokens == [one.tokens[0] for one in alone]
 
 
+def test_what_comes_after_the_deadline_reaches_no_block(
+    pair: Pair, proxied: ProxiedPool, prompt: Prompt
+) -> None:
+    first, second = pair
+    tokens = prompt(80, 600)
+    computed = first.generate(tokens)
+
+    def hold(_: bytearray) -> None:
+        for proxy in proxied.proxies:
+            proxy.hold()
+
+    try:
+        with Disturbed(proxied, range(20, 1000), hold) as held:
+            answer = second.generate(tokens, max_tokens=1)
+    finally:
+        for proxy in proxied.proxies:
+            proxy.release()
+    assert held.times
+    assert answer.reasons()["timeout"] == 1
+    assert answer.tokens[0][0] == computed.tokens[0][0]
+    for _ in range(3):  # late answers come; the blocks that were computed are the engine's own
+        assert second.generate(tokens).tokens == computed.tokens
+
+
 def test_a_pool_that_is_killed_in_the_middle_fails_no_request(
     pair: Pair, proxied: ProxiedPool, prompt: Prompt
 ) -> None:
     first, second = pair
     prompts = [prompt(40 + number, 900) for number in range(3)]
     computed = [first.generate(tokens) for tokens in prompts]
-    second.begin(*prompts)
-    for node in proxied.pool.nodes:
-        proxied.pool.kill(node)
-    answer = second.end()
+
+    def kill(_: bytearray) -> None:
+        for node in proxied.pool.nodes:
+            proxied.pool.kill(node)
+
+    with Disturbed(proxied, range(10, 11), kill) as killed:
+        answer = second.generate(*prompts)
+    assert killed.times
     assert answer.tokens == [one.tokens[0] for one in computed]
     fresh = prompt(50, 300)
     assert second.generate(fresh).tokens == first.generate(fresh).tokens
