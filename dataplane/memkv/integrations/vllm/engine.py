@@ -48,7 +48,7 @@ def why_not_pipelined(config: VllmConfig, caches: KVCacheConfig) -> str | None:
         return "pipeline parallelism and micro-batches have several steps under way"
     if config.speculative_config is not None:
         return "a draft model computes after the step"
-    if config.use_v2_model_runner:
+    if getattr(config, "use_v2_model_runner", True):  # no other one where there is no choice
         return "Model Runner V2 cannot undo a step; say VLLM_USE_V2_MODEL_RUNNER=0"
     return None
 

@@ -267,8 +267,8 @@ class Mover:
             size_bytes += size
         # One batch always fits, however large its blocks are. A step that waits for parts waits for
         # no stores: the memory that they are copied through limits them.
-        limit = self._in_flight_bytes_max if not move.is_part else None
-        if limit and self._in_flight_bytes and self._in_flight_bytes + size_bytes > limit:
+        is_full = self._in_flight_bytes + size_bytes > self._in_flight_bytes_max
+        if self._in_flight_bytes and is_full and not move.is_part:
             return None
         formats = [self._format(move.transfer, block) for block in blocks]
         headers = self._headers(move, formats)
