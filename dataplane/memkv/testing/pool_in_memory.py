@@ -40,6 +40,9 @@ class PoolInMemory:
     ) -> int:
         return 0
 
+    def register_dmabuf(self, fd: int, offset: int, length: int, *, ptr: int) -> int:
+        return 0
+
     def unregister_buffer(self, ptr: int) -> int:
         return 0
 

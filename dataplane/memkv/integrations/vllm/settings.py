@@ -41,6 +41,8 @@ class Settings:
     pipeline_layers: int = 0
     """Layers that are stored and loaded together, so that the first ones compute while the next
     ones are loaded; 0: all of them, before a request's first step."""
+    gpu_direct: bool = False
+    """Have NICs write loads into the cache in GPU memory; where they cannot, blocks are copied."""
     report: bool = False
     """Return counts by reason with each request, as its `kv_transfer_params`."""
 
@@ -50,6 +52,11 @@ class Settings:
                 raise CallerError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.store_share <= 1:
             raise CallerError(f"store_share is a part of all blocks, not {self.store_share}")
+        if self.gpu_direct and self.pipeline_layers:
+            raise CallerError(
+                "gpu_direct and pipeline_layers exclude each other: a step that ends gives places "
+                "back, whatever a NIC still writes there"
+            )
         for name in ("staging_bytes", "pipeline_layers"):
             if getattr(self, name) < 0:
                 raise CallerError(f"{name} must not be negative: {getattr(self, name)}")
@@ -60,6 +67,7 @@ class Settings:
         kinds: dict[str, tuple[type, ...]] = {
             "endpoint": (str,), "pool": (str,), "tenant": (str,), "model": (str,),
             "revision": (str,), "store_share": (float, int), "report": (bool,),
+            "gpu_direct": (bool,),
         }
         known = [field.name for field in fields(cls)]
         for name, value in extra.items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from memkv.integrations.arena import HeaderPages, Registrar
 from memkv.integrations.vllm.geometry import BlockRuns, LayerMemory, cut_layers
+from memkv.integrations.vllm.gpu_direct import DmabufClient, direct_or_copied
 from memkv.integrations.vllm.memory import BlockMemory, CopiedLoads, InPlaceMemory
 from memkv.integrations.vllm.messages import FailedLoad, Orders, RankFormat, Results, Transfer
 from memkv.integrations.vllm.mover import Mover, MoverClient
@@ -31,7 +32,7 @@ CLOSE_WAIT_MS = 5_000  # for stores in flight when the engine ends
 HEADER_PAGES_MIN = 64
 
 
-class WorkerClient(MoverClient, Registrar, Protocol):
+class WorkerClient(MoverClient, Registrar, DmabufClient, Protocol):
     """What of a client a worker needs."""
 
     def close(self) -> None: ...
@@ -249,7 +250,13 @@ def cache_memory(
         client, runs, every, config.num_blocks,
         arena_bytes=settings.staging_bytes or STAGING_BYTES, slot_bytes=_batch_bytes(settings),
     )
-    return CopiedLoads(staged, InPlaceMemory(runs)) if is_reached else staged
+    if is_reached:
+        return CopiedLoads(staged, InPlaceMemory(runs))
+    if settings.gpu_direct:
+        storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in every}
+        spans = [(address, storage.nbytes()) for address, storage in storages.items()]
+        return direct_or_copied(client, runs, spans, staged, time.monotonic_ns)
+    return staged
 
 
 def layer_parts(
