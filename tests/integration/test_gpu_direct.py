@@ -45,6 +45,7 @@ class Gpu:
         self.exports: list[tuple[int, int]] = []
         self.shown = 0
         self.is_model_over = True
+        self.is_broken = False
 
     def export(self, address: int, size_bytes: int) -> int:
         self.exports.append((address, size_bytes))
@@ -54,6 +55,8 @@ class Gpu:
         return lambda: self.is_model_over
 
     def show_writes(self) -> None:
+        if self.is_broken:
+            raise ConfigError("cuFlushGPUDirectRDMAWrites failed: CUDA error 719")
         self.shown += 1
 
     def read(self, place: int) -> bytes:
@@ -211,6 +214,15 @@ def test_without_lanes_loads_go_through_host_memory_for_a_while(
 
     eventually(lands_in_gpu_memory, "direct loads again")
     assert gpu.read(5) == stored
+
+
+def test_a_gpu_that_cannot_show_what_was_written_fails_the_load(rig: Rig, gpu: Gpu) -> None:
+    rig.store(range(2))
+    gpu.is_broken = True
+    (failed,) = rig.load({0: 0, 1: 1})
+    assert failed.first_missing == 0
+    assert rig.load({0: 5}) == [], "through host memory"
+    assert rig.host.read(5) == rig.host.read(0)
 
 
 def test_blocks_that_are_not_there_fail_the_load(rig: Rig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from memkv.client.options import HINT_ID_BYTES, BlockHint
 
@@ -29,3 +29,17 @@ def hints_of(
         return []
     prefix_id, session_id = short_id(chain[0]), short_id(session)
     return [BlockHint(prefix_id, depth, session_id) for depth in range(first, len(chain))]
+
+
+def wishes_in(parameters: object) -> Mapping[str, object]:
+    """Return what a user of vLLM said of a request under "memkv" in its `kv_transfer_params`:
+    `load` and `store`, each False where it must not be, and `session`, any name of the
+    conversation. Anything else says nothing."""
+    wishes = parameters.get("memkv") if isinstance(parameters, dict) else None
+    return wishes if isinstance(wishes, dict) else {}
+
+
+def session_id_of(wishes: Mapping[str, object]) -> bytes:
+    """Return the `session_id` of a request's hints; NO_ID without a name."""
+    name = wishes.get("session")
+    return short_id(name.encode(errors="surrogatepass")) if isinstance(name, str) else NO_ID

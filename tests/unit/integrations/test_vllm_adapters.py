@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from memkv.errors import CallerError
-from memkv.integrations.keys import AdapterSource
+from memkv.integrations.keys import Adapter, AdapterSource
+from memkv.integrations.vllm import adapters as adapters_module
 from memkv.integrations.vllm.adapters import Adapters, HashesWithoutAdapter
 
 TOKENS = 4
@@ -134,3 +136,23 @@ def test_hashes_of_a_session_that_goes_on_otherwise_are_made_anew() -> None:
         adapted.tokens += range(100 + added, 100 + 2 * added)
         adapted.hash()
         assert list(hashes) == hasher(FakeRequest(adapted.tokens))
+
+
+def test_files_that_are_slow_to_read_hold_nobody_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    read = adapters_module._read
+
+    def read_late(*arguments: Any) -> Adapter:
+        assert answers.wait(60)
+        return read(*arguments)
+
+    monkeypatch.setattr(adapters_module, "_read", read_late)
+    adapters, one = Adapters(wait_ms=20), request(folder)
+    for _ in range(2):
+        with pytest.raises(CallerError, match="still being read"):
+            adapters.of(one)
+    answers.set()
+    adapters._looks[1].join(60)
+    assert adapters.of(one) == Adapters().of(one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,13 +45,14 @@ class CopiedBatch:
     def is_ready(self) -> bool:
         return True
 
-    def land(self, arrived: Sequence[bool]) -> None:
+    def land(self, arrived: Sequence[bool]) -> bool:
         for (addresses, _), copies, is_there in zip(
             self._places, self._copies, arrived, strict=True
         ):
             for address, copy in zip(addresses, copies, strict=True):
                 if is_there:
                     ctypes.memmove(address, bytes(copy), len(copy))
+        return True
 
     def is_landed(self) -> bool:
         return True
@@ -126,15 +128,14 @@ class Rig:
             in_flight_bytes=2 * STORED_BYTES, load_deadline_ms=DEADLINE_MS, now_ns=self.now_ns,
         )
         self.while_waiting: Callable[[], None] = lambda: None
-        monkeypatch.setattr("memkv.integrations.vllm.mover.select.select", self._select)
+        monkeypatch.setattr(self.mover, "_news", SimpleNamespace(poll=self._poll))
 
     def now_ns(self) -> int:
         return int(self.now_ms * 1_000_000)
 
-    def _select(self, *arguments: float) -> tuple[list[int], list[int], list[int]]:
-        self.now_ms += arguments[3] * 1_000
+    def _poll(self, wait_ms: float) -> None:
+        self.now_ms += wait_ms
         self.while_waiting()
-        return [], [], []
 
     def store(self, numbers: range) -> None:
         for number in numbers:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from memkv.integrations.hints import NO_ID, short_id
 from memkv.integrations.keys import Adapter, Namespace, Rank, block_key
 from memkv.integrations.vllm.messages import FailedLoad, Orders, RankFormat, Results
 from memkv.integrations.vllm.planner import CacheShape
@@ -246,6 +247,20 @@ def test_a_request_may_wish_not_to_load_or_not_to_store(rig: Rig, wish: str) -> 
     assert rig.side.matched(one, 0) == ((32, True) if wish == "store" else (0, False))
     orders = rig.step({"request": [1, 2, 3, 4]}, {"request": 64})
     assert bool(orders.stores) == (wish == "load")
+
+
+@pytest.mark.parametrize(
+    ("said", "session_id"), [("chat 7", short_id(b"chat 7")), (None, NO_ID), (7, NO_ID)]
+)
+def test_stores_carry_the_conversation_that_a_user_names(
+    rig: Rig, said: object, session_id: bytes
+) -> None:
+    one = request()
+    one.kv_transfer_params = {"memkv": {"session": said}}
+    rig.side.matched(one, 0)
+    rig.side.allocated(one, SimpleNamespace(get_block_ids=lambda: ([1, 2, 3, 4],)), 0)
+    stores = rig.step({"request": [1, 2, 3, 4]}, {"request": 64}).stores
+    assert [store.session_id for store in stores] == [session_id]
 
 
 @pytest.mark.parametrize("said", [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,13 +24,16 @@ NAME = Namespace("model", "", "uint8", "vllm:test", 16, "vllm/sha256/0")
 
 
 class Rig:
-    def __init__(self, groups: int = 1, *, stores: bool = True) -> None:
-        self.pool = PoolInMemory()
-        self.caches = [bytearray(BLOCKS * BLOCK_BYTES) for _ in range(groups)]
-        self.side = WorkerSide(self.pool, Settings(), 0, stores=stores)
+    def __init__(
+        self, groups: int = 1, *, stores: bool = True, settings: Settings | None = None,
+        blocks: int = BLOCKS, pool: PoolInMemory | None = None,
+    ) -> None:
+        self.pool = pool or PoolInMemory()
+        self.caches = [bytearray(blocks * BLOCK_BYTES) for _ in range(groups)]
+        self.side = WorkerSide(self.pool, settings or Settings(), 0, stores=stores)
         self.side.use(InPlaceMemory([
-            BlockRuns([LayerMemory(_hotpath.address_of(memoryview(cache)), (BLOCKS, BLOCK_BYTES),
-                                   (BLOCK_BYTES, 1), 1)], BLOCKS)
+            BlockRuns([LayerMemory(_hotpath.address_of(memoryview(cache)), (blocks, BLOCK_BYTES),
+                                   (BLOCK_BYTES, 1), 1)], blocks)
             for cache in self.caches
         ]), do_places_tell=groups == 1)
 
@@ -113,14 +119,30 @@ def test_waits_for_transfers_only_when_nothing_is_computed(
     rig = Rig()
     rig.pool.is_prompt = False
     waits: list[float] = []
-
-    def select(*arguments: float) -> tuple[list[int], list[int], list[int]]:
-        waits.append(arguments[3])
-        return [], [], []
-
-    monkeypatch.setattr("memkv.integrations.vllm.mover.select.select", select)
+    monkeypatch.setattr(rig.side._moving, "_news", SimpleNamespace(poll=waits.append))
     orders = Orders(stores=[transfer(1, [0])], is_idle=idle)
     rig.side.begin_stores(orders)
     rig.side.poll(orders)
     assert bool(waits) == idle
     rig.pool.end()
+
+
+def test_a_load_of_more_blocks_than_may_be_in_flight_begins() -> None:
+    """Of small blocks a batch holds more than fit what may be in flight: each needs a page."""
+    rig = Rig(settings=Settings(in_flight_bytes=64 * 1024), blocks=200)
+    stored(rig, range(200))
+    assert rig.until_received(transfer(2, range(200))).invalid_places == set()
+
+
+def test_news_come_by_a_descriptor_of_any_number() -> None:
+    rig = Rig()
+    high = fcntl.fcntl(rig.pool.event_fd, fcntl.F_DUPFD, 1500)
+    os.close(rig.pool.event_fd)
+    rig.pool.event_fd = high
+    rig = Rig(pool=rig.pool)
+    rig.pool.is_prompt = False
+    orders = Orders(loads=[transfer(1, [0])])
+    rig.side.begin_loads(orders)
+    assert rig.side.poll(Orders()) == Polled(set(), set(), set())
+    rig.pool.end()
+    assert rig.until_received(transfer(2, [1])).received

@@ -7,8 +7,10 @@ requests with adapters are made anew, without the adapter, and its content is in
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -22,6 +24,8 @@ Hasher = Callable[["Request"], list[bytes]]
 """Returns hashes of the full blocks that lie behind those in `request.block_hashes`."""
 Stamp = tuple[tuple[str, int, int], ...]
 
+ADAPTER_WAIT_MS = 200  # reads 200 MB from a page cache; the scheduler does nothing else meanwhile
+
 
 @dataclass(frozen=True)
 class _Seen:
@@ -33,33 +37,78 @@ class _Seen:
 
 
 class Adapters:
-    """Of one engine process. Used by its scheduler's thread."""
+    """Of one engine process. Used by its scheduler's thread, which waits for a look at an adapter's
+    files no longer than `wait_ms`: they may be large, or far away."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait_ms: int = ADAPTER_WAIT_MS) -> None:
+        self._wait_s = wait_ms / 1000
+        self._looks: dict[int, _Look] = {}
+        """Those that took too long, by the engine's number of the adapter."""
         self._seen: dict[int, _Seen] = {}
-        """By the engine's number of it, under which it keeps the weights that it has loaded."""
+        """By the same number, under which the engine keeps the weights that it has loaded. There
+        is one look at a time for each."""
 
     def of(self, request: Request) -> Adapter | None:
         """Return what stands for a request's adapter, None without one. Its files are read once.
 
         Raises CallerError when it cannot be said which weights the engine has: the files cannot be
-        read, or are others than when the first request came, and the engine need not have noticed.
+        read, not in time, or are others than when the first request came, and the engine need not
+        have noticed.
         """
         lora = request.lora_request
         if lora is None:
             return None
-        name, path = str(lora.lora_name), str(lora.lora_path)
+        number, name = int(lora.lora_int_id), str(lora.lora_name)
+        late = self._looks.get(number)
+        if late is not None and late.is_alive():
+            raise _slow(name)
+        self._looks.pop(number, None)
+        look = _Look(partial(self._look, number, name, str(lora.lora_path)))
+        look.start()
+        look.join(self._wait_s)
+        if look.is_alive():
+            self._looks[number] = look
+            raise _slow(name)
+        return look.result()
+
+    def _look(self, number: int, name: str, path: str) -> Adapter:
         stamp = _stamp(name, path)
-        seen = self._seen.get(lora.lora_int_id)
+        seen = self._seen.get(number)
         if seen is None:
             seen = _Seen(path, stamp, _read(name, path, stamp))
-            self._seen[lora.lora_int_id] = seen
+            self._seen[number] = seen
         if (seen.path, seen.stamp) != (path, stamp):
             raise CallerError(
                 f"the files of adapter {name} have changed since the engine's first request for "
                 "it; load it under another name, or start the engine anew"
             )
         return seen.adapter
+
+
+class _Look(threading.Thread):
+    """One look at an adapter's files. A daemon: files that never answer keep no engine alive."""
+
+    def __init__(self, look: Callable[[], Adapter]) -> None:
+        super().__init__(name="memkv-adapter", daemon=True)
+        self._see = look
+        self._found: Adapter | None = None
+        self._error: CallerError | None = None
+
+    def run(self) -> None:
+        try:
+            self._found = self._see()
+        except CallerError as error:
+            self._error = error
+
+    def result(self) -> Adapter:
+        """Return what was found, or raise why not: CallerError, for a bug too."""
+        if self._found is None:
+            raise self._error or CallerError("an adapter's files were not read; see the log")
+        return self._found
+
+
+def _slow(name: str) -> CallerError:
+    return CallerError(f"the files of adapter {name} are still being read; it is shared after that")
 
 
 def _read(name: str, path: str, stamp: Stamp) -> Adapter:

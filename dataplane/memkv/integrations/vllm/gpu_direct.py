@@ -144,13 +144,18 @@ class DirectLoads:
         self._forget()
         self._copied.close()
 
-    def landed(self, arrived: Sequence[bool]) -> None:
-        """A direct get is over. One that brought nothing may have had no lanes, and over TCP
-        nothing reaches a GPU: for a while loads go through host memory."""
-        if any(arrived):
-            self._exporter.show_writes()
-        else:
-            self._rests_until_ns = self._now_ns() + REST_NS
+    def landed(self, arrived: Sequence[bool]) -> bool:
+        """A direct get is over; return whether what came can be used. One that brought nothing may
+        have had no lanes, and over TCP nothing reaches a GPU: for a while loads go through host
+        memory."""
+        try:
+            if any(arrived):
+                self._exporter.show_writes()
+                return True
+        except ConfigError as error:
+            logger.error("a load into GPU memory is computed instead: %s", error)
+        self._rests_until_ns = self._now_ns() + REST_NS
+        return not any(arrived)
 
     def _register(self, address: int, size_bytes: int) -> None:
         begin = address - address % mmap.PAGESIZE
@@ -180,8 +185,8 @@ class DirectBatch(InPlaceBatch):
     def is_ready(self) -> bool:
         return self._may_write()
 
-    def land(self, arrived: Sequence[bool]) -> None:
-        self._memory.landed(arrived)
+    def land(self, arrived: Sequence[bool]) -> bool:
+        return self._memory.landed(arrived)
 
 
 def direct_or_copied(

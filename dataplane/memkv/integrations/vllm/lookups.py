@@ -66,6 +66,8 @@ class Lookups:
     ) -> None:
         """`lease_ms`: found blocks are kept from eviction that long, so that loads find them."""
         self._client = client
+        self._news = select.poll()  # select() takes no descriptor over 1023
+        self._news.register(client.event_fd, select.POLLIN)
         self._lease_ms = lease_ms
         self._patience_ns = 2 * deadline_ms * 1_000_000
         self._now_ns = now_ns
@@ -97,7 +99,7 @@ class Lookups:
         """Return the answer once it is there, and forget it. Waits at most WAIT_MS."""
         self.collect()
         if request_id not in self._answers and request_id in self._of_request:
-            select.select([self._client.event_fd], [], [], WAIT_MS / 1_000)
+            self._news.poll(WAIT_MS)
             self.collect()
             self._give_up_late(request_id)
         answer = self._answers.pop(request_id, None)

@@ -20,8 +20,9 @@ class Batch(Protocol):
     def is_ready(self) -> bool:
         """May the call begin? A put waits until the engine's bytes have been copied out."""
 
-    def land(self, arrived: Sequence[bool]) -> None:
-        """A get is over: bring the blocks that arrived to their places."""
+    def land(self, arrived: Sequence[bool]) -> bool:
+        """A get is over: bring the blocks that arrived to their places. False: they cannot be
+        used."""
 
     def is_landed(self) -> bool:
         """Is every block in its place?"""
@@ -57,8 +58,8 @@ class InPlaceBatch:
     def is_ready(self) -> bool:
         return True
 
-    def land(self, arrived: Sequence[bool]) -> None:
-        pass
+    def land(self, arrived: Sequence[bool]) -> bool:
+        return True
 
     def is_landed(self) -> bool:
         return True

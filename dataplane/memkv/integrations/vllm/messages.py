@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from memkv.integrations.hints import NO_ID
 from memkv.integrations.keys import Namespace
 from memkv.integrations.vllm.planner import PlacedBlock
 
@@ -29,6 +30,8 @@ class Transfer:
     prefix_id: bytes
     """8 bytes that requests with the same beginning share: a hint for eviction."""
     blocks: list[PlacedBlock]
+    session_id: bytes = NO_ID
+    """The same of requests of one conversation."""
 
 
 @dataclass

@@ -137,6 +137,8 @@ class Mover:
         batch_bytes: int, in_flight_bytes: int, load_deadline_ms: int, now_ns: Callable[[], int],
     ) -> None:
         self._client = client
+        self._news = select.poll()  # select() takes no descriptor over 1023
+        self._news.register(client.event_fd, select.POLLIN)
         self._memory = memory
         self._pages = pages
         self._rank = rank
@@ -201,7 +203,7 @@ class Mover:
         if wait_ms and self._landing:
             wait_ms = min(wait_ms, LANDING_WAIT_MS)  # of copies the client has no news
         if wait_ms:
-            select.select([self._client.event_fd], [], [], wait_ms / 1_000)
+            self._news.poll(wait_ms)
         for completion in self._client.completions():
             if completion.job_id:
                 self._complete(self._calls.pop(completion.job_id), completion.results)
@@ -303,8 +305,11 @@ class Mover:
         if call.move.is_load:
             job = self._client.submit_get_into_multi(keys, ptrs, sizes)
         else:
-            prefix_id = call.move.transfer.prefix_id
-            hints = [BlockHint(prefix_id=prefix_id, depth=block.number) for block in call.blocks]
+            transfer = call.move.transfer
+            hints = [
+                BlockHint(transfer.prefix_id, block.number, transfer.session_id)
+                for block in call.blocks
+            ]
             job = self._client.submit_put_from_multi(keys, ptrs, sizes, PutOptions(hints=hints))
         self._calls[job] = call
 
@@ -317,7 +322,8 @@ class Mover:
         if call.move.is_given_up:
             pass  # the places are the engine's again
         elif call.move.is_load:
-            call.batch.land(self._judge(call, results))
+            if not call.batch.land(self._judge(call, results)):
+                call.move.fate.fail(call.blocks[0].number, MissReason.OTHER)
             if call.move.is_part:
                 call.move.landed.append(call.batch)
         else:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from memkv.errors import CallerError
+from memkv.integrations.hints import session_id_of, wishes_in
 from memkv.integrations.keys import Adapter, Namespace, Rank
 from memkv.integrations.reasons import RequestReasons
 from memkv.integrations.vllm.adapters import Adapters, Hasher, HashesWithoutAdapter
@@ -55,6 +56,7 @@ class _Known:
     names: tuple[Namespace, ...]
     does_load: bool
     does_store: bool
+    session_id: bytes
     preemptions: int = 0
     loading: list[PlacedBlock] = field(default_factory=list)
     """Blocks that were loaded, or are on their way."""
@@ -76,14 +78,6 @@ class _Layered:
     stores: list[Transfer] = field(default_factory=list)
     """Of what the step computes, once it is known to be right."""
     first_missing: int | None = None
-
-
-def wishes_of(request: Request) -> Mapping[str, object]:
-    """Return what a user said of this request under "memkv" in `kv_transfer_params`: `load` and
-    `store`, each False where it must not be. Anything else says nothing."""
-    said = request.kv_transfer_params
-    wishes = said.get("memkv") if isinstance(said, dict) else None
-    return wishes if isinstance(wishes, dict) else {}
 
 
 class SchedulerSide:
@@ -243,11 +237,12 @@ class SchedulerSide:
     def _known(self, request: Request) -> _Known:
         known = self._requests.get(request.request_id)
         if known is None:
-            wishes = wishes_of(request)
+            wishes = wishes_in(request.kv_transfer_params)
             known = _Known(
                 request, RequestPlan(self._shape, self._hashes(request)), self._name(request),
                 does_load=self._does_load and wishes.get("load") is not False,
                 does_store=self._does_store and wishes.get("store") is not False,
+                session_id=session_id_of(wishes),
             )
             if not known.names:
                 known.does_load = known.does_store = False
@@ -349,7 +344,8 @@ class SchedulerSide:
         job, self._next_job = self._next_job, self._next_job + 1
         first = known.plan.hashes(1)[0] if known.plan.hashes(1) else b""
         return Transfer(
-            job, known.request.request_id, known.names, first[:8].ljust(8, b"\0"), blocks
+            job, known.request.request_id, known.names, first[:8].ljust(8, b"\0"), blocks,
+            known.session_id,
         )
 
     def _hold(self, job: int, blocks: list[int]) -> None:

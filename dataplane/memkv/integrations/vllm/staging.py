@@ -110,20 +110,18 @@ class StagedBatch:
     def is_ready(self) -> bool:
         return self._event is None or bool(self._event.query())
 
-    def land(self, arrived: Sequence[bool]) -> None:
+    def land(self, arrived: Sequence[bool]) -> bool:
         """Copy blocks that arrived from the slot to their places."""
         with self._beside_the_model():
             for view, offset, size, members, places in self._parts:
                 kept = [index for index, position in enumerate(members) if arrived[position]]
                 if not kept:
                     continue
-                host = self._staged(offset, size, len(places))
+                there = self._staged(offset, size, len(places)).to(view.device, non_blocking=True)
                 if len(kept) < len(places):
-                    host = host[kept]
-                view.index_copy_(
-                    0, self._index([places[index] for index in kept]),
-                    host.to(view.device, non_blocking=True),
-                )
+                    there = there.index_select(0, self._index(kept))
+                view.index_copy_(0, self._index([places[index] for index in kept]), there)
+        return True
 
     def is_landed(self) -> bool:
         return self.is_ready()
@@ -140,7 +138,11 @@ class StagedBatch:
         return self._memory._host[offset : offset + size * count].view(count, size)
 
     def _index(self, places: list[int]) -> Tensor:
-        return torch.tensor(places, dtype=torch.int64, device=self._memory._device)
+        """Return row numbers on the device. From pinned memory: from other memory the thread would
+        wait for the copy, and so for the model before it."""
+        device = self._memory._device
+        numbers = torch.tensor(places, dtype=torch.int64, pin_memory=device.type == "cuda")
+        return numbers.to(device, non_blocking=True)
 
     def _beside_the_model(self) -> _Beside:
         return _Beside(self)

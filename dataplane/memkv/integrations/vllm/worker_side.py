@@ -97,7 +97,9 @@ class WorkerSide:
         missing place; it cannot where places are numbered for each group anew, so that they do not
         say what failed, or where a window lets go of the blocks that it would need."""
         smallest = min(memory.payload_bytes) + BLOCK_HEADER_BYTES
-        pages = max(HEADER_PAGES_MIN, self._settings.in_flight_bytes // smallest)
+        # A batch is never larger than what may be in flight, or its blocks wait for pages for ever.
+        in_flight_bytes = max(self._settings.in_flight_bytes, _batch_bytes(self._settings))
+        pages = max(HEADER_PAGES_MIN, in_flight_bytes // smallest)
         self._memory = memory
         self._do_places_tell = do_places_tell
         self._part_of = dict(part_of or {})

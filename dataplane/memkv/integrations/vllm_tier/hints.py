@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from memkv.client.options import BlockHint
-from memkv.integrations.hints import short_id
+from memkv.integrations.hints import NO_ID, short_id
 from memkv.integrations.vllm_tier.naming import GROUP_BYTES
 
 PREFETCH = "kv.prefetch"
@@ -52,11 +52,13 @@ def wanted_chunks(actions: Iterable[Action]) -> list[bytes]:
     return chunks
 
 
-def block_hint(head: bytes, end_token: int | None, chunk_tokens: int) -> BlockHint:
+def block_hint(
+    head: bytes, end_token: int | None, chunk_tokens: int, session_id: bytes = NO_ID
+) -> BlockHint:
     """Return a put's hint. `head`: a name that requests with the same beginning share; `end_token`:
     where the chunk ends in its prompt, if the engine says it."""
     depth = 0 if end_token is None else max(0, end_token // chunk_tokens - 1)
-    return BlockHint(short_id(head), depth)
+    return BlockHint(short_id(head), depth, session_id)
 
 
 def _major(version: str) -> str:

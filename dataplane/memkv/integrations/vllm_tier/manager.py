@@ -26,6 +26,7 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from memkv import _hotpath
+from memkv.integrations.hints import session_id_of, wishes_in
 from memkv.integrations.vllm_tier.chunks import ChunkMover, Ended, Job
 from memkv.integrations.vllm_tier.engine import chunk_names
 from memkv.integrations.vllm_tier.hints import block_hint, wanted_chunks
@@ -237,9 +238,11 @@ class MemKVSecondaryTier(SecondaryTierManager):  # type: ignore[misc]  # vLLM ha
     def _hints(self, job: TransferJob) -> list[BlockHint]:
         context = job.req_context
         head = context.get_state(_Head) or b""
+        session_id = session_id_of(wishes_in(context.kv_transfer_params))
         return [
             block_hint(
-                head, context.get_offload_key_position(key), self._names.tokens(split(key)[1])
+                head, context.get_offload_key_position(key),
+                self._names.tokens(split(key)[1]), session_id,
             )
             for key in job.keys
         ]
