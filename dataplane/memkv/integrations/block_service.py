@@ -17,7 +17,7 @@ from memkv.client.block_watch import BlockUpdate, Change
 from memkv.client.sync import Client
 from memkv.errors import ConfigError
 from memkv.limits import BLOCK_STREAMS_MAX
-from memkv.metadata.certificates import TlsFiles, server_credentials
+from memkv.metadata.certificates import TlsFiles, open_port
 from memkv.metadata.endpoint import SERVER_OPTIONS, join_endpoint
 from memkv_proto import block_events_pb2 as pb
 from memkv_proto import block_events_pb2_grpc as pb_grpc
@@ -99,11 +99,7 @@ class BlockServer:
         pb_grpc.add_BlockEventsServiceServicer_to_server(servicer, self._server)
         address = join_endpoint(host, port)
         try:
-            if tls is None:
-                self.port = self._server.add_insecure_port(address)
-            else:
-                credentials = server_credentials(tls, asks_certificate=True)
-                self.port = self._server.add_secure_port(address, credentials)
+            self.port = open_port(self._server, address, tls, asks_certificate=True)
         except RuntimeError as error:
             raise ConfigError(
                 f"cannot listen on {address}: another process has the port, or the address is not "

@@ -7,7 +7,7 @@ from typing import NoReturn, TypeVar, cast
 import grpc
 
 from memkv.errors import ConfigError
-from memkv.metadata.certificates import TlsFiles, names_of, server_credentials
+from memkv.metadata.certificates import TlsFiles, names_of, open_port
 from memkv.metadata.endpoint import SERVER_OPTIONS, join_endpoint
 from memkv_proto import agent_admin_pb2, node_admin_pb2
 
@@ -31,11 +31,7 @@ class AdminPort:
         serve(self._server)
         address = join_endpoint(host, port)
         try:
-            if tls is None:
-                self.port = self._server.add_insecure_port(address)
-            else:
-                credentials = server_credentials(tls, asks_certificate=True)
-                self.port = self._server.add_secure_port(address, credentials)
+            self.port = open_port(self._server, address, tls, asks_certificate=True)
         except RuntimeError as error:
             raise ConfigError(
                 f"the admin port cannot listen on {address}: another process has the port, or the "

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -166,6 +167,24 @@ def server_credentials(files: TlsFiles, *, asks_certificate: bool) -> grpc.Serve
         reloader.fetch,  # type: ignore[arg-type]  # the stubs forget that None is "unchanged"
         require_client_authentication=asks_certificate,
     )
+
+
+class GrpcServer(Protocol):
+    """What of a gRPC server, blocking or not, a port is opened with."""
+
+    def add_insecure_port(self, address: str) -> int: ...
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int: ...
+
+
+def open_port(
+    server: GrpcServer, address: str, tls: TlsFiles | None, *, asks_certificate: bool
+) -> int:
+    """Have a server listen, under TLS where there are files; return the port. RuntimeError where
+    the address is not to be had; ConfigError as `server_credentials`, which explains the rest."""
+    if tls is None:
+        return server.add_insecure_port(address)
+    credentials = server_credentials(tls, asks_certificate=asks_certificate)
+    return server.add_secure_port(address, credentials)
 
 
 class _Reloader:

@@ -29,7 +29,7 @@ from memkv.metadata.callers import (
     Presented,
     Unauthenticated,
 )
-from memkv.metadata.certificates import TlsFiles, names_of, server_credentials
+from memkv.metadata.certificates import TlsFiles, names_of, open_port
 from memkv.metadata.endpoint import SERVER_OPTIONS, check_exposure, is_loopback, join_endpoint
 from memkv.metadata.tickets import TicketIssuer
 from memkv.shardmap import MapVersion, ShardMap, map_to_proto
@@ -399,13 +399,10 @@ class MetadataServer:
             reflection.enable_server_reflection(names, self._server)
         address = join_endpoint(self._config.host, self._config.port)
         try:
-            if self._config.tls is None:
-                self.port = self._server.add_insecure_port(address)
-            else:
-                credentials = server_credentials(
-                    self._config.tls, asks_certificate=self._config.asks_certificate
-                )
-                self.port = self._server.add_secure_port(address, credentials)
+            self.port = open_port(
+                self._server, address, self._config.tls,
+                asks_certificate=self._config.asks_certificate,
+            )  # fmt: skip
         except RuntimeError as error:
             raise ConfigError(
                 f"the metadata service cannot listen on {address}: another process has the port, "

@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from memkv.limits import MIB
 from memkv.localpool.pool import LocalPool, PoolPlan
+from memkv.testing.proxied_pool import ProxiedPool, StartEngine
 from memkv.testing.proxy import FaultProxy
 from memkv.testing.vllm_process import VllmProcess
 
@@ -22,15 +22,6 @@ SCRIPT = Path(__file__).parents[3] / "deploy/dev/vllm/engine.py"
 SETUP = SCRIPT.with_name("setup.sh")
 BLOCK_TOKENS = 32
 CONTEXT_TOKENS = 1024
-
-StartEngine = Callable[..., VllmProcess]
-
-@dataclass
-class ProxiedPool:
-    """A pool whose nodes can be made to lie."""
-
-    pool: LocalPool
-    proxies: list[FaultProxy]
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from memkv.testing.proxied_pool import Pair, Prompt
 from memkv.testing.vllm_process import Generated, LoraAdapter, VllmProcess
 
 RANK, ALPHA = 8, 16
 PROMPT_TOKENS, BLOCKS = 500, 15  # the last token is computed
-Pair = tuple[VllmProcess, VllmProcess]
-Prompt = Callable[[int, int], list[int]]
 MakeAdapter = Callable[[int, Path], None]
 
 pytestmark = pytest.mark.timeout(1800)

@@ -7,30 +7,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from memkv.limits import KIB
-from memkv.localpool.pool import LocalPool
-from memkv.testing.proxy import FaultProxy, faithful
-from memkv.testing.vllm_process import VllmProcess
+from memkv.testing.proxied_pool import Pair, Prompt, ProxiedPool, StartEngine
+from memkv.testing.proxy import faithful
 
 BLOCK_BYTES = 32 * 4 * 4 * 2 * 64 * 2  # tokens, layers, heads, K and V, elements, bfloat16
 MAKE_MODEL = Path(__file__).parents[3] / "deploy/dev/vllm/make_model.py"
-StartEngine = Callable[..., VllmProcess]
-Pair = tuple[VllmProcess, VllmProcess]
-Prompt = Callable[[int, int], list[int]]
-
-
-class ProxiedPool(Protocol):
-    """As conftest.py makes it."""
-
-    pool: LocalPool
-    proxies: list[FaultProxy]
-
 
 pytestmark = pytest.mark.timeout(1800)
 

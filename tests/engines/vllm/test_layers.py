@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import pytest
 
 from memkv.limits import KIB
-from memkv.localpool.pool import LocalPool
-from memkv.testing.proxy import FaultProxy, faithful
-from memkv.testing.vllm_process import VllmProcess
+from memkv.testing.proxied_pool import Pair, Prompt, ProxiedPool, StartEngine
+from memkv.testing.proxy import faithful
 
 LAYERS = 4
 BLOCK_BYTES = 32 * LAYERS * 4 * 2 * 64 * 4  # tokens, layers, heads, K and V, elements, float32
-StartEngine = Callable[..., VllmProcess]
-Pair = tuple[VllmProcess, VllmProcess]
-Prompt = Callable[[int, int], list[int]]
-
-
-class ProxiedPool(Protocol):
-    """As conftest.py makes it."""
-
-    pool: LocalPool
-    proxies: list[FaultProxy]
-
 
 pytestmark = pytest.mark.timeout(1800)
 
