@@ -37,18 +37,26 @@ def flip(piece: bytearray) -> None:
 
 
 class FlipOne:
-    """Flips bits of the first piece that it sees, whenever that is sent again."""
+    """Flips bits of the first piece that it sees, whenever that is sent again.
+
+    What is sent again may be cut at other places: some mark of a row of them is whole anywhere.
+    """
 
     def __init__(self) -> None:
-        self._mark = b""
+        self._marks: list[bytes] = []
 
     def __call__(self, piece: bytearray) -> None:
-        middle = len(piece) // 2
-        found = bytes(piece[middle : middle + 64])
-        if not self._mark and len(set(found)) > 8:  # KV, no zeros of a header
-            self._mark = found
-        if self._mark and self._mark in piece:
-            piece[piece.index(self._mark)] ^= 1
+        if not self._marks:
+            middle = len(piece) // 2
+            row = (bytes(piece[at : at + 64]) for at in range(middle, middle + 2 * KIB, 64))
+            self._marks = [mark for mark in row if len(set(mark)) > 8]  # KV, no zeros of a header
+        self.flip_again(piece)
+
+    def flip_again(self, piece: bytearray) -> None:
+        for mark in self._marks:
+            if (at := piece.find(mark)) >= 0:
+                piece[at] ^= 1
+                return
 
 
 class Disturbed:
@@ -73,11 +81,13 @@ class Disturbed:
             proxy.fault = faithful
 
     def _fault(self, _: int, piece: bytearray) -> bool:
-        if len(piece) > 8 * KIB:  # payload
-            if self.sent in self._turns:
-                self.times += 1
-                self._disturb(piece)
-            self.sent += 1
+        is_payload = len(piece) > 8 * KIB
+        if is_payload and self.sent in self._turns:
+            self.times += 1
+            self._disturb(piece)
+        elif isinstance(self._disturb, FlipOne):
+            self._disturb.flip_again(piece)
+        self.sent += is_payload
         return True
 
 
