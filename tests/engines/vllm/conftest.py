@@ -49,28 +49,39 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="module")
-def start(
-    proxied: ProxiedPool, model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StartEngine]:
-    """Start engines that end with their tests."""
+def launch(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartEngine]:
+    """Start engines, of whatever connector, that end with their tests."""
     logs = tmp_path_factory.mktemp("engines")
     engines: list[VllmProcess] = []
+
+    def launch(
+        name: str, connector: dict[str, object] | None, of: Path = model, **arguments: object
+    ) -> VllmProcess:
+        engine = VllmProcess(
+            Path(sys.executable), SCRIPT, of, logs / f"{name}.log", connector, **arguments
+        )
+        engines.append(engine)
+        return engine
+
+    yield launch
+    statuses = [engine.close() for engine in engines]
+    assert statuses == [0] * len(engines)
+
+
+@pytest.fixture(scope="module")
+def start(proxied: ProxiedPool, model: Path, launch: StartEngine) -> StartEngine:
+    """Start engines beside the pool that lies."""
 
     def start(
         name: str, of: Path = model, connector: dict[str, object] | None = None,
         **arguments: object,
     ) -> VllmProcess:
-        engine = VllmProcess(
-            Path(sys.executable), SCRIPT, of, logs / f"{name}.log",
-            {"endpoint": proxied.pool.endpoint} | (connector or {}),
+        return launch(
+            name, {"endpoint": proxied.pool.endpoint} | (connector or {}), of,
             **({"block_size": BLOCK_TOKENS, "max_model_len": CONTEXT_TOKENS} | arguments),
         )
-        engines.append(engine)
-        return engine
 
-    yield start
-    statuses = [engine.close() for engine in engines]
-    assert statuses == [0] * len(engines)
+    return start
 
 
 @pytest.fixture(scope="module")

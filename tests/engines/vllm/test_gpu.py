@@ -23,16 +23,18 @@ ENGINE: dict[str, object] = {
 }
 
 
-@pytest.mark.parametrize("connector", [{}, {"gpu_direct": True}], ids=["copied", "direct"])
+@pytest.mark.parametrize("gpu_direct", [False, True], ids=["copied", "direct"])
 def test_a_second_engine_answers_from_blocks_of_the_first_one(
-    start: StartEngine, prompt: Prompt, connector: dict[str, object]
+    start: StartEngine, prompt: Prompt, gpu_direct: bool
 ) -> None:
     """Without a NIC the direct way falls back to copies."""
-    names = [f"{name}-{len(connector)}" for name in ("first", "second")]
-    first, second = (start(name, connector=connector, **ENGINE) for name in names)
+    first, second = (
+        start(f"{name}-{gpu_direct}", connector={"gpu_direct": gpu_direct}, **ENGINE)
+        for name in ("first", "second")
+    )
     for engine in (first, second):
         engine.wait_ready()
-    tokens = prompt(1 + len(connector), 500)
+    tokens = prompt(1 + gpu_direct, 500)
     computed = first.generate(tokens)
     assert computed.cached == [0]
     again = first.generate(tokens)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,17 +10,15 @@ import torch
 from memkv.client.block_watch import BlockWatch
 from memkv.limits import MIB
 from memkv.localpool.pool import LocalPool
+from memkv.testing.proxied_pool import Pair, Prompt, StartEngine
 from memkv.testing.vllm_process import VllmProcess
 from memkv.testing.waiting import eventually
 
-SCRIPT = Path(__file__).parents[4] / "deploy/dev/vllm/engine.py"
 BLOCK_TOKENS = 16
 CHUNK_TOKENS = 64
 CHUNKS = 15
 PROMPT_TOKENS = CHUNKS * CHUNK_TOKENS + 40
 STORED_S_MAX = 60.0
-
-StartTiered = Callable[[str], VllmProcess]
 
 pytestmark = [
     pytest.mark.timeout(1800),
@@ -35,53 +29,32 @@ pytestmark = [
 ]
 
 
-def prompt(seed: int, tokens: int) -> list[int]:
-    return random.Random(seed).choices(range(256), k=tokens)
-
-
 @pytest.fixture(scope="module")
-def start_tiered(
-    endpoint: str, model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StartTiered]:
-    """Start engines that end with their tests."""
-    logs = tmp_path_factory.mktemp("engines")
-    engines: list[VllmProcess] = []
-
-    def start(name: str) -> VllmProcess:
-        tier = {
-            "type": "MemKVSecondaryTier", "module_path": "memkv.integrations.vllm_tier",
-            "endpoint": endpoint, "lookup_deadline_ms": 10_000, "deadline_ms": 20_000,
-        }
-        engine = VllmProcess(
-            Path(sys.executable), SCRIPT, model, logs / f"{name}.log", None,
-            block_size=BLOCK_TOKENS, max_model_len=2048, dtype="float32",
-            kv_cache_memory_bytes=256 * MIB, gpu_memory_utilization=0.3,
-            attention_backend="TRITON_ATTN",
-            kv_transfer_config={
-                "kv_connector": "OffloadingConnector", "kv_role": "kv_both",
-                "kv_connector_extra_config": {
-                    "spec_name": "TieringOffloadingSpec", "cpu_bytes_to_use": 256 * MIB,
-                    "block_size": CHUNK_TOKENS, "secondary_tiers": [tier],
-                },
-            },
-        )
-        engines.append(engine)
-        return engine
-
-    yield start
-    statuses = [engine.close() for engine in engines]
-    assert statuses == [0] * len(engines)
-
-
-@pytest.fixture(scope="module")
-def tiered(start_tiered: StartTiered) -> tuple[VllmProcess, VllmProcess]:
-    engines = start_tiered("first"), start_tiered("second")
-    for engine in engines:
+def tiered(endpoint: str, launch: StartEngine) -> Pair:
+    tier = {
+        "type": "MemKVSecondaryTier", "module_path": "memkv.integrations.vllm_tier",
+        "endpoint": endpoint, "lookup_deadline_ms": 10_000, "deadline_ms": 20_000,
+    }
+    tiering = {
+        "spec_name": "TieringOffloadingSpec", "cpu_bytes_to_use": 256 * MIB,
+        "block_size": CHUNK_TOKENS, "secondary_tiers": [tier],
+    }
+    arguments: dict[str, object] = {
+        "block_size": BLOCK_TOKENS, "max_model_len": 2048, "dtype": "float32",
+        "kv_cache_memory_bytes": 256 * MIB, "gpu_memory_utilization": 0.3,
+        "attention_backend": "TRITON_ATTN",
+        "kv_transfer_config": {
+            "kv_connector": "OffloadingConnector", "kv_role": "kv_both",
+            "kv_connector_extra_config": tiering,
+        },
+    }
+    pair = launch("first", None, **arguments), launch("second", None, **arguments)
+    for engine in pair:
         engine.wait_ready()
-    return engines
+    return pair
 
 
-def wait_stored(watch: BlockWatch, engine: VllmProcess, chunks: int) -> None:
+def wait_stored(watch: BlockWatch, engine: VllmProcess, prompt: Prompt, chunks: int) -> None:
     """Have the engine step on until the pool has told of so many new chunks."""
     seeds = itertools.count(10_000)
     stored = 0
@@ -96,7 +69,7 @@ def wait_stored(watch: BlockWatch, engine: VllmProcess, chunks: int) -> None:
 
 
 def test_tokens_are_equal_from_end_to_end(
-    pool: LocalPool, tiered: tuple[VllmProcess, VllmProcess]
+    pool: LocalPool, tiered: Pair, prompt: Prompt
 ) -> None:
     first, second = tiered
     watch = pool.watcher().watch_blocks()
@@ -105,7 +78,7 @@ def test_tokens_are_equal_from_end_to_end(
         pass
     computed = first.generate(tokens)
     assert computed.cached == [0]
-    wait_stored(watch, first, CHUNKS)
+    wait_stored(watch, first, prompt, CHUNKS)
     again = first.generate(tokens)
     loaded = second.generate(tokens)
     assert loaded.cached == [CHUNKS * CHUNK_TOKENS]
@@ -115,7 +88,7 @@ def test_tokens_are_equal_from_end_to_end(
 
 
 def test_chunks_that_the_pool_lost_are_computed(
-    pool: LocalPool, tiered: tuple[VllmProcess, VllmProcess]
+    pool: LocalPool, tiered: Pair, prompt: Prompt
 ) -> None:
     """The last test of the pool: it kills every node."""
     first, second = tiered
