@@ -10,6 +10,7 @@ import torch
 from memkv.client.block_watch import BlockWatch
 from memkv.limits import MIB
 from memkv.localpool.pool import LocalPool
+from memkv.store.feeds import STORED
 from memkv.testing.proxied_pool import Pair, Prompt, StartEngine
 from memkv.testing.vllm_process import VllmProcess
 from memkv.testing.waiting import eventually
@@ -62,7 +63,7 @@ def wait_stored(watch: BlockWatch, engine: VllmProcess, prompt: Prompt, chunks: 
     def is_stored() -> bool:
         nonlocal stored
         engine.generate(prompt(next(seeds), 20), max_tokens=2)  # shorter than a chunk
-        stored += sum(event.kind == 0 for update in watch.poll() for event in update.events)
+        stored += sum(event.kind == STORED for update in watch.poll() for event in update.events)
         return stored >= chunks
 
     eventually(is_stored, f"storing {chunks} chunks", STORED_S_MAX)
