@@ -53,7 +53,7 @@ def test_a_removed_node_is_drained_dropped_and_taken_back() -> None:
             assert said(cluster, "n2", "Drained") == ("True", "NothingLeft")
             await cluster.until(lambda: len(cluster.map.workers) == 2 and cluster.is_ready())
             await cluster.until(lambda: said(cluster, "n2", "Ready") == ("False", "Removed"))
-            assert cluster.pool["status"]["nodeSummary"] == "2/2"
+            await cluster.until(lambda: cluster.pool["status"]["nodeSummary"] == "2/2")
             assert {pod["metadata"]["uid"] for pod in cluster.api.all_of("pods")} == others
             await want(cluster, "n2", "Active")
             await cluster.until(lambda: owners_of(cluster.map) == {"n1", "n2", "n3"})
