@@ -35,6 +35,7 @@ LOOKS = "memkv_operator_reconcile_total"
 STEP_S = 0.5
 HANGS = WatchFault.HANGS
 CONVERGES_S = 240.0  # seconds on an idle machine
+TIMEOUT = pytest.mark.timeout(3000 if CASES == "all" else 480)
 
 
 def chosen(cases: Sequence[Case], share: float = 1.0) -> Sequence[Case]:
@@ -90,6 +91,7 @@ class Trial:
         found: Object = {}
 
         async def converged() -> bool:
+            assert not self.pools.home.has_ended(), "the operator has ended"
             found.clear()
             found.update(await snapshot(real) if await real.is_ready() else {})
             return found == self.expected
@@ -171,7 +173,7 @@ def on_trial(behind_proxy: BehindProxy) -> Callable[[Callable[[Trial], Awaitable
 OnTrial = Callable[[Callable[[Trial], Awaitable[None]]], None]
 
 
-@pytest.mark.timeout(3000)  # for all cases
+@TIMEOUT
 def test_any_one_request_of_a_reconcile_may_fail(on_trial: OnTrial) -> None:
     async def test(trial: Trial) -> None:
         count, _ = await trial.undisturbed()
@@ -189,7 +191,7 @@ def test_any_one_request_of_a_reconcile_may_fail(on_trial: OnTrial) -> None:
     on_trial(test)
 
 
-@pytest.mark.timeout(3000)
+@TIMEOUT
 def test_any_one_event_of_a_watch_may_be_wrong(on_trial: OnTrial) -> None:
     async def test(trial: Trial) -> None:
         _, counts = await trial.undisturbed()
@@ -214,7 +216,7 @@ def test_any_one_event_of_a_watch_may_be_wrong(on_trial: OnTrial) -> None:
     on_trial(test)
 
 
-@pytest.mark.timeout(3000)
+@TIMEOUT
 def test_any_one_request_of_an_operators_start_may_fail(behind_proxy: BehindProxy) -> None:
     """Discovery, lists, watches and the Lease, kopf's among them: it leads, and does not end."""
 

@@ -19,12 +19,15 @@ from memkv_operator.kube.leadership import LeadershipLost
 from memkv_operator.testing.map_history import check_history, histories_of
 from memkv_operator.testing.passing_api import Call, PassingApi
 from memkv_operator.testing.real_api import RealApi
+from memkv_operator.testing.tasks import end_task
 
 OnRealApi = Callable[[Callable[[RealApi], Awaitable[None]]], None]
 KILLS_MIN = 12
 KILLS = int(os.environ.get("MEMKV_LEADER_KILLS", "100"))
 KILLS_S = float(os.environ.get("MEMKV_LEADER_KILLS_S", "180"))
 LEASE_MS = 1000
+LEASE_MS_MAX = 8000
+LOST_MAX = 5  # Leases in a row, until a machine counts as too busy for such short ones
 LAST_LEASE_MS = 3000  # the last one must not lose it on a busy machine
 STANDING = 3  # the one that leads or will, and those that are being started
 
@@ -60,10 +63,10 @@ class Mortal(PassingApi):
 class Candidate:
     """An operator process that is killed while it publishes, once it leads."""
 
-    def __init__(self, real: RealApi, number: int) -> None:
+    def __init__(self, real: RealApi, number: int, lease_ms: int) -> None:
         self._mortals: list[Mortal] = []
         self._after = number % 2 == 1
-        operator = real.make_operator(f"operator-{number}", LEASE_MS, connect=self._connect)
+        operator = real.make_operator(f"operator-{number}", lease_ms, connect=self._connect)
         self._running = asyncio.create_task(operator.run())
 
     @property
@@ -78,8 +81,7 @@ class Candidate:
     async def reap(self) -> None:
         if self.has_ended and not self.was_killed:
             assert isinstance(self._running.exception(), LeadershipLost)
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
+        await end_task(self._running)
 
     async def _connect(self, observer: Observer) -> ApiServer:
         self._mortals.append(Mortal(await connect_api_server(observer), self._after))
@@ -95,12 +97,14 @@ class Killer:
     killed: int = 0
     lost: int = 0
     """Those that lost their Lease before they published."""
+    lost_in_a_row: int = 0
+    lease_ms: int = LEASE_MS
     standing: list[Candidate] = field(default_factory=list)
     reaping: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def kill_next(self) -> None:
         while len(self.standing) < STANDING:
-            self.standing.append(Candidate(self.real, self.started))
+            self.standing.append(Candidate(self.real, self.started, self.lease_ms))
             self.started += 1
 
         async def one_is_over() -> bool:
@@ -110,14 +114,17 @@ class Killer:
         for one in [one for one in self.standing if one.was_killed or one.has_ended]:
             self.killed += one.was_killed
             self.lost += not one.was_killed
+            self.lost_in_a_row = 0 if one.was_killed else self.lost_in_a_row + 1
             self.standing.remove(one)
             self.reaping.append(asyncio.create_task(one.reap()))
+        if self.lost_in_a_row >= LOST_MAX:
+            self.lease_ms, self.lost_in_a_row = min(2 * self.lease_ms, LEASE_MS_MAX), 0
 
     async def reap_all(self) -> None:
         await asyncio.gather(*self.reaping, *(one.reap() for one in self.standing))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300 + 2 * KILLS_S)
 def test_versions_stay_monotonic_when_leaders_die_in_mid_publish(on_real_api: OnRealApi) -> None:
     async def test(real: RealApi) -> None:
         await real.add_nodes(3)
@@ -138,7 +145,7 @@ def test_versions_stay_monotonic_when_leaders_die_in_mid_publish(on_real_api: On
                 await killer.reap_all()
             print(
                 f"{killer.killed} leaders killed in mid-publish in {passed_s():.0f} s, "
-                f"{killer.lost} more lost their Lease"
+                f"{killer.lost} more lost their Lease of {LEASE_MS} to {killer.lease_ms} ms"
             )
             async with real.operator("last", LAST_LEASE_MS):
                 await real.until(real.is_ready)

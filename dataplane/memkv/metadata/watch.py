@@ -143,7 +143,9 @@ class MapWatcher:
         self._attempts = self._failures = self._failures_in_a_row = self._go_aways = 0
         self._last_error = ""
         self._thread = threading.Thread(target=self._run, name="memkv-map-watch", daemon=True)
-        self._watchdog = threading.Thread(target=self._watch_silence, daemon=True)
+        self._watchdog = threading.Thread(
+            target=self._watch_silence, name="memkv-map-watchdog", daemon=True
+        )
         if kept is not None:
             self._cache.offer(kept, trusted=False)
 

@@ -35,8 +35,8 @@ class Generated:
     times: list[list[float]]
     """Seconds from the begin to each token."""
     preemptions: int
-    lane_seconds: float
-    """Of `cpu_seconds`: of the client's native threads."""
+    client_seconds: float
+    """Of `cpu_seconds`: of the client, in its own threads and in the engine's."""
 
     def reasons(self, index: int = 0) -> dict[str, int]:
         """What the pool had of a prompt's blocks, by reason."""

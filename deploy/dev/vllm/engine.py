@@ -7,7 +7,7 @@ one line of standard output; the first one says {"ready": true}.
 
     {"prompts": [[token, ...], ...], "max_tokens": 8, "salt": null, "memkv": {"store": false},
      "lora": {"name": "sql", "path": "/adapters/sql"}}
-    {"seconds", "cpu_seconds", "lane_seconds", "tokens", "logprobs", "cached", "report", "times",
+    {"seconds", "cpu_seconds", "client_seconds", "tokens", "logprobs", "cached", "report", "times",
      "preemptions"}
     {"reset": true}     empties the engine's own prefix cache
 
@@ -16,16 +16,19 @@ one line of standard output; the first one says {"ready": true}.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 REQUESTS = itertools.count()
 PREEMPTED: list[str] = []
+BUSY_SECONDS: list[float] = []
 FORGET_S_MAX = 60.0
 ADAPTERS: dict[tuple[str, str], int] = {}
 
@@ -46,7 +49,10 @@ def main() -> None:
         "enforce_eager": True, "disable_log_stats": True, "max_num_batched_tokens": 4096,
     }
     llm = LLM(model=sys.argv[1], **(arguments | json.loads(sys.argv[2])))
-    count_preemptions(llm.llm_engine.engine_core.engine_core.scheduler)
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    count_preemptions(scheduler)
+    if scheduler.connector is not None:
+        count_busy_seconds(scheduler.connector)
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
         print(json.dumps(answer(llm, json.loads(line))), file=answers)
@@ -62,7 +68,7 @@ def answer(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
         max_tokens=request["max_tokens"], temperature=0, ignore_eos=True, logprobs=0,
         extra_args={"kv_transfer_params": {"memkv": request.get("memkv") or {}}},
     )
-    cpu, lanes, begin = time.process_time(), lane_seconds(), time.perf_counter()
+    cpu, client, begin = time.process_time(), client_seconds(), time.perf_counter()
     PREEMPTED.clear()
     numbers = {}
     for number, tokens in enumerate(request["prompts"]):
@@ -83,7 +89,7 @@ def answer(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
     return {
         "seconds": time.perf_counter() - begin,
         "cpu_seconds": time.process_time() - cpu,
-        "lane_seconds": lane_seconds() - lanes,
+        "client_seconds": client_seconds() - client,
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "logprobs": [
             [chosen[token].logprob for token, chosen in zip(
@@ -130,15 +136,29 @@ def count_preemptions(scheduler: Any) -> None:
     scheduler._preempt_request = counted
 
 
-def lane_seconds() -> float:
-    """CPU time of the client's native threads in this process."""
-    ticks = 0
+def count_busy_seconds(connector: Any) -> None:
+    take_stats = connector.get_kv_connector_stats
+
+    def counted() -> Any:
+        stats = take_stats()
+        if stats is not None:
+            BUSY_SECONDS.append(stats.data["busy_seconds"])
+        return stats
+
+    connector.get_kv_connector_stats = counted
+
+
+def client_seconds() -> float:
+    """CPU time of the client in this process: its native threads, its Python threads, and what the
+    engine's threads do in the connector."""
+    python = {one.native_id for one in threading.enumerate() if one.name.startswith("memkv")}
+    total_ns = 0
     for task in Path("/proc/self/task").iterdir():
-        name, _, rest = (task / "stat").read_text().rpartition(")")
-        if "(memkv" in name:
-            user, system = rest.split()[11:13]
-            ticks += int(user) + int(system)
-    return ticks / os.sysconf("SC_CLK_TCK")
+        with contextlib.suppress(FileNotFoundError):  # it has ended
+            is_native = (task / "comm").read_text().startswith("memkv")
+            if is_native or int(task.name) in python:
+                total_ns += int((task / "schedstat").read_text().split()[0])
+    return total_ns / 1e9 + sum(BUSY_SECONDS)
 
 
 if __name__ == "__main__":

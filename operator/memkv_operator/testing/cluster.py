@@ -26,6 +26,7 @@ from memkv_operator.run.kopf_watch import BY_KOPF, OnEvent
 from memkv_operator.run.process import Operator
 from memkv_operator.run.settings import Settings
 from memkv_operator.testing.agents import FakeAgent, FakeAgents, FakeDisk
+from memkv_operator.testing.tasks import end_task
 
 NAMESPACE = "inference"
 POOL = "pool-a"
@@ -160,8 +161,7 @@ class Cluster:
         try:
             yield operator
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            await end_task(running)
 
     async def until(self, holds: Callable[[], bool | Awaitable[bool]]) -> None:
         """Let kubelets work until something holds."""

@@ -12,6 +12,7 @@ from memkv.metadata.kubernetes.api_server import ApiServer
 from memkv.metadata.kubernetes.errors import Away
 from memkv.metadata.kubernetes.shardmap_object import map_of
 from memkv.shardmap import UNASSIGNED, ShardMap, unpack_owners
+from memkv_operator.testing.tasks import end_task
 
 Histories = dict[str, list[ShardMap]]
 """By namespace, in the order in which they were stored."""
@@ -28,8 +29,7 @@ async def histories_of(api: ApiServer, path: str) -> AsyncIterator[Histories]:
         yield heard
         assert not following.done()
     finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        await end_task(following)
 
 
 async def _follow(api: ApiServer, path: str, version: str, heard: Histories) -> None:

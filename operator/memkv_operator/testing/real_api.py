@@ -20,6 +20,7 @@ from memkv_operator.kube.lease import LeaseConfig
 from memkv_operator.run.process import Connect, Operator
 from memkv_operator.run.settings import Settings
 from memkv_operator.testing.cluster import POOL, SPEC, pause
+from memkv_operator.testing.tasks import end_task
 
 IN_TIME_S = 240.0  # a quarter of a minute on an idle machine
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -83,8 +84,7 @@ class RealApi:
         try:
             yield
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            await end_task(running)
 
     async def until(
         self,
