@@ -38,6 +38,12 @@ class Generated:
     client_seconds: float
     """Of `cpu_seconds`: of the client, in its own threads and in the engine's."""
 
+    @property
+    def decode_s(self) -> float:
+        """From the first token to the last one, of one prompt."""
+        (times,) = self.times
+        return times[-1] - times[0]
+
     def reasons(self, index: int = 0) -> dict[str, int]:
         """What the pool had of a prompt's blocks, by reason."""
         report = self.report[index]
