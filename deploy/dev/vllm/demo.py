@@ -1,6 +1,6 @@
 """Two vLLM processes and a pool: what the second one saves, measured and checked.
 
-    demo.py [--tokens 4000] [--rounds 3] [--pairs 10] [--json FILE]
+    demo.py [--tokens 4000] [--rounds 3] [--pairs 10] [--model NAME] [--engine JSON] [--json FILE]
 
 The first process computes a prompt and its blocks go to the pool; the second one, which never saw
 the prompt, loads them. Both answer every prompt again from their own prefix cache: the best that
@@ -64,7 +64,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--model", default="llama-1024x16")
+    parser.add_argument("--model", default="llama-1024x16", help="of setup.sh, or a folder")
+    parser.add_argument("--engine", type=json.loads, default={}, help="more arguments of vllm.LLM")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="memkv-demo-") as folder:
@@ -101,7 +102,7 @@ def start(folder: Path, name: str, endpoint: str, options: argparse.Namespace) -
         Path(os.environ["MEMKV_VLLM_PYTHON"]), Path(__file__).with_name("engine.py"),
         Path(os.environ["MEMKV_VLLM_MODELS"]) / options.model, folder / f"{name}.log",
         {"endpoint": endpoint}, block_size=BLOCK_TOKENS,
-        max_model_len=options.tokens + 2 * BLOCK_TOKENS,
+        max_model_len=options.tokens + 2 * BLOCK_TOKENS, **options.engine,
     )
 
 
