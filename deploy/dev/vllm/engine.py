@@ -141,8 +141,8 @@ def count_busy_seconds(connector: Any) -> None:
 
     def counted() -> Any:
         stats = take_stats()
-        if stats is not None:
-            BUSY_SECONDS.append(stats.data["busy_seconds"])
+        if stats is not None:  # other connectors count other things
+            BUSY_SECONDS.append(stats.data.get("busy_seconds", 0.0))
         return stats
 
     connector.get_kv_connector_stats = counted
