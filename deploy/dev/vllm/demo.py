@@ -1,6 +1,6 @@
 """Two vLLM processes and a pool: what the second one saves, measured and checked.
 
-    demo.py [--tokens 4000] [--rounds 3] [--pairs 10] [--model NAME] [--engine JSON] [--json FILE]
+    demo.py [--tokens 4000] [--rounds 3] [--pairs 10] [--json FILE] ...
 
 The first process computes a prompt and its blocks go to the pool; the second one, which never saw
 the prompt, loads them. Both answer every prompt again from their own prefix cache: the best that
@@ -30,9 +30,8 @@ TOLD_BETTER_MIN = 8.0  # than computed
 OF_OWN_CACHE_MAX = 1.5
 SLOWER_MAX = 0.10
 CLIENT_SHARE_MAX = 0.03
-BLOCK_TOKENS = 128
 DECODED = 48
-DECODE_PROMPT = 8 * BLOCK_TOKENS + 1  # all but one token from the own cache
+DECODE_PROMPT = 1025  # all but one token from the own cache
 COMPUTED_NOISE = 1.3  # computing a prompt twice takes times that differ by so much here
 ROUNDING_LOGPROB = 0.02  # of a first token; KV of other tokens moves it by far more
 # 9 degrees of freedom, one side: ten pairs
@@ -64,6 +63,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--block-tokens", type=int, default=128)
+    parser.add_argument("--flash-gib", type=int, default=2, help="of each of two nodes")
+    parser.add_argument("--dram-mib", type=int, default=512, help="of each of two nodes")
     parser.add_argument("--model", default="llama-1024x16", help="of setup.sh, or a folder")
     parser.add_argument("--engine", type=json.loads, default={}, help="more arguments of vllm.LLM")
     parser.add_argument("--json", type=Path)
@@ -80,7 +82,7 @@ def say(text: str) -> None:
 
 
 def story(folder: Path, options: argparse.Namespace) -> Figures:
-    plan = PoolPlan(folder / "pool", 2, 2 * GIB, 512 * MIB)
+    plan = PoolPlan(folder / "pool", 2, options.flash_gib * GIB, options.dram_mib * MIB)
     figures = Figures()
     say("starting a pool of two nodes, and two vLLM processes beside it (a minute)")
     with LocalPool(plan) as pool:
@@ -101,8 +103,8 @@ def start(folder: Path, name: str, endpoint: str, options: argparse.Namespace) -
     return VllmProcess(
         Path(os.environ["MEMKV_VLLM_PYTHON"]), Path(__file__).with_name("engine.py"),
         Path(os.environ["MEMKV_VLLM_MODELS"]) / options.model, folder / f"{name}.log",
-        {"endpoint": endpoint}, block_size=BLOCK_TOKENS,
-        max_model_len=options.tokens + 2 * BLOCK_TOKENS, **options.engine,
+        {"endpoint": endpoint}, block_size=options.block_tokens,
+        max_model_len=options.tokens + 2 * options.block_tokens, **options.engine,
     )
 
 
@@ -115,7 +117,7 @@ def rounds(
 ) -> None:
     # The first call of an engine makes threads and buffers; it is no measurement.
     for engine in (first, second):
-        engine.generate(prompt(0, 2 * BLOCK_TOKENS))
+        engine.generate(prompt(0, 2 * options.block_tokens))
     for number in range(1, options.rounds + 1):
         tokens = prompt(number, options.tokens)
         computed = first.generate(tokens)
@@ -127,7 +129,7 @@ def rounds(
         figures.own_cache.append(second.generate(tokens).times[0][0])
         figures.tokens_equal &= computed.tokens == loaded.tokens == own.tokens
         figures.tokens_equal &= loaded.logprobs == own.logprobs
-        figures.tokens_equal &= loaded.cached[0] >= options.tokens - BLOCK_TOKENS
+        figures.tokens_equal &= loaded.cached[0] >= options.tokens - options.block_tokens
         figures.loaded_bytes = bytes_loaded(loaded.report[0])
         say(f"prompt {number}: computed {figures.computed[-1]:.2f} s, from MemKV "
             f"{figures.loaded[-1]:.2f} s, from the own cache {own.times[0][0]:.2f} s")
@@ -175,7 +177,7 @@ def killed(
     for node in pool.nodes:
         pool.kill(node)
     answers = [second.end()]
-    fresh = prompt(5001, 4 * BLOCK_TOKENS)
+    fresh = prompt(5001, 4 * options.block_tokens)
     answers.append(second.generate(fresh))
     figures.answered_after_kill = (
         any(is_same(answers[0], other) for other in (computed, own))
