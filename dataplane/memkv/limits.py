@@ -147,6 +147,7 @@ MAP_BOOTSTRAP_TIMEOUT_MS = 2_000  # a model's start never waits longer for the f
 MAP_FALLBACK_MS = 500  # then a client without an answer goes by the map of its last run
 COPY_QUEUE_BYTES_MAX = 64 * MIB  # a few of the largest blocks; the owner pulls the rest itself
 BREAKER_FAILURES = 3  # consecutive failures of a worker before calls stop trying it
+METADATA_CONNECT_MS_MIN = 250  # a Service may lead to a pod on a dead node, and next to another one
 RECONNECT_BACKOFF_MS_MIN = 100
 RECONNECT_BACKOFF_MS_MAX = 2_000  # re-attach stays under 5 s after a node is back
 

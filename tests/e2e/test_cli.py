@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from memkv.clock import SystemClock, deadline_after_ms
 from memkv.metadata.certificates import client_tls
 from memkv.metadata.endpoint import open_channel, split_endpoint
 from memkv.testing.certificates import Authority
+from memkv.testing.proxy import FaultProxy
 from memkv_proto import block_events_pb2, block_events_pb2_grpc
 
 TIMEOUT_S = 120
@@ -390,6 +392,23 @@ def load_reference() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_metadata_service_that_hangs_for_a_moment_is_waited_for(up: Up) -> None:
+    """As a Service is that leads to a pod on a dead node first: longer than a client's own start
+    waits, and without a word that it is the wrong place."""
+    host, port = split_endpoint(up.endpoint)
+    proxy = FaultProxy((host, port))
+    proxy.hold()
+    later = threading.Timer(3.5, proxy.release)
+    later.start()
+    try:
+        slow = up._replace(endpoint=f"127.0.0.1:{proxy.port}")
+        done = memkv(slow, "put", "by-a-slow-way", "-", data=b"bytes")
+    finally:
+        later.cancel()
+        proxy.close()
+    assert done.returncode == Exit.OK, done.stderr.decode()
 
 
 def test_no_pool_is_exit_code_3_with_cause_and_fix() -> None:

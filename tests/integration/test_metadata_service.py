@@ -13,7 +13,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from memkv.clock import SystemClock
 from memkv.errors import ConfigError, PeerGone, RetryLater
-from memkv.metadata.endpoint import CLIENT_OPTIONS, open_channel
+from memkv.limits import MAP_BOOTSTRAP_TIMEOUT_MS
+from memkv.metadata.endpoint import (
+    CLIENT_OPTIONS,
+    CONNECT_OPTION,
+    channel_options,
+    connect_ms,
+    open_channel,
+)
 from memkv.metadata.server import MetadataServer, ServerConfig, is_on_this_machine
 from memkv.metadata.tickets import AnonymousIssuer, public_salt
 from memkv.metadata.watch import (
@@ -447,6 +454,14 @@ def test_silent_stream_is_broken_and_opened_again(watch: Watch) -> None:
         wait_until(lambda: len(opened) >= 2)
         hanging.set()
         server.stop(0).wait(WAIT_S)
+
+
+def test_first_tries_to_connect_are_short_and_later_ones_have_time() -> None:
+    tries = [connect_ms(failures) for failures in range(6)]
+    assert tries == [250, 500, 1000, 2000, 2000, 2000]
+    assert sum(tries[:3]) < MAP_BOOTSTRAP_TIMEOUT_MS  # a client's start has time for three
+    assert dict(channel_options(None, tries[0]))[CONNECT_OPTION] == 250
+    assert connect_ms(10_000) == 2000
 
 
 def test_keepalive_pings_of_clients_are_welcome(start: Start) -> None:

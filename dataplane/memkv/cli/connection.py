@@ -34,6 +34,8 @@ EXPLANATIONS: dict[Status, str] = {
 }
 
 REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED")  # such causes name their own fix
+NOBODY = ("Connection refused", "DNS resolution failed")  # of an endpoint that is wrong
+PATIENCE_MS = 8_000  # several tries in a row may lead to a pod whose node is dead
 UNREACHABLE = frozenset({Status.UNAVAILABLE, Status.TIMEOUT, Status.QUARANTINED, Status.CLOSED})
 
 
@@ -80,6 +82,9 @@ def open_client(settings: Settings) -> Client:
     )  # fmt: skip
     where = f"{settings[POOL]} at {settings[ENDPOINT]} (from {settings.origin(ENDPOINT)})"
     has_map = client.attachment.shard_map is not None
+    if not has_map and not _names_any(client.attachment.problems(), NOBODY + REFUSALS):
+        client.wait_ready(PATIENCE_MS)
+        has_map = client.attachment.shard_map is not None
     # A call would answer UNAVAILABLE for a node that is still being reached; a person can wait.
     if has_map and client.wait_ready(settings[DEADLINE]):
         return client
@@ -95,3 +100,7 @@ def open_client(settings: Settings) -> Client:
         f"  cause: {problems[0] if problems else 'the metadata service did not answer'}\n"
         "  fix:   start one with `memkv up --nodes 3 --dir DIR`, or name another --endpoint"
     )
+
+
+def _names_any(problems: Iterable[str], words: Iterable[str]) -> bool:
+    return any(word in problem for problem in problems for word in words)

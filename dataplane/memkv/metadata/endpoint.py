@@ -53,6 +53,7 @@ SERVER_OPTIONS: ChannelOptions = (
     ("grpc.max_receive_message_length", limits.MAP_BYTES_MAX),
     ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share its clients
 )
+CONNECT_OPTION = "grpc.min_reconnect_backoff_ms"  # gRPC's time for one try to connect
 CLIENT_OPTIONS: ChannelOptions = (
     ("grpc.service_config", SERVICE_CONFIG),
     ("grpc.keepalive_time_ms", CLIENT_KEEPALIVE_MS),
@@ -60,7 +61,7 @@ CLIENT_OPTIONS: ChannelOptions = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MIN),
-    ("grpc.min_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MAX),
+    (CONNECT_OPTION, limits.RECONNECT_BACKOFF_MS_MAX),
     ("grpc.max_reconnect_backoff_ms", limits.RECONNECT_BACKOFF_MS_MAX),
     ("grpc.max_receive_message_length", limits.MAP_BYTES_MAX),
     # Shared subchannels would make a fresh channel wait out an older one's backoff.
@@ -105,17 +106,30 @@ def check_exposure(what: str, host: str, tls: TlsFiles | None, *, insecure: bool
         )
 
 
-def open_channel(endpoint: str, tls: ClientTls | None) -> grpc.Channel:
-    """Return a new channel; it connects when it is used. The caller closes it. ConfigError for TLS
-    files that are missing or unfit."""
+def open_channel(
+    endpoint: str, tls: ClientTls | None, connect_ms: int = limits.RECONNECT_BACKOFF_MS_MAX
+) -> grpc.Channel:
+    """Return a new channel; it connects when it is used, and gives a try up after `connect_ms`. The
+    caller closes it. ConfigError for TLS files that are missing or unfit."""
+    options = channel_options(tls, connect_ms)
     if tls is None:
-        return grpc.insecure_channel(endpoint, options=CLIENT_OPTIONS)
-    return grpc.secure_channel(endpoint, tls.credentials(), options=channel_options(tls))
+        return grpc.insecure_channel(endpoint, options=options)
+    return grpc.secure_channel(endpoint, tls.credentials(), options=options)
 
 
-def channel_options(tls: ClientTls | None) -> list[tuple[str, str | int]]:
+def connect_ms(failures: int) -> int:
+    """Return how long to try to connect after so many failures in a row. Early tries are short, for
+    a name or a virtual address may lead to another server each time; later ones have time for the
+    handshake of a busy machine."""
+    return min(limits.METADATA_CONNECT_MS_MIN << min(failures, 16), limits.RECONNECT_BACKOFF_MS_MAX)
+
+
+def channel_options(
+    tls: ClientTls | None, connect_ms: int = limits.RECONNECT_BACKOFF_MS_MAX
+) -> list[tuple[str, str | int]]:
     """Return the options of a client's channel."""
-    options = list(CLIENT_OPTIONS)
+    options = [option for option in CLIENT_OPTIONS if option[0] != CONNECT_OPTION]
+    options.append((CONNECT_OPTION, connect_ms))
     if tls is not None and tls.server_name:
         options.append(("grpc.ssl_target_name_override", tls.server_name))
     return options

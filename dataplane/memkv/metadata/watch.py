@@ -20,6 +20,7 @@ from memkv.metadata.certificates import ClientTls
 from memkv.metadata.endpoint import (
     UNARY_TIMEOUT_S,
     call_metadata,
+    connect_ms,
     is_loopback,
     open_channel,
     split_endpoint,
@@ -223,7 +224,8 @@ class MapWatcher:
         pause_ms: float | None = None
         error = "the stream ended"
         try:
-            with open_channel(endpoint, self._config.tls) as channel:
+            wait_ms = connect_ms(self._failures_in_a_row)
+            with open_channel(endpoint, self._config.tls, wait_ms) as channel:
                 pause_ms = self._consume(channel, self._config.trusted(endpoint))
         except grpc.RpcError as failure:
             error = _describe(failure)

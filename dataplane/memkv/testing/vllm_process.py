@@ -159,6 +159,7 @@ class VllmProcess:
         except queue.Empty:
             line = ""
         if not line:
+            self._lines.put("")  # nothing comes after its end, however often one asks
             tail = self.log.read_text(errors="replace")[-4000:]
             raise AssertionError(f"no answer of the engine; its log ends with:\n{tail}")
         found = json.loads(line)

@@ -1,5 +1,7 @@
 """The metadata service of a pool: Deployment, Service, and the right to watch one MemKVShardMap."""
 
+from collections.abc import Mapping, Sequence
+
 from memkv.metadata.kubernetes.json_values import JsonValue, Manifest
 from memkv_operator.api.meta import child_meta
 from memkv_operator.api.names import (
@@ -34,6 +36,8 @@ from memkv_operator.render.image import image_reference
 CONTAINER = "memkv-metadata"
 USER = 65532  # of nobody in particular; the image has no such name
 GRACE_S = 30
+DEAD_NODE_S = 30  # until its pods are replaced; 300 by default, and both may be on one node
+DEAD_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 _REQUESTS = {"cpu": "50m", "memory": "128Mi"}
 _LIMITS = {"memory": "512Mi"}
 
@@ -117,6 +121,16 @@ def _deployment_spec(pool: Pool, own_image: str) -> Manifest:
     }
 
 
+def _leaves_dead_nodes(told: Sequence[JsonValue]) -> list[JsonValue]:
+    """Return what has pods leave a dead node soon, where the pool does not say how long."""
+    keys = {one.get("key") for one in told if isinstance(one, Mapping)}
+    return [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": DEAD_NODE_S}
+        for key in DEAD_NODE_TAINTS
+        if key not in keys and None not in keys
+    ]
+
+
 def _pod_spec(pool: Pool, own_image: str) -> Manifest:
     image, extra = pool.spec.image, pool.spec.pod_template
     placement = pool.spec.metadata_pods
@@ -138,14 +152,15 @@ def _pod_spec(pool: Pool, own_image: str) -> Manifest:
                 "topologyKey": "kubernetes.io/hostname",
                 "whenUnsatisfiable": "ScheduleAnyway",
                 "labelSelector": {"matchLabels": _chosen(pool)},
+                # Pods of the revision that an update replaces would push both new ones together.
+                "matchLabelKeys": ["pod-template-hash"],
             }
         ],
         "containers": [_container(pool, own_image)],
     }
     if placement.node_selector:
         spec["nodeSelector"] = dict(placement.node_selector)
-    if placement.tolerations:
-        spec["tolerations"] = list(placement.tolerations)
+    spec["tolerations"] = [*placement.tolerations, *_leaves_dead_nodes(placement.tolerations)]
     if pool.has_tls:
         secret = metadata_secret_name(pool.meta.name)
         spec["volumes"] = [secret_volume(secret, BY_GROUP), tenants_volume(pool)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from memkv.integrations.blocks import PAYLOAD_BYTES_MAX
 from memkv.integrations.hints import NO_ID, short_id
 from memkv.integrations.keys import Adapter, Namespace, Rank, block_key
 from memkv.integrations.vllm.messages import FailedLoad, Orders, RankFormat, Results
@@ -128,6 +130,28 @@ def test_nothing_is_promised_before_workers_said_what_their_blocks_are() -> None
     rig = Rig()
     rig.side.set_formats([])
     assert rig.side.matched(request(), 0) == (0, False)
+    assert rig.pool.jobs == []
+
+
+@pytest.mark.parametrize(
+    ("formats", "said"),
+    [
+        ([replace(FORMAT, payload_bytes=(4096, PAYLOAD_BYTES_MAX + 1))] * 2,
+         r"a block of 16 tokens has 16773121 bytes.*--block-size below 16, or pipeline_layers"),
+        ([FORMAT], "1 of 2 workers did not say"),
+    ],
+    ids=["too large", "one missing"],
+)
+def test_what_no_object_could_hold_keeps_an_engine_from_sharing_not_from_computing(
+    formats: list[RankFormat], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = Rig(ranks=2)
+    rig.side.set_formats(formats)
+    assert re.search(said, caplog.text)
+    one = request()
+    rig.side.begin(one)
+    assert rig.side.matched(one, 0) == (0, False)
+    assert rig.step({"request": [9, 8, 7]}, {"request": 70}) == Orders()
     assert rig.pool.jobs == []
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from memkv.agent.plugin import VARIABLE
-from memkv.metadata.kubernetes.json_values import JsonObject
+from memkv.metadata.kubernetes.json_values import JsonObject, JsonValue
 from memkv_operator.api.names import DAEMON_SETS, DEPLOYMENTS, SPEC_HASH, TEMPLATE_HASH
 from memkv_operator.api.pool import Image, read_pool
 from memkv_operator.render.children import Child, children_of
@@ -268,6 +268,30 @@ def test_users_may_not_repeat_what_storage_pods_are_told(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ([], ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]),
+        ([{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 5}],
+         ["node.kubernetes.io/not-ready"]),
+        ([{"operator": "Exists"}], []),
+    ],
+    ids=["said nothing", "said one", "tolerates everything"],
+)  # fmt: skip
+def test_metadata_pods_leave_dead_nodes_soon_unless_told_otherwise(
+    told: list[JsonValue], kept: list[str]
+) -> None:
+    made = children({**POOLS["tls"], "metadata": {"tolerations": told}})
+    (deployment,) = [one for one in made if one.resource is DEPLOYMENTS]
+    spec = child(cast(Object, deployment.manifest), "spec", "template", "spec")
+    found = objects(spec, "tolerations")
+    assert found[: len(told)] == told
+    assert [(one["key"], one["tolerationSeconds"]) for one in found[len(told) :]] == [
+        (key, 30) for key in kept
+    ]
+
+
+
+@pytest.mark.parametrize(
     ("said", "requests", "limits"),
     [
         ({}, {"cpu": "50m", "memory": "128Mi"}, {"memory": "512Mi"}),
@@ -297,4 +321,3 @@ def test_metadata_pods_never_ask_for_more_than_their_limit(
     (container,) = objects(spec, "containers")
     assert container["resources"] == {"requests": requests, "limits": limits}
     assert "nodeSelector" not in spec
-    assert "tolerations" not in spec

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from memkv.errors import CallerError
+from memkv.integrations.blocks import PAYLOAD_BYTES_MAX
 from memkv.integrations.hints import session_id_of, wishes_in
 from memkv.integrations.keys import Adapter, Namespace, Rank
 from memkv.integrations.reasons import RequestReasons
@@ -117,9 +118,13 @@ class SchedulerSide:
         self._counts: dict[str, float] = {}
 
     def set_formats(self, formats: list[RankFormat]) -> None:
-        """The workers have their caches: from now on blocks can be named."""
-        self._formats = formats
-        if formats and self._settings.pipeline_layers:
+        """The workers have their caches: from now on blocks can be named. What no pool could hold
+        keeps the engine from sharing, not from computing."""
+        reason = _why_not(formats, len(self._ranks), self._uncut.block_tokens)
+        if reason is not None:
+            logger.error("MemKV is off, everything is computed: %s", reason)
+        self._formats = [] if reason is not None else formats
+        if self._formats and self._settings.pipeline_layers:
             self._shape = self._uncut.cut(len(formats[0].payload_bytes))
 
     def bind_pool(self, pool: BlockPool) -> None:
@@ -387,3 +392,16 @@ class SchedulerSide:
 
     def _count(self, name: str, count: float = 1) -> None:
         self._counts[name] = self._counts.get(name, 0) + count
+
+
+def _why_not(formats: Sequence[RankFormat], ranks: int, block_tokens: int) -> str | None:
+    if len(formats) != ranks:
+        return f"{ranks - len(formats)} of {ranks} workers did not say what their blocks are"
+    largest = max(size for one in formats for size in one.payload_bytes)
+    if largest <= PAYLOAD_BYTES_MAX:
+        return None
+    fits = block_tokens * PAYLOAD_BYTES_MAX // largest
+    return (
+        f"a block of {block_tokens} tokens has {largest} bytes, and at most {PAYLOAD_BYTES_MAX} "
+        f"fit an object: choose a --block-size below {fits + 1}, or pipeline_layers"
+    )
