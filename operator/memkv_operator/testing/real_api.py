@@ -39,6 +39,7 @@ class RealApi:
         self.names: list[str] = []
         self.has_ended: Callable[[], bool] = lambda: True
         """Whether the operator that was started last has ended, as one does that lost its Lease."""
+        self._running: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
     async def operator(
@@ -81,9 +82,11 @@ class RealApi:
         """Run an operator meanwhile."""
         running = asyncio.create_task(operator.run())
         self.has_ended = running.done
+        self._running.append(running)
         try:
             yield
         finally:
+            self._running.remove(running)
             await end_task(running)
 
     async def until(
@@ -92,9 +95,12 @@ class RealApi:
         within_s: float = IN_TIME_S,
         step_s: float = 0.1,
     ) -> None:
-        """Let kubelets work until something holds. TimeoutError when it does not in time."""
+        """Let kubelets work until something holds. TimeoutError when it does not in time, and what
+        ended an operator when one did: nothing would come of waiting."""
         async with asyncio.timeout(within_s):
             while True:
+                for ended in filter(asyncio.Task.done, self._running):
+                    ended.result()
                 await self.kubelets.tick()
                 found = await self.map()
                 if found is not None:
