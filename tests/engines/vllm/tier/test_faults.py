@@ -8,9 +8,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 from vllm.v1.kv_offload.base import OffloadKey
+from vllm.v1.kv_offload.tiering.backpressure import EMABackpressureDetector
 from vllm.v1.kv_offload.tiering.base import TieringOffloadingMetrics
 
 import memkv
@@ -165,10 +167,12 @@ def flip(directory: Path, content: bytes) -> None:
 
 
 def test_a_slow_pool_is_spared_by_the_back_pressure(pool: LocalPool) -> None:
-    pressure = {
+    pressure: dict[str, object] = {
         "backpressure_cls": "EMABackpressureDetector", "policy_cls": "DropStorePolicy",
         "high_water_s": 0.2, "low_water_s": 0.1, "warmup_completions": 2, "decay_half_life_s": 0.5,
     }
+    if "failure_threshold" in signature(EMABackpressureDetector).parameters:  # from vLLM 0.33 on
+        pressure["failure_threshold"] = 2
     dropped = TieringOffloadingMetrics.BACKPRESSURE_BLOCKS_DROPPED
     with TieredCache(
         options(pool, backpressure=pressure), replace(EngineShape(), chunks=256)
