@@ -75,14 +75,15 @@ def test_requests_that_crowd_each_other_out_answer_as_alone(pair: Pair, prompt: 
 
 @pytest.mark.parametrize("changed", [
     {"block_size": 64}, {"dtype": "float32"},
-], ids=["block size", "dtype"])
-def test_another_block_size_or_dtype_is_a_miss(
+    {"hf_overrides": {"rope_parameters": {"rope_theta": 500_000.0, "rope_type": "default"}}},
+], ids=["block size", "dtype", "positions"])
+def test_another_block_size_dtype_or_scaling_of_positions_is_a_miss(
     pair: Pair, start: StartEngine, prompt: Prompt, changed: dict[str, object]
 ) -> None:
     first, _ = pair
     tokens = prompt(20, 200)
     first.generate(tokens)
-    other = start("-".join(map(str, changed.values())), **changed)
+    other = start("-".join(changed), **changed)
     other.wait_ready()
     computed = other.compute(tokens)
     answer = other.generate(tokens)
@@ -90,6 +91,23 @@ def test_another_block_size_or_dtype_is_a_miss(
     assert answer.reasons() == {"never_stored": 199 // int(str(changed.get("block_size", 32)))}
     assert (answer.tokens, answer.logprobs) == (computed.tokens, computed.logprobs)
     assert other.close() == 0
+
+
+@pytest.mark.skipif(
+    "avx512f" not in Path("/proc/cpuinfo").read_text(),
+    reason="vLLM for CPUs has caches of 8 bits with AVX-512 only; test_formats.py has their names",
+)
+def test_floats_of_eight_bits_of_the_other_kind_are_a_miss(
+    start: StartEngine, prompt: Prompt
+) -> None:
+    """Their tensors are alike: plain bytes, as many."""
+    kinds = [start(name, kv_cache_dtype=name) for name in ("fp8_e4m3", "fp8_e5m2")]
+    for engine in kinds:
+        engine.wait_ready()
+    tokens = prompt(22, 200)
+    for engine in kinds:
+        assert engine.generate(tokens).reasons() == {"never_stored": 6}
+    assert [engine.close() for engine in kinds] == [0, 0]
 
 
 def test_another_model_of_the_same_name_is_a_miss(

@@ -5,8 +5,18 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from memkv.integrations.vllm.identity import SALT_BYTES_MAX, salt_bytes, weights_digest
+import pytest
+
+from memkv.integrations.vllm.identity import (
+    SALT_BYTES_MAX,
+    commit_of,
+    effective_digest,
+    salt_bytes,
+    weights_digest,
+)
 
 
 def test_a_salt_is_its_text_and_a_long_one_a_digest_that_no_text_equals() -> None:
@@ -60,3 +70,36 @@ def test_weights_of_other_formats_are_sampled_too(tmp_path: Path) -> None:
         (folder / "pytorch_model.bin").write_bytes(content)
         folders.append(weights_digest(folder))
     assert folders[0] != folders[1]
+
+
+class Opaque:
+    """Something of a model's own code that is no JSON."""
+
+
+def model_config(**changed: Any) -> Any:
+    """Stand for vLLM's configuration of a model."""
+    told = {"quantization": None, "dtype": "torch.bfloat16", "revision": None} | {
+        name: changed.pop(name) for name in ("quantization", "dtype", "revision", "commit")
+        if name in changed
+    }
+    fields = {"rope_theta": 10_000.0, "_name_or_path": "here", "own": Opaque()} | changed
+    hf_config = SimpleNamespace(to_dict=lambda: fields, _commit_hash=told.pop("commit", None))
+    return SimpleNamespace(hf_config=hf_config, **told)
+
+
+@pytest.mark.parametrize("changed", [
+    {"rope_theta": 500_000.0}, {"quantization": "fp8"}, {"dtype": "torch.float16"},
+], ids=["positions", "quantization", "type"])
+def test_what_an_engine_makes_of_the_same_weights_is_another_model(changed: dict[str, Any]) -> None:
+    assert effective_digest(model_config(**changed)) != effective_digest(model_config())
+
+
+def test_where_a_model_lies_and_who_reads_it_changes_nothing() -> None:
+    elsewhere = model_config(_name_or_path="there", transformers_version="9")
+    assert effective_digest(elsewhere) == effective_digest(model_config())
+
+
+def test_the_commit_that_runs_is_named_before_what_the_user_calls_it() -> None:
+    assert commit_of(model_config(commit="abc123", revision="main")) == "abc123"
+    assert commit_of(model_config(revision="v1")) == "v1"
+    assert commit_of(model_config()) == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memkv.integrations.keys import Namespace, Rank, block_key
+from memkv.integrations.vllm import lookups
 from memkv.integrations.vllm.lookups import Lookups
 from memkv.reasons import MissReason
 from memkv.status import Status
@@ -115,3 +116,32 @@ def test_asking_again_forgets_the_first_answer(rig: Rig) -> None:
     answer = rig.lookups.take("request")
     assert answer is not None
     assert answer.present == [[True, True]]
+
+
+def test_a_step_waits_once_however_many_requests_have_no_answer(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine asks for each of its waiting requests in each step: with a silent pool and 200 of
+    them every step took 200 ms longer."""
+    waits: list[object] = []
+
+    class Poll:
+        def register(self, fd: int, events: int) -> None:
+            pass
+
+        def poll(self, wait_ms: int) -> list[tuple[int, int]]:
+            waits.append(wait_ms)
+            return []
+
+    monkeypatch.setattr(lookups.select, "poll", Poll)
+    rig = Rig()
+    rig.pool.is_prompt = False
+    for step in range(1, 4):
+        for number in range(200):
+            if step == 1:
+                rig.lookups.ask(f"request-{number}", RANKS, HASHES, 1)
+            assert rig.lookups.take(f"request-{number}") is None
+        rig.lookups.end_step()
+        assert len(waits) == step
+    rig.now_ms = 201
+    assert all(rig.lookups.take(f"request-{number}") for number in range(200)), "patience is over"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -11,11 +11,11 @@ from memkv import _hotpath
 from memkv.integrations.arena import HeaderPages
 from memkv.integrations.keys import Namespace, block_key
 from memkv.integrations.vllm.geometry import BlockRuns, LayerMemory
-from memkv.integrations.vllm.memory import InPlaceMemory
+from memkv.integrations.vllm.memory import InPlaceBatch, InPlaceMemory
 from memkv.integrations.vllm.messages import FailedLoad, Transfer
 from memkv.integrations.vllm.mover import Ended, Mover
 from memkv.integrations.vllm.planner import PlacedBlock
-from memkv.limits import BLOCK_HEADER_BYTES
+from memkv.limits import BLOCK_HEADER_BYTES, HEADER_FORMATS_MAX
 from memkv.status import Status
 from memkv.testing.pool_in_memory import PoolInMemory
 
@@ -28,10 +28,10 @@ NAME = Namespace("model", "", "uint8", "vllm:test/2xH1", 16, "vllm/sha256/0")
 class Cache:
     """Two layers, each with its blocks side by side."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: type[InPlaceMemory] = InPlaceMemory) -> None:
         self.bytes = bytearray(LAYERS * BLOCKS * LAYER_BYTES)
         address = _hotpath.address_of(memoryview(self.bytes))
-        self.memory = InPlaceMemory([BlockRuns(
+        self.memory = memory([BlockRuns(
             [LayerMemory(address + layer * BLOCKS * LAYER_BYTES, (BLOCKS, LAYER_BYTES),
                          (LAYER_BYTES, 1), 1) for layer in range(LAYERS)],
             BLOCKS,
@@ -47,12 +47,29 @@ class Cache:
         return b"".join(bytes(self.bytes[begin : begin + LAYER_BYTES]) for begin in begins)
 
 
+class PrivateBatch(InPlaceBatch):
+    """One that moves through memory which is not the engine's."""
+
+    is_private = True
+    closed = 0
+
+    def close(self) -> None:
+        PrivateBatch.closed += 1
+
+
+class PrivateMemory(InPlaceMemory):
+    def begin_get(self, blocks: Sequence[PlacedBlock]) -> PrivateBatch:
+        return PrivateBatch(super().begin_get(blocks).pieces)
+
+    begin_put = begin_get
+
+
 class Rig:
     """A mover of one engine beside a pool."""
 
-    def __init__(self, pool: PoolInMemory) -> None:
+    def __init__(self, pool: PoolInMemory, memory: type[InPlaceMemory] = InPlaceMemory) -> None:
         self.pool = pool
-        self.cache = Cache()
+        self.cache = Cache(memory)
         self.pages = HeaderPages(pool, 16)
         self.now_ms = 0
         self.mover = Mover(
@@ -230,6 +247,47 @@ def test_a_store_is_not_over_while_a_buffer_of_it_may_be_read(
     assert rig.mover.poll().stores == []
     pool.release(pool.begins[0])
     assert [one.job for one in rig.mover.poll().stores] == [1, 2]
+
+
+def test_moves_by_way_of_private_memory_do_not_wait_for_a_late_writer(
+    pool: PoolInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that hangs may write for ever; only the batch's own memory is kept back for it."""
+    monkeypatch.setattr(PrivateBatch, "closed", 0)
+    rig = Rig(pool, PrivateMemory)
+    store(rig, range(2))
+    PrivateBatch.closed = 0
+    pool.spoil = lambda spoiled: Status.QUARANTINED if spoiled == key(1) else None
+    pool.begins.clear()
+    rig.mover.load(transfer(1, {0: 4, 1: 5}))
+    ended = _ended(rig)
+    assert [load.job for load in ended.loads] == [1]
+    assert [load.first_missing for load in ended.failed] == [1]
+    pool.spoil = lambda _: Status.QUARANTINED
+    late = list(pool.begins)
+    rig.mover.store(transfer(2, {2: 2}))
+    assert [one.job for one in _ended(rig).stores] == [2]
+    assert PrivateBatch.closed == 0, "nobody else uses it meanwhile"
+    pool.release(late[1])
+    rig.mover.poll()
+    assert PrivateBatch.closed == 1
+    rig.pages.close()
+
+
+def test_puts_of_more_namespaces_than_share_pages_have_pages_of_their_own(
+    rig: Rig, pool: PoolInMemory
+) -> None:
+    """Every tenant has its salt: an engine that runs for long sees any number of them."""
+    for number in range(HEADER_FORMATS_MAX + 20):
+        name = dataclasses.replace(NAME, cache_salt=b"salt-%d" % number)
+        rig.cache.fill(0, number % 200)
+        rig.mover.store(transfer(number, {0: 0}, name))
+        assert [one.job for one in _ended(rig).stores] == [number]
+        stored = pool.blocks[block_key(name, bytes(32))]
+        assert stored[BLOCK_HEADER_BYTES:] == rig.cache.read(0)
+        rig.mover.load(transfer(number, {0: 1}, name))
+        assert not _ended(rig).failed, "its header is another one's"
+    assert "stores_dropped" not in rig.mover.take_counts()
 
 
 def test_a_refused_store_is_counted_and_over(rig: Rig, pool: PoolInMemory) -> None:

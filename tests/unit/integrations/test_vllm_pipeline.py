@@ -32,6 +32,8 @@ DEADLINE_MS = 100
 class CopiedBatch:
     """A batch in memory of its own."""
 
+    is_private = True
+
     def __init__(self, memory: CopiedMemory, places: Sequence[Pieces]) -> None:
         self._memory = memory
         self._places = places

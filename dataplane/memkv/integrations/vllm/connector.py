@@ -29,6 +29,7 @@ from memkv.integrations.vllm.engine import (
     attention_kernels,
     block_hasher,
     cache_shape,
+    element_names,
     hooked_layers,
     keeps_all_blocks,
     parallel_ranks,
@@ -157,6 +158,7 @@ class MemKVConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # 
         self._format = self._worker.register(
             kv_caches, config, self._groups, attention_kernels(self._vllm_config),
             hooked_layers(self._vllm_config), is_full=keeps_all_blocks(config),
+            elements=element_names(self._vllm_config),
         )
 
     def get_handshake_metadata(self) -> WorkerFormat | None:

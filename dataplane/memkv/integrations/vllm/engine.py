@@ -138,6 +138,23 @@ def attention_kernels(config: VllmConfig) -> list[str]:
     return sorted(kernels)
 
 
+def element_names(config: VllmConfig) -> dict[str, str]:
+    """Return what the elements of each layer's cache are. Tensors do not say it: vLLM keeps floats
+    of 8 bits, of either kind, and shorter ones as plain bytes."""
+    from vllm.config import get_layers_from_vllm_config
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+    from vllm.platforms import current_platform
+
+    same = {"fp8_e5m2": "float8_e5m2"}
+    for name in ("fp8", "fp8_e4m3"):  # of two kinds, by the processor
+        same[name] = str(current_platform.fp8_dtype()).removeprefix("torch.")
+    names = {}
+    for name, layer in get_layers_from_vllm_config(config, AttentionLayerBase).items():
+        said = str(getattr(layer, "kv_cache_dtype", "auto"))
+        names[name] = same.get(said, said)
+    return names
+
+
 def _spec(spec: KVCacheSpec) -> KVCacheSpec:
     """Return the spec of one layer where a group has one for each, all of one kind."""
     inner = getattr(spec, "kv_cache_specs", None)

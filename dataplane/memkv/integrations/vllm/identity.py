@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,9 @@ from memkv.integrations.vllm.messages import RankFormat
 from memkv.integrations.vllm.settings import Settings
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
+
+logger = logging.getLogger("vllm.memkv")
 
 SAMPLE_BYTES = 4096
 SAMPLES_PER_TENSOR = 3
@@ -27,13 +31,18 @@ class Identity:
 
     def __init__(self, config: VllmConfig, settings: Settings, block_tokens: int) -> None:
         model = config.model_config
-        self._model = settings.model or str(model.model)
         local = Path(str(model.model))
-        self._revision = settings.revision or str(model.revision or "")
-        if settings.revision is None and local.is_dir():
+        self._model = settings.model or (local.name if local.is_dir() else str(model.model))
+        revision = settings.revision
+        if revision is None:
             # A path says nothing of what lies there; two folders of one name must not share.
-            self._revision = weights_digest(local)
-            self._model = settings.model or local.name
+            revision = weights_digest(local) if local.is_dir() else commit_of(model)
+            if not revision:
+                logger.warning(
+                    'the revision of %s is not known: say --revision, or "revision" in '
+                    "kv_connector_extra_config, if engines of this pool may run several", local,
+                )
+        self._revision = f"{revision}/{effective_digest(model)}"
         self._algorithm = str(config.cache_config.prefix_caching_hash_algo)
         self._block_tokens = block_tokens
 
@@ -51,6 +60,25 @@ class Identity:
             )
             for block_format, rank in zip(formats, ranks, strict=True)
         )
+
+
+def commit_of(model: ModelConfig) -> str:
+    """Return which commit of a hub's repository runs, or what the user calls it; "": unknown."""
+    return str(getattr(model.hf_config, "_commit_hash", None) or model.revision or "")
+
+
+def effective_digest(model: ModelConfig) -> str:
+    """Return a digest of what an engine makes of a model: overrides of its configuration, such as
+    another scaling of positions, quantization while it loads, and the type that it computes in give
+    the same weights other KV."""
+    configuration = {
+        name: value for name, value in model.hf_config.to_dict().items()
+        if name not in ("_name_or_path", "transformers_version")  # differ for the same model
+    }
+    made = [configuration, str(model.quantization), str(model.dtype)]
+    text = json.dumps(made, sort_keys=True, default=repr)
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # of objects, another in each process
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def salt_bytes(salt: str) -> bytes:

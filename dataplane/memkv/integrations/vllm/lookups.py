@@ -76,6 +76,7 @@ class Lookups:
         self._answers: dict[str, Answer] = {}
         self._whys: dict[int, str] = {}
         self._explained: list[Explained] = []
+        self._has_waited = False
 
     def ask(
         self, request_id: str, names: Sequence[Namespace], hashes: Sequence[bytes], groups: int
@@ -96,16 +97,24 @@ class Lookups:
         return request_id in self._of_request
 
     def take(self, request_id: str) -> Answer | None:
-        """Return the answer once it is there, and forget it. Waits at most WAIT_MS."""
+        """Return the answer once it is there, and forget it. Waits at most WAIT_MS, and once in a
+        step: an engine asks for each of its waiting requests."""
         self.collect()
         if request_id not in self._answers and request_id in self._of_request:
-            self._news.poll(WAIT_MS)
-            self.collect()
+            if not self._has_waited:
+                self._has_waited = True
+                self._news.poll(WAIT_MS)
+                self.collect()
             self._give_up_late(request_id)
         answer = self._answers.pop(request_id, None)
         if answer is not None:
             del self._of_request[request_id]
         return answer
+
+    def end_step(self) -> None:
+        """The engine has chosen its requests. Takes what has come; the next step may wait again."""
+        self.collect()
+        self._has_waited = False
 
     def take_explained(self) -> list[Explained]:
         """Return explanations of misses that came since the last call: some time after answers, so

@@ -16,6 +16,8 @@ class Batch(Protocol):
     """Blocks of one call of the client, from its preparation to its end."""
 
     pieces: list[Pieces]
+    is_private: bool
+    """Are its pieces no memory of the engine, so that it does not matter who still writes there?"""
 
     def is_ready(self) -> bool:
         """May the call begin? A put waits until the engine's bytes have been copied out."""
@@ -51,6 +53,8 @@ class BlockMemory(Protocol):
 
 class InPlaceBatch:
     """The client reads and writes the engine's own memory."""
+
+    is_private = False
 
     def __init__(self, pieces: list[Pieces]) -> None:
         self.pieces = pieces

@@ -105,7 +105,7 @@ class Move:
         return not self.has_more and not any(map(self.fate.is_wanted, self.awaited))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Call:
     """One batch, from its preparation to the return of its last buffer."""
 
@@ -115,8 +115,12 @@ class _Call:
     size_bytes: int
     headers: list[int]
     formats: list[BlockFormat]
+    has_own_pages: bool
+    """Are its headers in pages that nobody else uses?"""
     held: set[int] = field(default_factory=set)
     """Headers of its QUARANTINED blocks: where their buffers begin."""
+    is_settled: bool = False
+    """Has its move nothing to wait for any more?"""
 
 
 @dataclass
@@ -212,7 +216,7 @@ class Mover:
         landed = [call for call in self._landing if call.batch.is_landed()]
         for call in landed:
             self._landing.remove(call)
-            self._close(call)
+            self._settle(call)
         for moves in (self._loads, self._stores):
             for move in moves:
                 self._begin(move)
@@ -273,26 +277,33 @@ class Mover:
         if self._in_flight_bytes and is_full and not move.is_part:
             return None
         formats = [self._format(move.transfer, block) for block in blocks]
-        headers = self._headers(move, formats)
+        headers = None if move.is_load else self._shared_headers(formats)
+        has_own_pages = headers is None
+        if headers is None:
+            headers = self._own_headers(formats)
         if headers is None:
             return None
         begin = self._memory.begin_get if move.is_load else self._memory.begin_put
         batch = begin(blocks)
         if batch is None:
-            if move.is_load:
+            if has_own_pages:
                 self._pages.give_back(headers)
             return None
-        return _Call(move, blocks, batch, size_bytes, headers, formats)
+        return _Call(move, blocks, batch, size_bytes, headers, formats, has_own_pages)
 
-    def _headers(self, move: Move, formats: list[BlockFormat]) -> list[int] | None:
-        if move.is_load:
-            return self._pages.take(len(formats))
+    def _shared_headers(self, formats: list[BlockFormat]) -> list[int] | None:
+        """Return pages for a put; None when there were too many adapters and salts to share."""
         try:
             return [self._pages.of_put(block_format) for block_format in formats]
-        except RetryLater:  # too many adapters and salts at once: not worth a page for each put
-            move.fate.fail(move.transfer.blocks[move.next].number, MissReason.NOT_ADMITTED)
-            self.count("stores_dropped", len(move.transfer.blocks) - move.next)
+        except RetryLater:
             return None
+
+    def _own_headers(self, formats: list[BlockFormat]) -> list[int] | None:
+        """Return pages with headers that a get overwrites; None while there are not so many."""
+        pages = self._pages.take(len(formats))
+        for page, block_format in zip(pages or (), formats, strict=bool(pages)):
+            self._pages.view(page)[:] = block_format.header
+        return pages
 
     def _submit(self, call: _Call) -> None:
         name = call.move.transfer.names[self._rank]
@@ -330,7 +341,7 @@ class Mover:
             self._count_stored(call, results)
         if call.held:
             self._quarantined.append(call)
-        else:
+        if not call.held or call.batch.is_private:
             self._landing.append(call)
 
     def _judge(self, call: _Call, results: Sequence[int]) -> list[bool]:
@@ -362,15 +373,27 @@ class Mover:
         a call is over only when no call waits for any of its headers."""
         self._held.subtract(released)
         for call in list(self._quarantined):
-            if not any(self._held[header] > 0 for header in call.held):
-                self._quarantined.remove(call)
+            if any(self._held[header] > 0 for header in call.held):
+                continue
+            self._quarantined.remove(call)
+            call.held.clear()
+            if call.is_settled:
+                self._release(call)
+            elif call not in self._landing:
                 self._landing.append(call)
 
-    def _close(self, call: _Call) -> None:
-        call.batch.close()
-        if call.move.is_load:
-            self._pages.give_back(call.headers)
+    def _settle(self, call: _Call) -> None:
+        """Its blocks are where they belong, or never will be. What a late writer may still touch is
+        kept back, and no move waits for it where that is no memory of the engine."""
+        call.is_settled = True
         call.move.batches -= 1
+        if not call.held:
+            self._release(call)
+
+    def _release(self, call: _Call) -> None:
+        call.batch.close()
+        if call.has_own_pages:
+            self._pages.give_back(call.headers)
         self._in_flight_bytes -= call.size_bytes
 
     def _format(self, transfer: Transfer, block: PlacedBlock) -> BlockFormat:

@@ -184,7 +184,7 @@ class SchedulerSide:
     def build_orders(self, output: SchedulerOutput) -> Orders:
         """Return what the workers do in this step."""
         if self._formats:
-            self._lookups.collect()
+            self._lookups.end_step()
             self._note_explained()
             for request_id, tokens in output.num_scheduled_tokens.items():
                 self._order_store(request_id, tokens, output)

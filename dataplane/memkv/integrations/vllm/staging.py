@@ -80,6 +80,8 @@ class StagedMemory:
 class StagedBatch:
     """One batch in its slot: for each group and run, the blocks' bytes side by side."""
 
+    is_private = True
+
     def __init__(self, memory: StagedMemory, slot: int, blocks: Sequence[PlacedBlock]) -> None:
         self._memory = memory
         self._slot = slot

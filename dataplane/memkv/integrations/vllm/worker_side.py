@@ -76,9 +76,11 @@ class WorkerSide:
     def register(
         self, caches: Mapping[str, torch.Tensor], config: KVCacheConfig, groups: Sequence[int],
         kernels: Sequence[str], hooked: Collection[str] = (), *, is_full: bool = True,
+        elements: Mapping[str, str],
     ) -> RankFormat:
         """The cache is there; return what its blocks are. `hooked`: layers that call
-        `wait_for_layer`. `is_full`: there is one group, and its blocks are kept from the first."""
+        `wait_for_layer`. `is_full`: there is one group, and its blocks are kept from the first.
+        `elements`: as `rank_format` has them."""
         memory = cache_memory(self._client, caches, config, groups, self._settings)
         part_of = {}
         if self._settings.pipeline_layers:
@@ -86,7 +88,8 @@ class WorkerSide:
             part_of = layer_parts(caches, config, group, self._settings.pipeline_layers)
         self.use(memory, part_of, hooked, do_places_tell=is_full)
         return rank_format(
-            caches, config, groups, memory, kernels, self._settings.pipeline_layers
+            caches, config, groups, memory, kernels, self._settings.pipeline_layers,
+            elements=elements,
         )
 
     def use(
@@ -285,25 +288,39 @@ def layer_memory(cache: torch.Tensor) -> LayerMemory:
 
 def rank_format(
     caches: Mapping[str, torch.Tensor], config: KVCacheConfig, groups: Sequence[int],
-    memory: BlockMemory, kernels: Sequence[str], layers_a_part: int = 0,
+    memory: BlockMemory, kernels: Sequence[str], layers_a_part: int = 0, *,
+    elements: Mapping[str, str],
 ) -> RankFormat:
     """Describe a worker's blocks. `kernels`: who gives the bytes their meaning, such as
     "CPU_ATTN/amx": the same shape means other bytes elsewhere. `layers_a_part`: where blocks are
-    stored in parts, so that engines that cut otherwise, or not at all, have other names."""
+    stored in parts, so that engines that cut otherwise, or not at all, have other names.
+    `elements`: what the elements of each layer are, where its tensor knows only their size."""
+    names = [_layer_names(caches, config, group) for group in groups]
+    dtypes = {name: _dtype(caches[name], elements.get(name)) for group in names for name in group}
+    several = len(set(dtypes.values())) > 1
     layouts = []
-    for group in groups:
-        layers = [_layer_layout(caches[name]) for name in _layer_names(caches, config, group)]
+    for group in names:
+        layers = [
+            _layer_layout(caches[name]) + (f":{dtypes[name]}" if several else "") for name in group
+        ]
         counted = [
             f"{layers.count(layer)}x{layer}" for layer in dict.fromkeys(layers)
         ]
         layouts.append("+".join(counted))
-    first = caches[config.kv_cache_groups[groups[0]].layer_names[0]]
     cut = f";layers={layers_a_part}" if layers_a_part else ""
     return RankFormat(
         layout=f"vllm:{'+'.join(sorted(set(kernels)))}/{'/'.join(layouts)}{cut}",
-        kv_dtype=str(first.dtype).removeprefix("torch."),
+        kv_dtype="+".join(sorted(set(dtypes.values()))),
         payload_bytes=memory.payload_bytes,
     )
+
+
+def _dtype(cache: torch.Tensor, said: str | None) -> str:
+    """Name a layer's elements: those of one byte as the engine calls them."""
+    if cache.element_size() > 1 or said in (None, "auto"):
+        return str(cache.dtype).removeprefix("torch.")
+    assert said is not None
+    return said
 
 
 def _layer_layout(cache: torch.Tensor) -> str:
