@@ -39,6 +39,12 @@ class Generated:
     """Of `cpu_seconds`: of the client, in its own threads and in the engine's."""
 
     @property
+    def first_s(self) -> float:
+        """Until the first token, of one prompt."""
+        (times,) = self.times
+        return times[0]
+
+    @property
     def decode_s(self) -> float:
         """From the first token to the last one, of one prompt."""
         (times,) = self.times

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # The lane of the tests that drive inference engines: tests/engines/ENGINE by an interpreter that has
-# ENGINE and this tree's MemKV. MEMKV_ENGINES chooses; PYTEST_ARGS go to pytest.
+# ENGINE and this tree's MemKV. MEMKV_ENGINES chooses; PYTEST_ARGS go to pytest. MEMKV_VLLM_PYTHON
+# names an interpreter with vLLM for GPUs and MemKV: then tests that need a GPU run too.
 # Exit status 77: no engine can be had here; the last line of output is the reason.
 set -uo pipefail
 cd "$(dirname "$0")/../../.."
 
 # Hashes of tokens must agree between processes, and two cores are all that tests may count on.
-export PYTHONHASHSEED=0 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES=
+export PYTHONHASHSEED=0 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=1
+[ -n "${MEMKV_VLLM_PYTHON:-}" ] || export CUDA_VISIBLE_DEVICES=
 
 setup_of() {
     case $1 in
-        vllm) deploy/dev/vllm/setup.sh ;;
+        vllm) if [ -n "${MEMKV_VLLM_PYTHON:-}" ]; then echo "$MEMKV_VLLM_PYTHON"; else deploy/dev/vllm/setup.sh; fi ;;
         *) deploy/dev/engines/setup.sh "$1" ;;
     esac
 }

@@ -21,7 +21,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from memkv.integrations.vllm.settings import LOAD_DEADLINE_MS
+from memkv.integrations.vllm.settings import DEADLINE_MS, LOAD_DEADLINE_MS, LOOKUP_DEADLINE_MS
 from memkv.limits import GIB, MIB
 from memkv.localpool.pool import LocalPool, PoolPlan
 from memkv.testing.vllm_process import Generated, VllmProcess
@@ -32,6 +32,10 @@ SLOWER_MAX = 0.10
 CLIENT_SHARE_MAX = 0.03
 DECODED = 48
 DECODE_PROMPT = 1025  # all but one token from the own cache
+DEADLINES = {
+    "lookup_deadline_ms": LOOKUP_DEADLINE_MS, "deadline_ms": DEADLINE_MS,
+    "load_deadline_ms": LOAD_DEADLINE_MS,
+}
 COMPUTED_NOISE = 1.3  # computing a prompt twice takes times that differ by so much here
 ROUNDING_LOGPROB = 0.02  # of a first token; KV of other tokens moves it by far more
 # 9 degrees of freedom, one side: ten pairs
@@ -54,7 +58,8 @@ class Figures:
     """Of the engine's CPU time while it decoded and stored."""
     load_shares: list[float] = field(default_factory=list)
     """While it loaded and computed one token."""
-    after_kill: list[float] = field(default_factory=list)
+    late_s: list[float] = field(default_factory=list)
+    """Of the two requests after the pool was killed."""
     answered_after_kill: bool = False
 
 
@@ -103,7 +108,7 @@ def start(folder: Path, name: str, endpoint: str, options: argparse.Namespace) -
     return VllmProcess(
         Path(os.environ["MEMKV_VLLM_PYTHON"]), Path(__file__).with_name("engine.py"),
         Path(os.environ["MEMKV_VLLM_MODELS"]) / options.model, folder / f"{name}.log",
-        {"endpoint": endpoint}, block_size=options.block_tokens,
+        {"endpoint": endpoint, **DEADLINES}, block_size=options.block_tokens,
         max_model_len=options.tokens + 2 * options.block_tokens, **options.engine,
     )
 
@@ -179,13 +184,24 @@ def killed(
     answers = [second.end()]
     fresh = prompt(5001, 4 * options.block_tokens)
     answers.append(second.generate(fresh))
+    anew = first.generate(fresh)
     figures.answered_after_kill = (
         any(is_same(answers[0], other) for other in (computed, own))
-        and answers[1].tokens == first.generate(fresh).tokens
+        and answers[1].tokens == anew.tokens
     )
-    figures.after_kill = [computed.times[0][0], answers[0].times[0][0]]
-    say(f"killed the pool during a load: answered after {answers[0].times[0][0]:.2f} s "
-        f"(computed: {computed.times[0][0]:.2f} s)")
+    figures.late_s = [
+        late_s(answers[0], options.tokens, computed, own),
+        late_s(answers[1], len(fresh), anew, own),
+    ]
+    say(f"killed the pool during a load: {answers[0].cached[0]} of {options.tokens} tokens had "
+        f"come; answered after {answers[0].first_s:.2f} s (computed: {computed.first_s:.2f} s)")
+
+
+def late_s(answer: Generated, tokens: int, computed: Generated, own: Generated) -> float:
+    """Return how much later an answer came than by computing what had not come: of a prompt's end
+    a token costs up to twice as much as in the mean, for it attends to more."""
+    share = min(1.0, 2 * (tokens - answer.cached[0]) / tokens)
+    return answer.first_s - own.first_s - COMPUTED_NOISE * share * computed.first_s
 
 
 def is_same(answer: Generated, other: Generated) -> bool:
@@ -204,8 +220,7 @@ def report(figures: Figures, tokens: int) -> bool:
     )
     slower = upper_bound(figures.slowdowns)
     share = statistics.median(figures.client_shares)
-    computed_s, answered_s = figures.after_kill
-    late_s = answered_s - COMPUTED_NOISE * computed_s
+    latest_s = max(figures.late_s)
     say(f"\ntime to first token of a prompt of {tokens} tokens, median")
     say(f"  computed                     {computed:8.3f} s")
     say(f"  from MemKV, second process   {loaded:8.3f} s   {computed / loaded:.1f} times sooner")
@@ -224,8 +239,8 @@ def report(figures: Figures, tokens: int) -> bool:
          share < CLIENT_SHARE_MAX, f"{share:.2%}"),
         ("with the pool killed every request is answered, and rightly",
          figures.answered_after_kill, ""),
-        (f"and no later than by computing it and {LOAD_DEADLINE_MS / 1000:.0f} s for the load",
-         late_s < LOAD_DEADLINE_MS / 1000, f"{late_s:+.1f} s"),
+        (f"and no later than by computing what is missing, and {LOAD_DEADLINE_MS / 1000:.0f} s",
+         latest_s < LOAD_DEADLINE_MS / 1000, f"{latest_s:+.1f} s"),
     ]
     for text, holds, found in checks:
         say(f"  {'ok  ' if holds else 'FAIL'} {text}{': ' if found else ''}{found}")

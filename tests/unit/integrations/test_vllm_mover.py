@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from memkv import _hotpath
+from memkv.errors import CallerError
 from memkv.integrations.arena import HeaderPages
 from memkv.integrations.keys import Namespace, block_key
 from memkv.integrations.vllm.geometry import BlockRuns, LayerMemory
@@ -288,6 +289,22 @@ def test_puts_of_more_namespaces_than_share_pages_have_pages_of_their_own(
         rig.mover.load(transfer(number, {0: 1}, name))
         assert not _ended(rig).failed, "its header is another one's"
     assert "stores_dropped" not in rig.mover.take_counts()
+
+
+def test_a_client_that_refuses_a_call_ends_no_engine(
+    rig: Rig, pool: PoolInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise CallerError("what nobody foresaw")
+
+    store(rig, range(1))
+    monkeypatch.setattr(pool, "submit_get_into_multi", refuse)
+    monkeypatch.setattr(pool, "submit_put_from_multi", refuse)
+    rig.mover.load(transfer(1, {0: 4}))
+    rig.mover.store(transfer(2, {1: 1}))
+    ended = _ended(rig)
+    assert [load.first_missing for load in ended.failed] == [0]
+    assert [one.job for one in ended.stores] == [2]
 
 
 def test_a_refused_store_is_counted_and_over(rig: Rig, pool: PoolInMemory) -> None:

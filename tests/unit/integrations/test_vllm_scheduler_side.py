@@ -137,7 +137,7 @@ def test_nothing_is_promised_before_workers_said_what_their_blocks_are() -> None
     ("formats", "said"),
     [
         ([replace(FORMAT, payload_bytes=(4096, PAYLOAD_BYTES_MAX + 1))] * 2,
-         r"a block of 16 tokens has 16773121 bytes.*--block-size below 16, or pipeline_layers"),
+         r"a block of 16 tokens has 16773121 bytes.*--block-size below 16, or cut it by"),
         ([FORMAT], "1 of 2 workers did not say"),
     ],
     ids=["too large", "one missing"],

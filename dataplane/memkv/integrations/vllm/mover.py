@@ -17,7 +17,7 @@ from typing import Protocol
 
 from memkv.client.events import Completion
 from memkv.client.options import BlockHint, PutOptions
-from memkv.errors import RetryLater
+from memkv.errors import MemKVError, RetryLater
 from memkv.integrations.arena import HeaderPages
 from memkv.integrations.blocks import BlockFormat, judge
 from memkv.integrations.keys import block_key
@@ -313,16 +313,22 @@ class Mover:
             for header, (addresses, _) in zip(call.headers, call.batch.pieces, strict=True)
         ]
         sizes = [[BLOCK_HEADER_BYTES, *sizes] for _, sizes in call.batch.pieces]
+        try:
+            self._calls[self._begin_call(call, keys, ptrs, sizes)] = call
+        except MemKVError:  # a bug, and still no reason for an engine to end
+            self._complete(call, [Status.INTERNAL] * len(keys))
+
+    def _begin_call(
+        self, call: _Call, keys: list[bytes], ptrs: list[list[int]], sizes: list[list[int]]
+    ) -> int:
         if call.move.is_load:
-            job = self._client.submit_get_into_multi(keys, ptrs, sizes)
-        else:
-            transfer = call.move.transfer
-            hints = [
-                BlockHint(transfer.prefix_id, block.number, transfer.session_id)
-                for block in call.blocks
-            ]
-            job = self._client.submit_put_from_multi(keys, ptrs, sizes, PutOptions(hints=hints))
-        self._calls[job] = call
+            return self._client.submit_get_into_multi(keys, ptrs, sizes)
+        transfer = call.move.transfer
+        hints = [
+            BlockHint(transfer.prefix_id, block.number, transfer.session_id)
+            for block in call.blocks
+        ]
+        return self._client.submit_put_from_multi(keys, ptrs, sizes, PutOptions(hints=hints))
 
     def _complete(self, call: _Call, results: Sequence[int]) -> None:
         for header, result in zip(call.headers, results, strict=True):

@@ -403,5 +403,5 @@ def _why_not(formats: Sequence[RankFormat], ranks: int, block_tokens: int) -> st
     fits = block_tokens * PAYLOAD_BYTES_MAX // largest
     return (
         f"a block of {block_tokens} tokens has {largest} bytes, and at most {PAYLOAD_BYTES_MAX} "
-        f"fit an object: choose a --block-size below {fits + 1}, or pipeline_layers"
+        f"fit an object: choose a --block-size below {fits + 1}, or cut it by pipeline_layers"
     )
