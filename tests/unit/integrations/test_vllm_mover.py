@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,13 +12,14 @@ from memkv.errors import CallerError
 from memkv.integrations.arena import HeaderPages
 from memkv.integrations.keys import Namespace, block_key
 from memkv.integrations.vllm.geometry import BlockRuns, LayerMemory
-from memkv.integrations.vllm.memory import InPlaceBatch, InPlaceMemory
+from memkv.integrations.vllm.memory import InPlaceMemory
 from memkv.integrations.vllm.messages import FailedLoad, Transfer
 from memkv.integrations.vllm.mover import Ended, Mover
 from memkv.integrations.vllm.planner import PlacedBlock
 from memkv.limits import BLOCK_HEADER_BYTES, HEADER_FORMATS_MAX
 from memkv.status import Status
 from memkv.testing.pool_in_memory import PoolInMemory
+from memkv.testing.private_memory import PrivateMemory
 
 LAYER_BYTES, LAYERS, BLOCKS = 4096, 2, 8
 PAYLOAD_BYTES = LAYER_BYTES * LAYERS
@@ -46,23 +47,6 @@ class Cache:
     def read(self, place: int) -> bytes:
         begins = [(layer * BLOCKS + place) * LAYER_BYTES for layer in range(LAYERS)]
         return b"".join(bytes(self.bytes[begin : begin + LAYER_BYTES]) for begin in begins)
-
-
-class PrivateBatch(InPlaceBatch):
-    """One that moves through memory which is not the engine's."""
-
-    is_private = True
-    closed = 0
-
-    def close(self) -> None:
-        PrivateBatch.closed += 1
-
-
-class PrivateMemory(InPlaceMemory):
-    def begin_get(self, blocks: Sequence[PlacedBlock]) -> PrivateBatch:
-        return PrivateBatch(super().begin_get(blocks).pieces)
-
-    begin_put = begin_get
 
 
 class Rig:
@@ -250,14 +234,13 @@ def test_a_store_is_not_over_while_a_buffer_of_it_may_be_read(
     assert [one.job for one in rig.mover.poll().stores] == [1, 2]
 
 
-def test_moves_by_way_of_private_memory_do_not_wait_for_a_late_writer(
-    pool: PoolInMemory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moves_by_way_of_private_memory_do_not_wait_for_a_late_writer(pool: PoolInMemory) -> None:
     """A worker that hangs may write for ever; only the batch's own memory is kept back for it."""
-    monkeypatch.setattr(PrivateBatch, "closed", 0)
     rig = Rig(pool, PrivateMemory)
+    memory = rig.cache.memory
+    assert isinstance(memory, PrivateMemory)
     store(rig, range(2))
-    PrivateBatch.closed = 0
+    memory.closed_batches = 0
     pool.spoil = lambda spoiled: Status.QUARANTINED if spoiled == key(1) else None
     pool.begins.clear()
     rig.mover.load(transfer(1, {0: 4, 1: 5}))
@@ -268,10 +251,10 @@ def test_moves_by_way_of_private_memory_do_not_wait_for_a_late_writer(
     late = list(pool.begins)
     rig.mover.store(transfer(2, {2: 2}))
     assert [one.job for one in _ended(rig).stores] == [2]
-    assert PrivateBatch.closed == 0, "nobody else uses it meanwhile"
+    assert memory.closed_batches == 0, "nobody else uses it meanwhile"
     pool.release(late[1])
     rig.mover.poll()
-    assert PrivateBatch.closed == 1
+    assert memory.closed_batches == 1
     rig.pages.close()
 
 

@@ -17,7 +17,9 @@ from memkv.integrations.vllm.messages import FailedLoad, Orders, Transfer
 from memkv.integrations.vllm.planner import PlacedBlock
 from memkv.integrations.vllm.settings import Settings
 from memkv.integrations.vllm.worker_side import Polled, WorkerSide
+from memkv.status import Status
 from memkv.testing.pool_in_memory import PoolInMemory
+from memkv.testing.private_memory import PrivateMemory
 
 BLOCK_BYTES, BLOCKS = 4096, 8
 NAME = Namespace("model", "", "uint8", "vllm:test", 16, "vllm/sha256/0")
@@ -27,15 +29,17 @@ class Rig:
     def __init__(
         self, groups: int = 1, *, stores: bool = True, settings: Settings | None = None,
         blocks: int = BLOCKS, pool: PoolInMemory | None = None,
+        memory: type[InPlaceMemory] = InPlaceMemory,
     ) -> None:
         self.pool = pool or PoolInMemory()
         self.caches = [bytearray(blocks * BLOCK_BYTES) for _ in range(groups)]
         self.side = WorkerSide(self.pool, settings or Settings(), 0, stores=stores)
-        self.side.use(InPlaceMemory([
+        self.memory = memory([
             BlockRuns([LayerMemory(_hotpath.address_of(memoryview(cache)), (blocks, BLOCK_BYTES),
                                    (BLOCK_BYTES, 1), 1)], blocks)
             for cache in self.caches
-        ]), do_places_tell=groups == 1)
+        ])
+        self.side.use(self.memory, do_places_tell=groups == 1)
 
     def step(self, loads: Sequence[Transfer] = (), stores: Sequence[Transfer] = ()) -> Polled:
         orders = Orders(list(loads), list(stores))
@@ -104,6 +108,17 @@ def test_an_end_waits_for_stores_and_closes_the_client() -> None:
     rig.side.close()
     assert len(rig.pool.blocks) == 4
     assert rig.pool.is_closed
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_end_leaves_memory_mapped_that_a_hung_worker_may_write(late: bool) -> None:
+    rig = Rig(memory=PrivateMemory)
+    assert isinstance(rig.memory, PrivateMemory)
+    rig.pool.spoil = lambda _: Status.QUARANTINED if late else None
+    stored(rig, range(1))  # no request waits for it
+    rig.side.close()
+    assert rig.pool.is_closed
+    assert rig.memory.is_closed != late
 
 
 def test_a_worker_without_a_cache_has_nothing_to_say() -> None:

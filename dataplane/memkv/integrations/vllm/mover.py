@@ -186,6 +186,11 @@ class Mover:
     def is_busy(self) -> bool:
         return bool(self._loads or self._stores)
 
+    @property
+    def has_late_writers(self) -> bool:
+        """May somebody still write into memory of calls that are over for their moves?"""
+        return bool(self._quarantined)
+
     def take_counts(self) -> dict[str, float]:
         """Return what was counted since the last call."""
         counts, self._counts = self._counts, {}

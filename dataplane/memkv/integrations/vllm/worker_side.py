@@ -172,7 +172,7 @@ class WorkerSide:
             until = time.monotonic() + CLOSE_WAIT_MS / 1_000
             while self._mover.is_busy and time.monotonic() < until:
                 self._mover.poll(IDLE_WAIT_MS)
-            if self._mover.is_busy:  # somebody may still write there: the memory stays mapped
+            if self._mover.is_busy or self._mover.has_late_writers:  # the memory stays mapped
                 self._client.close()
                 return
         if self._pages is not None:
