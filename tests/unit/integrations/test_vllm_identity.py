@@ -95,8 +95,12 @@ def test_what_an_engine_makes_of_the_same_weights_is_another_model(changed: dict
 
 
 def test_where_a_model_lies_and_who_reads_it_changes_nothing() -> None:
-    elsewhere = model_config(_name_or_path="there", transformers_version="9")
-    assert effective_digest(elsewhere) == effective_digest(model_config())
+    places = [{"_name_or_path": place, "hidden": 1} for place in ("here", "there")]
+    one, other = (
+        model_config(_name_or_path=place["_name_or_path"], transformers_version=version, text=place)
+        for place, version in zip(places, ("5", "6"), strict=True)
+    )
+    assert effective_digest(one) == effective_digest(other)
 
 
 def test_the_commit_that_runs_is_named_before_what_the_user_calls_it() -> None:

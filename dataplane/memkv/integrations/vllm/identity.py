@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,14 +71,20 @@ def effective_digest(model: ModelConfig) -> str:
     """Return a digest of what an engine makes of a model: overrides of its configuration, such as
     another scaling of positions, quantization while it loads, and the type that it computes in give
     the same weights other KV."""
-    configuration = {
-        name: value for name, value in model.hf_config.to_dict().items()
-        if name not in ("_name_or_path", "transformers_version")  # differ for the same model
-    }
+    configuration = _without_places(model.hf_config.to_dict())
     made = [configuration, str(model.quantization), str(model.dtype)]
     text = json.dumps(made, sort_keys=True, default=repr)
     text = re.sub(r" at 0x[0-9a-f]+", "", text)  # of objects, another in each process
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _without_places(configuration: Mapping[str, object]) -> dict[str, object]:
+    """Leave out what differs for one model from machine to machine, at every depth."""
+    return {
+        name: _without_places(value) if isinstance(value, Mapping) else value
+        for name, value in configuration.items()
+        if name not in ("_name_or_path", "transformers_version")
+    }
 
 
 def salt_bytes(salt: str) -> bytes:
