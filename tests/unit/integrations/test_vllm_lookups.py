@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import select
+
 import pytest
 
 from memkv.integrations.keys import Namespace, Rank, block_key
-from memkv.integrations.vllm import lookups
 from memkv.integrations.vllm.lookups import Lookups
 from memkv.reasons import MissReason
 from memkv.status import Status
@@ -133,7 +134,7 @@ def test_a_step_waits_once_however_many_requests_have_no_answer(
             waits.append(wait_ms)
             return []
 
-    monkeypatch.setattr(lookups.select, "poll", Poll)
+    monkeypatch.setattr(select, "poll", Poll)
     rig = Rig()
     rig.pool.is_prompt = False
     for step in range(1, 4):
