@@ -53,7 +53,9 @@ class Client:
     """A connection to one pool as one tenant. Made by `memkv.connect()`.
 
     It does not survive `fork()`: in the child it is closed, every call misses at once, and the
-    parent's goes on undisturbed. A child that needs the pool connects anew.
+    parent's goes on undisturbed. A child that needs the pool connects anew; that fails, as misses,
+    where gRPC was at work in another thread at the moment of the fork ("skipping fork() handlers"),
+    which is rare, and which processes that are spawned instead do not meet.
     """
 
     def __init__(self, options: ConnectOptions, attachment: Attachment | None = None) -> None:
