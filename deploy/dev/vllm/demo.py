@@ -235,7 +235,7 @@ def report(figures: Figures, tokens: int) -> bool:
         (f"at most {OF_OWN_CACHE_MAX} of the own prefix cache",
          loaded / own <= OF_OWN_CACHE_MAX, f"{loaded / own:.2f}"),
         ("tokens and their probabilities are equal to the own cache's", figures.tokens_equal,
-         "to those computed whole " + ("too" if figures.computed_equal else "not, nor are its own")),
+         "and to those computed whole" if figures.computed_equal else "not to those computed whole"),
         (f"stores slow decoding by less than {SLOWER_MAX:.0%} (upper bound, 95%)",
          slower < SLOWER_MAX and figures.all_stored,
          f"{slower:.1%}, median {statistics.median(figures.slowdowns):.1%}"),
