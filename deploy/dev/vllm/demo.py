@@ -112,7 +112,8 @@ def start(folder: Path, name: str, endpoint: str, options: argparse.Namespace) -
         Path(os.environ["MEMKV_VLLM_PYTHON"]), Path(__file__).with_name("engine.py"),
         Path(os.environ["MEMKV_VLLM_MODELS"]) / options.model, folder / f"{name}.log",
         {"endpoint": endpoint, **DEADLINES}, block_size=options.block_tokens,
-        max_model_len=options.tokens + 2 * options.block_tokens, **options.engine,
+        max_model_len=max(options.tokens, DECODE_PROMPT) + 2 * options.block_tokens,
+        **options.engine,
     )
 
 
@@ -235,7 +236,7 @@ def report(figures: Figures, tokens: int) -> bool:
         (f"at most {OF_OWN_CACHE_MAX} of the own prefix cache",
          loaded / own <= OF_OWN_CACHE_MAX, f"{loaded / own:.2f}"),
         ("tokens and their probabilities are equal to the own cache's", figures.tokens_equal,
-         "and to those computed whole" if figures.computed_equal else "not to those computed whole"),
+         "and to computed ones" if figures.computed_equal else "not to computed ones"),
         (f"stores slow decoding by less than {SLOWER_MAX:.0%} (upper bound, 95%)",
          slower < SLOWER_MAX and figures.all_stored,
          f"{slower:.1%}, median {statistics.median(figures.slowdowns):.1%}"),
