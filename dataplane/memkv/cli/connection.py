@@ -82,14 +82,14 @@ def open_client(settings: Settings) -> Client:
     )  # fmt: skip
     where = f"{settings[POOL]} at {settings[ENDPOINT]} (from {settings.origin(ENDPOINT)})"
     has_map = client.attachment.shard_map is not None
-    if not has_map and not _names_any(client.attachment.problems(), NOBODY + REFUSALS):
+    if not has_map and not _naming(client.attachment.problems(), NOBODY + REFUSALS):
         client.wait_ready(PATIENCE_MS)
         has_map = client.attachment.shard_map is not None
     # A call would answer UNAVAILABLE for a node that is still being reached; a person can wait.
     if has_map and client.wait_ready(settings[DEADLINE]):
         return client
     problems = client.attachment.problems()
-    refusals = [found for found in problems if any(code in found for code in REFUSALS)]
+    refusals = _naming(problems, REFUSALS)
     if has_map and not refusals:
         return client  # some nodes are away: calls say which keys miss them
     client.close()
@@ -102,5 +102,5 @@ def open_client(settings: Settings) -> Client:
     )
 
 
-def _names_any(problems: Iterable[str], words: Iterable[str]) -> bool:
-    return any(word in problem for problem in problems for word in words)
+def _naming(problems: Iterable[str], words: Iterable[str]) -> list[str]:
+    return [problem for problem in problems if any(word in problem for word in words)]

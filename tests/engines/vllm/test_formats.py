@@ -19,6 +19,8 @@ LAYERS = ("layers.0", "layers.1")
 
 
 class Layer(AttentionLayerBase):  # type: ignore[misc]  # vLLM has no types here
+    """What vLLM asks of every layer beside its type of cache, nobody asks for here."""
+
     def __init__(self, kv_cache_dtype: str) -> None:
         self.kv_cache_dtype = kv_cache_dtype
 

@@ -290,7 +290,6 @@ def test_metadata_pods_leave_dead_nodes_soon_unless_told_otherwise(
     ]
 
 
-
 @pytest.mark.parametrize(
     ("said", "requests", "limits"),
     [
