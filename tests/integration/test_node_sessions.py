@@ -55,13 +55,15 @@ def test_no_common_protocol_names_both_ranges(worker: RunningWorker) -> None:
 def test_more_sessions_than_allowed_are_busy_until_one_ends() -> None:
     with running_worker(MemoryStore(), sessions_max=2) as worker:
         first, _ = worker.client(), worker.client()
-        with pytest.raises(SessionRefused, match="another worker") as caught:
-            worker.client()
-        assert caught.value.status is Status.BUSY
+        for refused in range(1, 31):
+            with pytest.raises(SessionRefused, match="another worker") as caught:
+                worker.client()
+            assert caught.value.status is Status.BUSY
+            # Counted before it is said: once in a while the peer was quicker than the count.
+            assert worker.server.statistics().events.refused_sessions == refused
         first.goodbye()
         assert first.control.is_closed_by_peer()
         assert worker.client().stat()["sessions"] == 2
-        assert worker.server.statistics().events.refused_sessions == 1
 
 
 def test_node_grants_what_both_sides_have(worker: RunningWorker) -> None:

@@ -20,19 +20,22 @@ struct peer {
     struct mkv_stream *stream;
     int requests_left; /* closes after so many; negative: never */
     int is_silent;     /* reads and never answers */
+    pthread_t thread;
+    struct peer *next;
 };
 
-/* Peers end by themselves; OpenSSL must not be cleaned up before. */
-static pthread_mutex_t peers_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t peers_gone = PTHREAD_COND_INITIALIZER;
-static int peers_alive;
+static struct peer *peers; /* all that were started; only the main thread adds and waits */
 
+/* Peers end by themselves. They are joined, since a thread's end frees what OpenSSL keeps for it,
+ * which must be before OpenSSL is cleaned up at exit. */
 static inline void wait_for_peers(void)
 {
-    pthread_mutex_lock(&peers_lock);
-    while (peers_alive)
-        pthread_cond_wait(&peers_gone, &peers_lock);
-    pthread_mutex_unlock(&peers_lock);
+    while (peers) {
+        struct peer *ended = peers;
+        peers = ended->next;
+        pthread_join(ended->thread, NULL);
+        free(ended);
+    }
 }
 
 static int take(struct mkv_stream *stream, void *target, size_t len)
@@ -129,11 +132,6 @@ static void *run_peer(void *argument)
         free(body);
     }
     mkv_stream_free(peer->stream);
-    free(peer);
-    pthread_mutex_lock(&peers_lock);
-    if (--peers_alive == 0)
-        pthread_cond_signal(&peers_gone);
-    pthread_mutex_unlock(&peers_lock);
     return NULL;
 }
 
@@ -151,15 +149,12 @@ static inline int add_fenced(struct mkv_group *group, int requests_left, int is_
                       struct mkv_fence fence)
 {
     int pair[2];
-    pthread_t thread;
     struct peer *peer = malloc(sizeof *peer);
     assert(peer && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-    *peer = (struct peer){open_end(pair[1], tls.server), requests_left, is_silent};
-    pthread_mutex_lock(&peers_lock);
-    peers_alive++;
-    pthread_mutex_unlock(&peers_lock);
-    assert(pthread_create(&thread, NULL, run_peer, peer) == 0);
-    pthread_detach(thread);
+    *peer = (struct peer){.stream = open_end(pair[1], tls.server),
+                          .requests_left = requests_left, .is_silent = is_silent, .next = peers};
+    assert(pthread_create(&peer->thread, NULL, run_peer, peer) == 0);
+    peers = peer;
     struct mkv_stream *stream = open_end(pair[0], tls.client);
     mkv_stream_set_fence(stream, fence);
     return mkv_group_add_lane(group, stream);

@@ -288,9 +288,10 @@ class Dispatcher:
         serve = self._control.lane_hello if is_lane else self._control.hello
         answer, status = serve(connection, frame)
         thread.tally.item(Opcode.HELLO, status)
+        if status is not Status.OK:  # counted first: who was told may look at once
+            self._counters.add("refused_lanes" if is_lane else "refused_sessions")
         thread.send_late(connection.stream, answer)
         if status is not Status.OK:
-            self._counters.add("refused_lanes" if is_lane else "refused_sessions")
             return _half_close(connection) if connection.is_new else Verdict.KEEP
         lane = connection.lane
         return Verdict.TO_LANES if lane is not None and not lane.express else Verdict.KEEP
