@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,39 @@ def test_ports_in_use_are_written_down(start: Start, tmp_path: Path) -> None:
         pause.wait(0.02)
     assert written()["admin_endpoint"] == supervisor.admin_endpoint
     assert written()["http_port"] == supervisor.http_port
+
+
+class Overtaken:
+    """A lock whose first taker finds that another one was quicker."""
+
+    def __init__(self, overtake: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._overtake = [overtake]
+
+    def __enter__(self) -> None:
+        while self._overtake:
+            self._overtake.pop()()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_who_looked_later_at_the_workers_writes_later(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = start()
+    view = wait_for(supervisor, lambda view: view.phase is Phase.READY)
+    [child] = supervisor._children
+
+    def write_of_another_process() -> None:
+        monkeypatch.setattr(child, "_view", replace(view, pid=4711))
+        supervisor._write_ready_file()
+
+    monkeypatch.setattr(supervisor, "_files", Overtaken(write_of_another_process))
+    supervisor._write_ready_file()
+    written = json.loads((tmp_path / "state" / "node.json").read_text())
+    assert written["workers"][0]["pid"] == 4711
 
 
 def test_a_second_node_in_a_directory_is_refused_and_writes_nothing(

@@ -286,6 +286,16 @@ class Supervisor:
 
     def _write_ready_file(self) -> None:
         """Tell on disk what listens where, for whoever started the node."""
+        with self._files:  # looked at inside: who looked later also writes later
+            try:
+                write_durably(
+                    self._config.state_dir / READY_FILE,
+                    json.dumps(self._ready_document(), indent=1).encode(),
+                )
+            except OSError as error:
+                log.warning("cannot write %s: %s", READY_FILE, error.strerror)
+
+    def _ready_document(self) -> dict[str, object]:
         workers = [
             {
                 "position": view.position,
@@ -296,7 +306,7 @@ class Supervisor:
             }
             for view in (child.view for child in self._children)
         ]
-        document = {
+        return {
             "name": self._config.name,
             "pool": self._config.pool,
             "pid": os.getpid(),
@@ -304,13 +314,6 @@ class Supervisor:
             "http_port": self.http_port,
             "workers": workers,
         }
-        with self._files:
-            try:
-                write_durably(
-                    self._config.state_dir / READY_FILE, json.dumps(document, indent=1).encode()
-                )
-            except OSError as error:
-                log.warning("cannot write %s: %s", READY_FILE, error.strerror)
 
 
 def run_node(

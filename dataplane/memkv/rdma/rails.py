@@ -8,6 +8,7 @@
 Memory is registered for local use only: no peer ever reads or writes it by itself.
 """
 
+import errno
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -300,7 +301,8 @@ class Rails:
             return self._connected(rail, request.end)
         except VerbsError as error:
             self.forget(rail, cut)
-            self._remember_if_slow(request.end.gid, started_ns)
+            if error.number != errno.EINVAL:  # which is said of an attribute, before any address
+                self._remember_if_slow(request.end.gid, started_ns)
             raise Refused(Status.UNAVAILABLE, f"{rail.name}: {error}") from error
 
     def _connected(self, rail: Rail, client: End) -> Opened:

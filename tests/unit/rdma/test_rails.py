@@ -1,5 +1,6 @@
 """Which port of a node a client gets, and what becomes of it when ports change."""
 
+import errno
 import mmap
 from collections.abc import Iterator
 from dataclasses import replace
@@ -149,6 +150,21 @@ def test_a_refused_connection_leaves_nothing(fabric: FakeFabric, node: Node, end
     assert caught.value.status is Status.UNAVAILABLE
     assert node.rails.queue_pairs == 0
     assert node.connect(end)  # the address is not to blame
+
+
+def test_an_attribute_that_is_refused_blames_no_address_however_slow_the_machine(
+    node: Node, end: End, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+
+        def connect(_: FakeQueuePair, peer: Peer) -> None:
+            node.clock.advance_ms(limits.RDMA_SLOW_CONNECT_MS)
+            raise VerbsError("no such number", errno.EINVAL)
+
+        patched.setattr(FakeQueuePair, "connect", connect)
+        with pytest.raises(Refused, match="no such number"):
+            node.connect(end)
+    assert node.connect(end)
 
 
 def test_an_address_that_was_waited_for_is_not_tried_again_soon(
