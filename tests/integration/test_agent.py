@@ -276,10 +276,10 @@ def test_only_the_operator_commands_the_agent(folder: Path) -> None:
             stub = pb_grpc.AgentAdminStub(channel)
             try:
                 if name == "GetAgentFacts":
-                    stub.GetAgentFacts(pb.GetAgentFactsRequest(), timeout=5)
+                    stub.GetAgentFacts(pb.GetAgentFactsRequest(), timeout=60)
                 else:
                     wanted = pb.ApplyAgentRequest(spec=pb.AgentSpec(generation=9))
-                    stub.ApplyAgent(wanted, timeout=5)
+                    stub.ApplyAgent(wanted, timeout=60)
             except grpc.RpcError as error:
                 assert isinstance(error, grpc.Call)  # noqa: PT017  what a call raises
                 return error.code()

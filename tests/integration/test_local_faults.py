@@ -74,6 +74,8 @@ def client(pool: LocalPool, memory: SharedMemory) -> Iterator[Client]:
     with Client(options) as client:
         assert client.wait_ready(20_000)
         assert client.register_buffer(memory.address, memory.size_bytes, fd=memory.fd) == 0
+        [session] = client.attachment.core.sessions()
+        eventually(lambda: session.local.lanes is not None, "local lanes")
         for n, key in enumerate(KEYS):
             memory.write(n * SIZE, content(key))
             end = time.monotonic() + WAIT_S
@@ -240,7 +242,7 @@ def test_a_node_killed_in_the_middle_frees_what_it_wrote(
         select.select([client.event_fd], [], [], 0.1)
         for completion in client.completions():
             assert set(completion.results) <= {
-                SIZE, Status.UNAVAILABLE, Status.TIMEOUT, Status.MISS
+                SIZE, Status.UNAVAILABLE, Status.TIMEOUT, Status.QUARANTINED, Status.MISS
             }
             ended.add(completion.job_id)
     nobody_writes(memory)

@@ -362,11 +362,13 @@ def test_lost_lanes_cost_a_fallback_and_come_back(
     side = client.attachment.core.sessions()[0].local
     lanes = side.lanes
     assert lanes is not None
+    eventually(lambda: lanes.group.lanes_open == lanes.group.lanes_max, "all lanes")
+    group, wanted = lanes.group, lanes.group.statistics().lanes_lost + lanes.group.lanes_max
     server = pool.workers[0].server
     for connection in list(server._connections.values()):
         if connection.is_local:
             connection.cut()
-    eventually(lambda: lanes.group.reap() >= 0 and lanes.group.lanes_open == 0, "the cut")
+    eventually(lambda: group.reap() >= 0 and group.statistics().lanes_lost >= wanted, "the cut")
     before = client.stats().local_fallbacks
     assert client.batch_get_into(["back"], [memory.address + MIB], [MIB]) == [MIB]
     assert client.stats().local_fallbacks >= before

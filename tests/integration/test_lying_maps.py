@@ -65,7 +65,7 @@ def content(key: str) -> bytes:
 def told(tmp_path: Path) -> Iterator[Told]:
     with local_workers(tmp_path, 2) as pool:
         truth = pool.map()
-        client, source = pool.client(truth, deadline_ms=2_000)
+        client, source = pool.client(truth, deadline_ms=20_000)
         for key in KEYS:
             assert client.put(key, content(key)) == Status.OK
         yield Told(pool, truth, client, source)

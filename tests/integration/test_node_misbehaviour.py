@@ -12,6 +12,7 @@ from memkv._hotpath import xxh3_64
 from memkv.status import Status
 from memkv.testing.memory_store import MemoryStore
 from memkv.testing.running_worker import RunningWorker, running_worker
+from memkv.testing.waiting import eventually
 from memkv.testing.wire_client import Block, RequestFailed, Wire, WireClient
 from memkv.wire.frame import encode_frame
 from memkv.wire.items import RangesItem, encode_get_request, encode_ranges_request
@@ -29,15 +30,27 @@ def store() -> MemoryStore:
 @pytest.fixture
 def handshake_timeout_ms() -> int:
     """How long a peer may owe something; a machine that starves its threads must not look so."""
-    return 1_000
+    return 30_000
 
 
 @pytest.fixture
-def worker(store: MemoryStore, handshake_timeout_ms: int) -> Iterator[RunningWorker]:
+def send_stall_ms() -> int:
+    return 30_000
+
+
+# For tests that wait for the limit.
+SHORT_HANDSHAKES = pytest.mark.parametrize("handshake_timeout_ms", [1_000])
+SHORT_STALLS = pytest.mark.parametrize("send_stall_ms", [1_000])
+
+
+@pytest.fixture
+def worker(
+    store: MemoryStore, handshake_timeout_ms: int, send_stall_ms: int
+) -> Iterator[RunningWorker]:
     with running_worker(
         store,
         handshake_timeout_ms=handshake_timeout_ms,
-        send_stall_ms=300,
+        send_stall_ms=send_stall_ms,
         lane_threads=4,
         unsettled_max=50,
     ) as running:
@@ -163,11 +176,13 @@ def test_put_cut_anywhere_leaves_nothing(
     assert client.control.is_closed_by_peer()
 
 
+@SHORT_HANDSHAKES
 def test_silent_connection_is_closed(worker: RunningWorker) -> None:
     assert worker.wire().is_closed_by_peer()
     assert worker.server.statistics().events.timed_out == 1
 
 
+@SHORT_HANDSHAKES
 @pytest.mark.parametrize("kept", [1, 30, 64, 90])
 @pytest.mark.parametrize("where", ["before HELLO", "control", "lane", "express lane"])
 def test_frame_that_does_not_go_on_is_closed(worker: RunningWorker, where: str, kept: int) -> None:
@@ -185,6 +200,7 @@ def test_frame_that_does_not_go_on_is_closed(worker: RunningWorker, where: str, 
     assert worker.server.statistics().events.timed_out == 1
 
 
+@SHORT_HANDSHAKES
 def test_idle_session_is_not_closed(worker: RunningWorker) -> None:
     idle = worker.client()
     lane = idle.lane()
@@ -196,9 +212,11 @@ def test_idle_session_is_not_closed(worker: RunningWorker) -> None:
 
 def test_too_many_connections_in_a_handshake_are_closed_at_once(worker: RunningWorker) -> None:
     wires = [worker.wire() for _ in range(80)]
-    for wire in wires:
+    for wire in wires[50:]:
         assert wire.is_closed_by_peer()
-    assert worker.server.statistics().events.refused_connections >= 20
+    assert worker.server.statistics().events.refused_connections == 30
+    for wire in wires[:50]:
+        wire.close()
 
 
 def first_closed(wires: list[Wire]) -> Wire:
@@ -236,6 +254,7 @@ def stored(client: WireClient, length: int) -> Block:
     return block
 
 
+@SHORT_STALLS
 def test_client_that_stops_reading_loses_its_lane_and_others_go_on(worker: RunningWorker) -> None:
     stalled, other = worker.client(), worker.client()
     block = stored(stalled, LARGE)
@@ -249,7 +268,7 @@ def test_client_that_stops_reading_loses_its_lane_and_others_go_on(worker: Runni
         assert other.exists(small.block_id) == [1]
         assert stalled.exists(block.block_id) == [1]  # its control connection is no lane
         answered += 1
-    assert answered > 1
+    assert answered
     for lane in lanes:
         with pytest.raises((EOFError, ConnectionResetError)):
             lane.receive_items()
@@ -259,11 +278,12 @@ def test_deadline_ends_a_send_before_the_stall_limit(worker: RunningWorker) -> N
     client = worker.client()
     block = stored(client, LARGE)
     lane = client.lane()
-    lane.send(lane.get_frame(block.block_id * 4, deadline_ms=50))
-    while worker.server.statistics().events.stalled < 1:
-        assert client.exists(block.block_id) == [1]
+    lane.send(lane.get_frame(block.block_id * 4, deadline_ms=500))
+    eventually(lambda: worker.server.statistics().events.stalled == 1, "the stall")
+    assert client.exists(block.block_id) == [1]
 
 
+@SHORT_STALLS
 def test_put_whose_payload_does_not_come_ends_and_leaves_nothing(worker: RunningWorker) -> None:
     client = worker.client()
     lane = client.lane()
@@ -274,7 +294,7 @@ def test_put_whose_payload_does_not_come_ends_and_leaves_nothing(worker: Running
     assert client.exists(block.block_id) == [0]
 
 
-@pytest.mark.parametrize("handshake_timeout_ms", [60_000])  # so that only the stall can end it
+@SHORT_STALLS
 def test_client_that_never_reads_its_control_answers_is_cut(worker: RunningWorker) -> None:
     client, other = worker.client(), worker.client()
     ids = bytes(32) * limits.ITEMS_PER_FRAME_MAX

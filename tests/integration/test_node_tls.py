@@ -142,7 +142,7 @@ def test_handshake_and_requests_may_come_byte_by_byte(worker: RunningWorker, pee
     assert peer.receive(HEADER_BYTES)
 
 
-@pytest.mark.parametrize("handshake_timeout_ms", [2_000])
+@pytest.mark.parametrize("handshake_timeout_ms", [5_000])
 def test_half_a_handshake_holds_nobody_and_ends_in_time(
     worker: RunningWorker, peer: Peer
 ) -> None:

@@ -64,8 +64,9 @@ class Pool:
         worker.server.set_map(shard_map)
         self.source.publish(shard_map)
         options = ConnectOptions(
-            "127.0.0.1:1", POOL, bootstrap_timeout_ms=100, local_dir=LOCAL_OFF
-        )
+            "127.0.0.1:1", POOL, deadline_ms=20_000, bootstrap_timeout_ms=100,
+            local_dir=LOCAL_OFF,
+        )  # fmt: skip
         self.client = Client(options, Attachment(options, self.source))
 
     def cut(self, *, control: bool) -> None:

@@ -24,7 +24,8 @@ from memkv.metadata.watch import MetadataRefused, fetch_map, fetch_ticket
 from memkv.reasons import MissReason
 from memkv.status import Status
 from memkv.testing.certificates import Authority
-from memkv.testing.secure_pool import POOL, SecurePool
+from memkv.testing.secure_pool import POOL, SecurePool, serves
+from memkv.testing.waiting import eventually
 from memkv.wire.events import Event
 from memkv.wire.ticket import PEER_TENANT, Rights, parse_ticket
 from memkv_proto import node_admin_pb2, node_admin_pb2_grpc
@@ -42,6 +43,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecurePool]:
 def client(pool: SecurePool) -> Iterator[Client]:
     with pool.client() as made:
         assert made.wait_ready(READY_MS), made.attachment.problems()
+        eventually(lambda: serves(made), "every node stores")
         yield made
 
 
@@ -209,6 +211,7 @@ def test_client_that_encrypts_to_plain_nodes_is_told(tmp_path: Path) -> None:
         plain = plain_pool.options(plain_pool.credentials(payload_encryption=False))
         with Client(plain) as fitting:
             assert fitting.wait_ready(READY_MS), fitting.attachment.problems()
+            eventually(lambda: serves(fitting), "the node stores")
             assert fitting.put("k", b"plain, with a signed ticket") == Status.OK
             assert fitting.get("k") == b"plain, with a signed ticket"
 
@@ -269,6 +272,7 @@ def test_everything_is_rotated_under_load_without_a_failed_request(tmp_path: Pat
         # A slot that moves, as one does when a node was late for the first map, refuses some puts.
         wait_for(client, lambda: settled(client, 2))
         assert client.wait_ready(READY_MS), client.attachment.problems()
+        wait_for(client, lambda: serves(client))
         old, new = pool.authority, Authority("the next one")
         with Load(client) as load:
             fresh_client_works(pool, "", "before")
@@ -290,6 +294,7 @@ def test_everything_is_rotated_under_load_without_a_failed_request(tmp_path: Pat
         pool.restart_node(0)
         # The publisher knows it by the new certificate, and it knows the publisher.
         wait_for(client, lambda: incarnations(client) > before)
+        wait_for(client, lambda: serves(client))
         fresh_client_works(pool, "", "a node was started again")
         with pytest.raises(RetryLater):
             fetch_map(pool.endpoint, POOL, tls=ClientTls(old.pem), timeout_s=2)
@@ -307,6 +312,7 @@ def test_blocks_move_to_a_node_that_joins_by_its_certificate_and_ticket(tmp_path
     with pool, pool.client() as client:
         wait_for(client, lambda: settled(client, 1))
         assert client.wait_ready(READY_MS), client.attachment.problems()
+        wait_for(client, lambda: serves(client))
         for key in keys:
             assert client.put(key, key.encode() * 1000, PutOptions(durability="durable")) == 0
         pool.start_node(1)

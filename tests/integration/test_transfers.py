@@ -220,9 +220,14 @@ def test_a_pool_that_is_away_is_misses_and_dropped_stores() -> None:
 
 
 @pytest.fixture
-def proxied(tmp_path: Path) -> Iterator[tuple[Transfers, FaultProxy]]:
+def deadline_ms() -> int:
+    return 20_000
+
+
+@pytest.fixture
+def proxied(tmp_path: Path, deadline_ms: int) -> Iterator[tuple[Transfers, FaultProxy]]:
     with lying_worker(tmp_path) as worker:
-        transfers = Transfers(worker.client(DEADLINE_MS), load_deadline_ms=DEADLINE_MS)
+        transfers = Transfers(worker.client(deadline_ms), load_deadline_ms=deadline_ms)
         yield transfers, worker.proxy
         transfers.close()
 
@@ -237,6 +242,7 @@ def test_a_node_that_flips_bits_is_a_miss(proxied: tuple[Transfers, FaultProxy])
     assert transfers.missed.take("load") == {MissReason.CORRUPT: 1}
 
 
+@pytest.mark.parametrize("deadline_ms", [DEADLINE_MS])
 def test_a_node_that_says_nothing_is_waited_for_until_the_deadline(
     proxied: tuple[Transfers, FaultProxy],
 ) -> None:

@@ -19,12 +19,14 @@ from memkv.client.options import ConnectOptions
 from memkv.client.sync import Client
 from memkv.localpool.ports import free_ports
 from memkv.metadata.certificates import TlsFiles, admin_name, node_name
+from memkv.status import Status
 from memkv.testing.certificates import Authority, write_pair
 
 POOL = "default/secure"
 CLIENT_URI = "spiffe://test/ns/team-a/sa/engine"
 STOP_S = 60
 DEADLINE_MS = 20_000
+PROBES = 32  # keys that miss none of a few nodes, but once in 2^32 times
 
 
 class TicketKeys:
@@ -55,6 +57,12 @@ class TicketKeys:
     def _write_public(self) -> None:
         kind = Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
         replace(self.public, b"".join(key.public_key().public_bytes(*kind) for key in self._keys))
+
+
+def serves(client: Client) -> bool:
+    """Whether every node stores. One with a new map opens its slots a moment after clients know
+    of it, and refuses puts until then."""
+    return all(client.put(f"probe {n}", b"probe") == Status.OK for n in range(PROBES))
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -21,6 +21,7 @@ PIECE = 32 * KIB
 DATA = content("k", SIZE)
 SLACK_S = 5.0  # of a busy machine, not of the product
 REUSED = [bytes([value]) * SIZE for value in (0x5A, 0xA5)]
+HELD_MS = 1_000
 RESULTS = {SIZE, Status.TIMEOUT, Status.UNAVAILABLE, Status.QUARANTINED}
 
 
@@ -53,6 +54,8 @@ class Cutter:
         [result] = client.batch_get_into(["k"], [arena.address], [SIZE])
         reused = self.random.choice(REUSED)
         assert result in RESULTS
+        if result == Status.QUARANTINED:  # a busy machine's fence; its buffer comes back
+            eventually(lambda: is_given_back(client, arena), "the buffer")
         if result == SIZE:
             assert arena.holds(0, DATA)
         arena.fill(0, reused)
@@ -71,7 +74,7 @@ class Cutter:
             client._deadline_ms = deadline_ms
             self.fabric.hold(self.random.randrange(1, SIZE // PIECE))
             before = self.cut_in_the_middle
-            assert self.get(client, arena) in (Status.TIMEOUT, Status.UNAVAILABLE)
+            assert self.get(client, arena) != SIZE
             client._deadline_ms = 5_000
             if self.cut_in_the_middle > before:
                 return
@@ -142,14 +145,14 @@ def test_no_byte_is_late_after_100_cuts(
 
 # --- fences that fail at first -------------------------------------------------------------------
 def held_get(fabric: FakeFabric, pool: LocalWorkers, strict: bool) -> tuple[Client, Arena]:
-    """Return a client whose gets of "k" end in the middle, by its deadline of 200 ms."""
+    """Return a client whose gets of "k" end in the middle, by its deadline of HELD_MS."""
     client, _ = pool.client(
         pool.map(), deadline_ms=5_000, strict=strict, verbs=FakeVerbs(fabric, ["client0"])
     )
     arena = Arena(client, SIZE)
     assert client.put("k", DATA) == 0
     wait_for_lanes(client)
-    client._deadline_ms = 200
+    client._deadline_ms = HELD_MS
     fabric.hold(3)
     return client, arena
 
@@ -165,7 +168,7 @@ def test_a_fence_that_fails_at_first_quarantines_its_buffer(
     fabric.knobs.refuse_closes["client0"] = 1_000_000
     started = time.monotonic()
     assert client.batch_get_into(["k"], [arena.address], [SIZE]) == [Status.QUARANTINED]
-    assert time.monotonic() - started < 0.2 + FENCE_BUDGET_MS / 1000 + SLACK_S
+    assert time.monotonic() - started < (HELD_MS + FENCE_BUDGET_MS) / 1000 + SLACK_S
     stays(lambda: not is_given_back(client, arena), "the quarantine")
     fabric.knobs.refuse_closes.clear()
     eventually(lambda: is_given_back(client, arena), "the buffer")
@@ -182,10 +185,10 @@ def test_a_fence_that_takes_long_holds_no_call(
     fabric: FakeFabric, pool: LocalWorkers, strict: bool
 ) -> None:
     client, arena = held_get(fabric, pool, strict)
-    fabric.knobs.close_delay_s = 2.0
+    fabric.knobs.close_delay_s = 5.0
     started = time.monotonic()
     assert client.batch_get_into(["k"], [arena.address], [SIZE]) == [Status.QUARANTINED]
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 4.5
     fabric.knobs.close_delay_s = 0.0
     eventually(lambda: is_given_back(client, arena), "the buffer")
 

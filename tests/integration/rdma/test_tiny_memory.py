@@ -102,7 +102,7 @@ def test_lanes_with_a_block_each_do_not_wait_for_each_other(
     for key, data in zip(keys, blocks, strict=True):
         assert client.batch_put_from([key], [arena.fill(0, data)], [SIZE]) == [0]
     getters = [
-        tiny.client(tiny.map(), verbs=FakeVerbs(fabric, [f"get{n}"]), deadline_ms=5_000)[0]
+        tiny.client(tiny.map(), verbs=FakeVerbs(fabric, [f"get{n}"]), deadline_ms=20_000)[0]
         for n in range(8)
     ]
     arenas = [Arena(one, 8 * 2 * MIB) for one in getters]

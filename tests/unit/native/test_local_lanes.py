@@ -112,7 +112,7 @@ def test_an_answer_after_the_deadline_is_a_timeout_and_the_lane_stays(engine: En
 
     with LanePeer(script) as peer:
         group = group_with(engine, peer, grace_ms=GRACE_MS)
-        late = local_get_job([target], soon(0.05))
+        late = local_get_job([target], soon(1))
         group.run(late)  # in this thread it would never come back
         assert not late.done
         assert not late.wait(soon(0.05))
@@ -141,9 +141,9 @@ def test_a_submitted_job_is_reported_late_and_again_when_it_ends(engine: Engine)
 
     with LanePeer(script) as peer:
         group = group_with(engine, peer, grace_ms=GRACE_MS)
-        job = local_get_job([target], soon(0.05))
+        job = local_get_job([target], soon(1.5))
         group.submit(job, notify=True)
-        queued = local_get_job([bytearray(10)], soon(0.05))
+        queued = local_get_job([bytearray(10)], soon(0.5))
         group.submit(queued, notify=True)
         assert completion(engine) is queued  # never sent, so its memory is free
         assert queued.statuses == [Status.TIMEOUT]
@@ -225,7 +225,7 @@ def test_closing_leaves_a_job_that_awaits_its_peer(engine: Engine) -> None:
 
     with LanePeer(script) as peer:
         group = group_with(engine, peer, grace_ms=GRACE_MS)
-        job = local_get_job([target], soon(0.05))
+        job = local_get_job([target], soon(1))
         group.run(job)
         assert not job.wait(soon(0.05))
         assert not group.close()
@@ -258,7 +258,7 @@ def test_dropping_everything_with_a_job_under_way_hurts_nobody() -> None:
         engine = Engine()
         group: LaneGroup | None = group_with(engine, peer, grace_ms=GRACE_MS)
         assert group is not None
-        group.submit(local_get_job([bytearray(SIZE)], soon(0.05)), notify=True)
+        group.submit(local_get_job([bytearray(SIZE)], soon(1)), notify=True)
         assert requested.wait(WAIT_S)
         engine.close()
         del group, engine
