@@ -203,9 +203,13 @@ class Arena:
 
     def is_right(self, keys: list[str], size_bytes: int) -> bool:
         return all(
-            self.view[n * size_bytes : (n + 1) * size_bytes] == block(seed_of(key), size_bytes)
+            self.holds(n * size_bytes, block(seed_of(key), size_bytes))
             for n, key in enumerate(keys)
         )
+
+    def holds(self, offset: int, data: bytes) -> bool:
+        """Whether exactly this lies there. (Bytes: memoryviews compare one element at a time.)"""
+        return self.memory[offset : offset + len(data)] == data
 
 
 def eventually(holds: Callable[[], bool], why_not: Callable[[], object]) -> None:

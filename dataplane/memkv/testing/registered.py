@@ -35,8 +35,8 @@ class Arena:
         return self.address + offset
 
     def holds(self, offset: int, data: bytes) -> bool:
-        """Whether exactly this lies there."""
-        return self.view[offset : offset + len(data)] == data
+        """Whether exactly this lies there. (Bytes: memoryviews compare one element at a time.)"""
+        return self.memory[offset : offset + len(data)] == data
 
 
 def sides(client: Client) -> list[RdmaSide]:
