@@ -17,6 +17,7 @@ from memkv.store.requests import IoKind, IoRequest
 
 IO_WAIT_MS = 1  # while I/O is under way, new puts are noticed after so long at the latest
 IDLE_WAIT_S = 0.1  # without I/O; callers wake the writer, this only lets time-outs be noticed
+REST_S = 1.0  # with nothing to do at all: each look costs a processor that others could use
 
 
 def submit(queue: DeviceQueue, token: int, request: IoRequest) -> None:
@@ -194,6 +195,7 @@ class Engine:
                 core.drive.failed(request.kind, error)
 
     def _run(self) -> None:
+        assert self._core is not None
         try:
             while True:
                 self._reap_readers()
@@ -205,7 +207,7 @@ class Engine:
                         if self._stop:
                             return
                         if not self._woken:
-                            self._work.wait(IDLE_WAIT_S)
+                            self._work.wait(REST_S if self._core.idle() else IDLE_WAIT_S)
         except BaseException as error:  # callers must not wait for a writer that is gone
             with self.lock:
                 self.failure = error

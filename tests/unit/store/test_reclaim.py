@@ -173,6 +173,7 @@ def test_a_notice_between_two_looks_of_the_writer_is_not_lost(
     """The put comes when the writer has found nothing to do and is not yet asleep."""
     engine, bench = on_file._engine, Bench()
     monkeypatch.setattr(engine_module, "IDLE_WAIT_S", 600)
+    monkeypatch.setattr(engine_module, "REST_S", 600)
     looked, go_on = threading.Event(), threading.Event()
     start_requests = engine._start_requests
 
