@@ -90,7 +90,7 @@ class Leadership:
         as is known: a request that failed says nothing, and the time decides."""
         config = self._config
         try:
-            if not self._election.leads:
+            if not self.leads:
                 found = await self._objects.get(LEASES, config.namespace, config.name)
                 view = read_lease(found) if found is not None else None
                 self._election = self._election.observed(view, self._now_ms())
@@ -103,7 +103,7 @@ class Leadership:
                 return await self._look_again()
         except MemKVError as error:
             log.warning("Lease %s/%s: %s", config.namespace, config.name, error)
-            return self._election.leads
+            return self.leads  # a Lease of ours from a write without an answer is not enough
         return True
 
     async def _look_again(self) -> bool:

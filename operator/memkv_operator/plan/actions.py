@@ -120,6 +120,8 @@ class Event:
     message: str
     record: str = ""
     """As `record_of`: what keeps it from being said again, once it is written."""
+    about: str = ""
+    """The condition that changed: one reason may be of several."""
 
 
 def record_of(action: Action) -> str | None:

@@ -142,18 +142,20 @@ class _Told:
 
 @dataclass(slots=True)
 class EventPace:
-    """Of one pool: an Event of each reason a minute; what comes between is told as one, later."""
+    """Of one pool: an Event of each condition and reason a minute; what comes between is told as
+    one, later."""
 
-    _told: dict[str, _Told] = field(default_factory=dict)
+    _told: dict[tuple[str, str], _Told] = field(default_factory=dict)
 
     def paced(self, events: Sequence[Event], now_ms: int) -> tuple[list[Event], int]:
         """Return the events to post now, and in how many milliseconds to ask again for what was
         held back; 0: nothing was."""
         now: list[Event] = []
         for event in events:
-            told = self._told.get(event.reason)
+            what = event.about, event.reason
+            told = self._told.get(what)
             if told is None or (now_ms - told.at_ms >= EVENT_PAUSE_MS and told.held is None):
-                self._told[event.reason] = _Told(now_ms)
+                self._told[what] = _Told(now_ms)
                 now.append(event)
             else:
                 told.held, told.count = event, told.count + 1
@@ -167,8 +169,8 @@ class EventPace:
 
     def _forget(self, now_ms: int) -> None:
         self._told = {
-            reason: told
-            for reason, told in self._told.items()
+            what: told
+            for what, told in self._told.items()
             if told.held is not None or now_ms - told.at_ms < EVENT_PAUSE_MS
         }
 

@@ -368,5 +368,5 @@ def events_of(before: Mapping[str, Condition], now: Sequence[Condition]) -> tupl
         if old is None and bad and condition.type not in _NEWS_FROM_THE_FIRST:
             continue  # a new pool is not ready yet: no news
         message = condition.message or f"{condition.type} is {condition.status}"
-        events.append(Event(bad, condition.reason, message))
+        events.append(Event(bad, condition.reason, message, about=condition.type))
     return tuple(events)

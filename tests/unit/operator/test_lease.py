@@ -120,6 +120,28 @@ def test_one_leads_and_hands_over_at_its_end() -> None:
     run(test)
 
 
+def test_writes_without_answers_are_no_lease_of_somebody_else() -> None:
+    """The first makes the Lease, the second renews it, and the candidate learns of neither."""
+
+    async def test(candidates: Candidates) -> None:
+        lost = ["POST", "PUT"]
+
+        def fault(request: Request, done: bool) -> Exception | None:
+            if done and lost and request.method == lost[0]:
+                return Away(f"no answer to the {lost.pop(0)}")
+            return None
+
+        candidates.api.fault = fault
+        only = candidates.candidate("a", 20_000)
+        await candidates.until(lambda: "a" in candidates.leading or only.done())
+        assert not lost
+        await pause(5)  # two looks at the Lease
+        assert not only.done()
+        await end(only)
+
+    run(test)
+
+
 def test_a_leader_that_cannot_renew_stops_before_anybody_takes_over() -> None:
     async def test(candidates: Candidates) -> None:
         first = candidates.candidate("a")
@@ -133,7 +155,7 @@ def test_a_leader_that_cannot_renew_stops_before_anybody_takes_over() -> None:
             await asyncio.wait_for(first, IN_TIME_S)
         assert not candidates.leading
         candidates.api.fault = lambda request, done: None
-        second = candidates.candidate("b")
+        second = candidates.candidate("b", 20_000)
         await candidates.until(lambda: "b" in candidates.leading)
         assert candidates.terms == [0, 1]
         await end(second)

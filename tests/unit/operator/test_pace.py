@@ -98,6 +98,15 @@ def test_events_of_one_reason_are_told_once_a_minute_and_the_newest_in_the_end()
     assert pace.paced([first], 3 * EVENT_PAUSE_MS) == ([first], 0)
 
 
+def test_conditions_with_one_reason_have_events_of_their_own() -> None:
+    """`AllReady` is said of nodes and of drives, a moment apart."""
+    pace = EventPace()
+    nodes = Event(False, "AllReady", "2 nodes are ready", about="NodesReady")
+    drives = Event(False, "AllReady", "2 drives are ready", about="DrivesReady")
+    assert pace.paced([nodes], 0) == ([nodes], 0)
+    assert pace.paced([drives], 1000) == ([drives], 0)
+
+
 def test_half_of_the_nodes_flap_for_two_minutes_and_writes_are_few_and_the_end_is_right() -> None:
     nodes, minutes, period_s = 6, 2, 1.0
 
