@@ -74,7 +74,7 @@ def test_a_pool_gets_its_certificates_from_an_issuer_and_follows_its_new_authori
         await real.make_pool(**TLS)
         flag = ("--set", "certManager.enabled=true")
         with rights(helm, own_plane, real, tmp_path, monkeypatch, *flag):
-            async with real.operator(authority_grace_s=1) as operator:
+            async with real.operator(authority_grace_s=10) as operator:
                 await real.until(reason_is(real, "ConfigValid", "CertificatesUnavailable"))
                 message = (await real.condition("CertificatesValid"))["message"]
                 assert "cert-manager has not looked at it yet" in message

@@ -134,7 +134,7 @@ def wait_served(api: client.ApiClient, group: str, plural: str) -> None:
             objects.list_cluster_custom_object(group, VERSION, plural)
             return
         except ApiException as error:
-            if error.status != 404 or time.monotonic() > give_up:
+            if error.status not in (404, 429) or time.monotonic() > give_up:
                 raise
             PAUSE.wait(POLL_S)
 

@@ -71,9 +71,11 @@ def test_an_agent_answers_nobody_without_a_certificate(on_real_api: OnRealApi) -
             pod: Any = await real.get(f"/api/v1/namespaces/{real.namespace}/pods/agent-{node}")
             port = pod["spec"]["containers"][0]["ports"][0]["containerPort"]
             admin = GrpcAgentAdmin(f"127.0.0.1:{port}", None)
-            refused = await asyncio.gather(admin.facts(), return_exceptions=True)
+            said = "DEADLINE_EXCEEDED"
+            while "DEADLINE_EXCEEDED" in said:  # a machine that stood still for a moment
+                said = str((await asyncio.gather(admin.facts(), return_exceptions=True))[0])
             await admin.close()
-            assert "UNAVAILABLE" in str(refused[0])
+            assert "UNAVAILABLE" in said
 
             async def seen() -> bool:
                 return bool((await real.condition("DrivesReady"))["reason"] == "NoDrives")

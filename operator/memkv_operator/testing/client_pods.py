@@ -11,6 +11,7 @@ USER = 65532
 TOKEN_FOLDER = "/var/run/secrets/memkv"  # as connection.json names it
 TOKEN_AUDIENCE = "memkv-metadata"
 TOKEN_S = 3600
+DEADLINE = "60s"  # of pods that share two cores with a cluster; a lost node's are misses at once
 MAKE_BLOCK = (
     "import random, sys; block = random.Random(int(sys.argv[1])).randbytes(2 << 20);"
     " open('/tmp/block', 'wb').write(block)"
@@ -20,7 +21,8 @@ MAKE_BLOCK = (
 def put(*numbers: int) -> list[str]:
     """Store 2 MiB blocks of different bytes, durably, and print their sums."""
     return [
-        f'python3 -c "{MAKE_BLOCK}" {number}; memkv put block-{number} /tmp/block --durable;'
+        f'python3 -c "{MAKE_BLOCK}" {number};'
+        f" memkv put block-{number} /tmp/block --durable --deadline {DEADLINE};"
         " sha256sum </tmp/block"
         for number in numbers
     ]
@@ -28,7 +30,10 @@ def put(*numbers: int) -> list[str]:
 
 def get(*numbers: int) -> list[str]:
     """Fetch blocks and print their sums."""
-    return [f"memkv get block-{number} -o /tmp/found; sha256sum </tmp/found" for number in numbers]
+    return [
+        f"memkv get block-{number} -o /tmp/found --deadline {DEADLINE}; sha256sum </tmp/found"
+        for number in numbers
+    ]
 
 
 @dataclass(frozen=True, slots=True)

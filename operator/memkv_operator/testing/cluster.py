@@ -115,6 +115,7 @@ class Cluster:
         """The stored map that was asked for last, and what is in it."""
         self.has_ended: Callable[[], bool] = lambda: True
         """Whether the operator that was started last has ended, as one does that lost its Lease."""
+        self._running: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
     async def operator(
@@ -158,13 +159,16 @@ class Cluster:
         )
         running = asyncio.create_task(operator.run())
         self.has_ended = running.done
+        self._running.append(running)
         try:
             yield operator
         finally:
+            self._running.remove(running)
             await end_task(running)
 
     async def until(self, holds: Callable[[], bool | Awaitable[bool]]) -> None:
-        """Let kubelets work until something holds."""
+        """Let kubelets work until something holds. TimeoutError when it does not in time, and what
+        ended the last operator when none is left."""
         async with asyncio.timeout(IN_TIME_S):
             while True:
                 await self.kubelets.tick()
@@ -173,6 +177,8 @@ class Cluster:
                 found = holds()
                 if found if isinstance(found, bool) else await found:
                     return
+                if self._running and all(map(asyncio.Task.done, self._running)):
+                    self._running[-1].result()  # nothing would come of waiting
                 await pause(self._step_s)
 
     async def add_agent(self, node: str, *disks: FakeDisk) -> FakeAgent:

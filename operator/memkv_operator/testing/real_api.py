@@ -43,7 +43,7 @@ class RealApi:
 
     @asynccontextmanager
     async def operator(
-        self, name: str = "a", lease_ms: int = 15_000, **changes: Any
+        self, name: str = "a", lease_ms: int = 30_000, **changes: Any
     ) -> AsyncIterator[Operator]:
         """Run one operator process; the rest as `make_operator`."""
         operator = self.make_operator(name, lease_ms, **changes)

@@ -6,6 +6,7 @@ from typing import cast
 
 import yaml
 
+from memkv.testing.waiting import eventually
 from memkv_operator.run.process import Operator
 from memkv_operator.testing.crds import Object, objects
 from memkv_operator.testing.helm import documents, run, template
@@ -28,6 +29,10 @@ def give_rights(helm: str, kubectl: list[str], namespace: str, *flags: str) -> N
     everything = json.dumps({"apiVersion": "v1", "kind": "List", "items": rights})
     done = run([*kubectl, "apply", "-f", "-"], everything)
     assert done.returncode == 0, done.stderr
+    account = f"--as=system:serviceaccount:{namespace}:{ACCOUNT}"
+    ask = [*kubectl, "auth", "can-i", "create", "leases.coordination.k8s.io", "-n", namespace]
+    # API servers look roles up in a cache, which follows after a moment.
+    eventually(lambda: run([*ask, account]).returncode == 0, f"{ACCOUNT} has its roles")
 
 
 def as_operator(kubectl: list[str], admin: Path, namespace: str, to: Path) -> Path:

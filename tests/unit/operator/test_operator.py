@@ -451,7 +451,7 @@ def test_versions_stay_monotonic_when_leaders_die_in_mid_publish() -> None:
         for round_ in range(10):
             dies_when_done = round_ % 2 == 1
             die.clear()
-            async with cluster.operator(f"operator-{round_}", lease_ms=2000):
+            async with cluster.operator(f"operator-{round_}", lease_ms=6000):
                 cluster.api.fault = fault
                 await cluster.until(lambda: die.is_set() or cluster.has_ended())
             cluster.api.fault = lambda request, was_done: None

@@ -20,7 +20,7 @@ from memkv_operator.run.uninstall import (
     run_uninstall,
 )
 
-LEASE = LeaseConfig("memkv", "memkv-operator", "hook", 1000, 600, 20)
+LEASE = LeaseConfig("memkv", "memkv-operator", "hook", 30_000, 20_000, 20)
 
 
 def settings(**changed: Any) -> UninstallSettings:
