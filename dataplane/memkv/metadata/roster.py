@@ -101,12 +101,12 @@ def take_census(
         uuid for uuid in dead if states[uuid] != WorkerState.LOST and uuid not in expected
     )
     # Silent from half the grace on: of one event, the first may be dead when others are not yet.
+    # Nor does a worker prove the network that was ready before this process itself stood still.
     vanished = frozenset(
         uuid
         for uuid, state in states.items()
-        if uuid not in ready
-        and uuid not in expected
-        and silence[uuid] >= policy.grace_ms // 2
+        if uuid not in expected
+        and silence[uuid] >= (policy.grace_ms if uuid in ready else policy.grace_ms // 2)
         and (state != WorkerState.LOST or silence[uuid] < policy.grace_ms + policy.window_ms)
     )
     living = {

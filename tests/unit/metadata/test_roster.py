@@ -118,6 +118,18 @@ def test_a_dead_node_is_one_loss_however_many_workers_it_has(
     assert len(census.dead) == 2 * sum(silence >= 3000 for silence in silences_ms.values())
 
 
+@pytest.mark.parametrize(("silence_ms", "frozen"), [(2999, False), (3000, True)])
+def test_a_proof_of_life_older_than_the_grace_is_none(silence_ms: int, frozen: bool) -> None:
+    """The publisher stood still; of two nodes that went meanwhile it has polled one so far."""
+    now_ms = 1_000_000
+    known = [worker(n) for n in range(1, 5)]
+    sightings = seen({1: 3000, 2: 0, 3: 0, 4: 0}, now_ms)
+    polled_before = Sighting(report(2), now_ms - silence_ms, ready=True)
+    census = take_census(known, {**sightings, worker(2).uuid: polled_before}, POLICY, now_ms)
+    assert census.dead == {worker(1).uuid}
+    assert census.frozen is frozen
+
+
 def test_workers_lost_on_nodes_that_answer_freeze_nothing() -> None:
     """One drive of each of two nodes fails: the network is there, as the other workers show."""
     now_ms = 1_000_000
