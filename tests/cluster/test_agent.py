@@ -26,7 +26,7 @@ SYSTEM, HOME = "memkv-agents", "memkv-drive-pods"
 SIZE = 256 * MIB
 POOL = "0a1b2c3d-0000"
 RESOURCE = "drives.memkv.io/test-0a1b2c3d"
-READY_S = 120
+READY_S = 240
 NAMESPACES = {SYSTEM: "privileged", HOME: "privileged"}
 USE = """
 set -eu
@@ -139,7 +139,7 @@ def agent(cluster: LiveCluster, loop: str) -> Iterator[pb_grpc.AgentAdminStub]:
 
 
 def facts_of(agent: pb_grpc.AgentAdminStub) -> pb.AgentFacts:
-    return agent.GetAgentFacts(pb.GetAgentFactsRequest(), timeout=10, wait_for_ready=True).facts
+    return agent.GetAgentFacts(pb.GetAgentFactsRequest(), timeout=60, wait_for_ready=True).facts
 
 
 def test_every_disk_of_the_node_has_its_reason(agent: pb_grpc.AgentAdminStub, loop: str) -> None:
@@ -164,10 +164,10 @@ def test_unprivileged_pod_gets_the_drive(
     drive = pb.AssignedDrive(id=disk.id, fingerprint=disk.fingerprint, position=0, erase=True)
     assignment = pb.Assignment(pool_uid=POOL, resource=RESOURCE, drives=[drive])
     spec = pb.AgentSpec(generation=1, assignments=[assignment])
-    agent.ApplyAgent(pb.ApplyAgentRequest(spec=spec), timeout=10)
+    agent.ApplyAgent(pb.ApplyAgentRequest(spec=spec), timeout=60)
     node = cluster.nodes()[-1]
     escaped = RESOURCE.replace(".", r"\.")
-    cluster.wait("default", f"node/{node}", rf"jsonpath={{.status.allocatable.{escaped}}}=1", 60)
+    cluster.wait("default", f"node/{node}", rf"jsonpath={{.status.allocatable.{escaped}}}=1", READY_S)
     container: Object = {
         "name": "node", "image": cluster.image, "command": ["sh", "-c", USE],
         "resources": {"limits": {RESOURCE: "1"}},
