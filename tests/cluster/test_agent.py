@@ -167,7 +167,8 @@ def test_unprivileged_pod_gets_the_drive(
     agent.ApplyAgent(pb.ApplyAgentRequest(spec=spec), timeout=60)
     node = cluster.nodes()[-1]
     escaped = RESOURCE.replace(".", r"\.")
-    cluster.wait("default", f"node/{node}", rf"jsonpath={{.status.allocatable.{escaped}}}=1", READY_S)
+    allocatable = rf"jsonpath={{.status.allocatable.{escaped}}}=1"
+    cluster.wait("default", f"node/{node}", allocatable, READY_S)
     container: Object = {
         "name": "node", "image": cluster.image, "command": ["sh", "-c", USE],
         "resources": {"limits": {RESOURCE: "1"}},
