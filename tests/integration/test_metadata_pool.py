@@ -23,6 +23,7 @@ from memkv._hotpath import slots_of
 from memkv.clock import SystemClock
 from memkv.metadata.endpoint import open_channel
 from memkv.metadata.watch import MapWatcher, WatchConfig
+from memkv.node.supervisor import MAP_FILE
 from memkv.shardmap import Route, ShardMap, Worker, WorkerState
 from memkv.status import Status
 from memkv.testing.wire_client import Block, WireClient
@@ -343,6 +344,8 @@ def test_node_restarts_with_its_kept_map_while_metadata_is_away(pool: TestPool) 
     pool.wait_applied("a")
     block_id = next(b for b in block_ids(100) if pool.owner_of(b) == pool.worker("a"))
     pool.put(block_id)
+    # A node serves with a map before it has written it down.
+    wait_until("a has kept its map", (pool.nodes["a"].folder / MAP_FILE).exists)
     assert pool.metadata is not None
     pool.metadata.kill()
     old = pool.node_json("a")
