@@ -25,7 +25,6 @@ from memkv.reasons import MissReason
 from memkv.status import Status
 from memkv.testing.certificates import Authority
 from memkv.testing.secure_pool import POOL, SecurePool, serves
-from memkv.testing.waiting import eventually
 from memkv.wire.events import Event
 from memkv.wire.ticket import PEER_TENANT, Rights, parse_ticket
 from memkv_proto import node_admin_pb2, node_admin_pb2_grpc
@@ -43,7 +42,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecurePool]:
 def client(pool: SecurePool) -> Iterator[Client]:
     with pool.client() as made:
         assert made.wait_ready(READY_MS), made.attachment.problems()
-        eventually(lambda: serves(made), "every node stores")
+        wait_for(made, lambda: serves(made))
         yield made
 
 
@@ -211,7 +210,7 @@ def test_client_that_encrypts_to_plain_nodes_is_told(tmp_path: Path) -> None:
         plain = plain_pool.options(plain_pool.credentials(payload_encryption=False))
         with Client(plain) as fitting:
             assert fitting.wait_ready(READY_MS), fitting.attachment.problems()
-            eventually(lambda: serves(fitting), "the node stores")
+            wait_for(fitting, lambda: serves(fitting))
             assert fitting.put("k", b"plain, with a signed ticket") == Status.OK
             assert fitting.get("k") == b"plain, with a signed ticket"
 

@@ -91,27 +91,26 @@ class Leadership:
         config = self._config
         try:
             if not self.leads:
-                found = await self._objects.get(LEASES, config.namespace, config.name)
-                view = read_lease(found) if found is not None else None
-                self._election = self._election.observed(view, self._now_ms())
+                await self._look()
             step = self._election.next_step(self._now_ms())
             if step is Step.WAIT:
                 return False
             try:
                 await self._write(step)
             except Conflict:
-                return await self._look_again()
+                # Somebody wrote it first, or our own write came through without an answer.
+                await self._look()
+                return self.leads
         except MemKVError as error:
             log.warning("Lease %s/%s: %s", config.namespace, config.name, error)
             return self.leads  # a Lease of ours from a write without an answer is not enough
         return True
 
-    async def _look_again(self) -> bool:
-        """Somebody wrote the Lease first, or our own write came through without an answer."""
+    async def _look(self) -> None:
+        """Read the Lease."""
         found = await self._objects.get(LEASES, self._config.namespace, self._config.name)
         view = read_lease(found) if found is not None else None
         self._election = self._election.observed(view, self._now_ms())
-        return self.leads
 
     async def _write(self, step: Step) -> None:
         config, sent_ms = self._config, self._now_ms()
